@@ -1,0 +1,1 @@
+"""The policy floor: decides what happens next."""

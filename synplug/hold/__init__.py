@@ -1,0 +1,1 @@
+"""The mechanism floor: keeps SYNs, and lets them go."""

@@ -1,0 +1,35 @@
+"""Which backends to try, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from synplug.hold.base import Backend
+from synplug.hold.nfqueue import NftGate, QueueBackend
+from synplug.model import BackendName, HoldSpec
+
+MakeBackend = Callable[[HoldSpec], Backend]
+
+
+def nfqueue(spec: HoldSpec) -> Backend:
+    """Netfilter queues behind an nftables rule."""
+    return QueueBackend(spec, NftGate(spec))
+
+
+def nfqueue_iptables(spec: HoldSpec) -> Backend:
+    """Netfilter queues behind legacy iptables rules."""
+    from synplug.hold.iptables_gate import IptablesGate
+
+    return QueueBackend(spec, IptablesGate(spec))
+
+
+_MAKERS: dict[BackendName, tuple[MakeBackend, ...]] = {
+    BackendName.AUTO: (nfqueue, nfqueue_iptables),
+    BackendName.NFQUEUE: (nfqueue,),
+    BackendName.NFQUEUE_IPTABLES: (nfqueue_iptables,),
+}
+
+
+def backends_for(name: BackendName) -> tuple[MakeBackend, ...]:
+    """The makers of the backends to try: the first that this kernel has is taken."""
+    return _MAKERS[name]

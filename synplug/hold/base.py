@@ -1,0 +1,91 @@
+"""The one interface of everything that can hold.
+
+A backend lives in the keeper and nowhere else. It is driven in this order::
+
+    arm() → hold() → { absorb(), let_through(), release_next() }* → open() → remove() → close()
+
+``close()`` alone must be safe at any point: it undoes what the kernel does not undo by itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from synplug.model import Flow, HoldCounts
+
+
+class Backend(ABC):
+    """Keeps SYNs, and lets them go."""
+
+    #: What the report and the ledger call it.
+    name: str
+
+    @abstractmethod
+    def traces(self) -> dict[str, str]:
+        """What will stand in the kernel, by kind and name: known before it does."""
+
+    @abstractmethod
+    def arm(self) -> None:
+        """Do all that can fail. Nothing is held yet, and no packet's way changes."""
+
+    @abstractmethod
+    def hold(self) -> None:
+        """One atomic change: from here on SYNs wait."""
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """A descriptor that is readable when something arrived for :meth:`absorb`."""
+
+    @abstractmethod
+    def absorb(self) -> None:
+        """Take note of what has arrived: dedupe, count, let through. Bounded in time."""
+
+    @abstractmethod
+    def let_through(self, flow: Flow) -> None:
+        """Let the SYN of this connection pass, whether it waits already or is still to come."""
+
+    @abstractmethod
+    def waiting(self) -> int:
+        """How many connections wait."""
+
+    @abstractmethod
+    def release_next(self, limit: int) -> int:
+        """Let go up to *limit* connections in the order of their arrival; returns how many."""
+
+    @abstractmethod
+    def check_for_loss(self) -> int:
+        """Notice packets that the kernel no longer holds though no verdict was given for them.
+
+        Somebody removed a netfilter hook, or a device went down; returns how many are newly
+        gone. Their clients retransmit, and then wait here again.
+        """
+
+    @abstractmethod
+    def open(self) -> int:
+        """End the hold: nothing new waits, all that waits is let go, and that was verified.
+
+        :returns: how many were let go at once. :raises ReleaseError: something still waits.
+        """
+
+    @abstractmethod
+    def obstacle(self) -> str:
+        """Why :meth:`remove` would hurt somebody else right now, in words; empty: it would not."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Remove the empty rest from the kernel, and verify that it is gone.
+
+        :raises ReleaseError: it is not.
+        """
+
+    @abstractmethod
+    def counts(self) -> HoldCounts:
+        """What became of the SYNs so far."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything up, in whatever state it is. Never raises for what is gone already."""
+
+    @abstractmethod
+    def clean_up_after_death(self) -> None:
+        """Remove what a dead keeper of the same run left. Called on a backend never armed."""

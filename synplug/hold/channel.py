@@ -1,0 +1,92 @@
+"""What the run and its keeper say to each other: JSON objects over a SEQPACKET socket pair."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import asdict
+from typing import Any
+
+from synplug import errors
+from synplug.errors import KeeperError, PrivilegeError, SynplugError
+from synplug.model import HoldCounts, HoldResult, ReleaseReason
+
+_MESSAGE_BYTES = 1 << 16
+
+
+class Channel:
+    """One end of it."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Both ends."""
+        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(one), cls(other)
+
+    def fileno(self) -> int:
+        """The descriptor, for poll(2)."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close this end; the other one reads its end of file."""
+        self._socket.close()
+
+    def send(self, event: str, **fields: Any) -> bool:
+        """Say something; False when nobody is at the other end any more."""
+        try:
+            self._socket.send(json.dumps({"event": event, **fields}).encode())
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next thing that was said, waiting for it; None at the end."""
+        try:
+            data = self._socket.recv(_MESSAGE_BYTES)
+        except ConnectionResetError:
+            return None
+        return json.loads(data) if data else None
+
+
+def error_to_wire(error: SynplugError) -> dict[str, str]:
+    """An error, for the other end."""
+    return {
+        "kind": type(error).__name__,
+        "message": error.message,
+        "remedy": error.remedy,
+        "capability": getattr(error, "capability", ""),
+    }
+
+
+def error_from_wire(data: dict[str, str]) -> SynplugError:
+    """The same error, on this end."""
+    if data["kind"] == PrivilegeError.__name__:
+        return PrivilegeError(
+            data["message"], capability=data["capability"], remedy=data["remedy"]
+        )
+    kind = getattr(errors, data["kind"], KeeperError)
+    if kind is errors.KernelError:  # its message is complete already
+        kind = SynplugError
+    error = kind(data["message"], remedy=data["remedy"])
+    assert isinstance(error, SynplugError)
+    return error
+
+
+def result_to_wire(result: HoldResult) -> dict[str, Any]:
+    """A finished hold, for the other end."""
+    return asdict(result) | {"reason": result.reason.value}
+
+
+def result_from_wire(data: dict[str, Any]) -> HoldResult:
+    """The same, on this end."""
+    return HoldResult(
+        **data
+        | {
+            "reason": ReleaseReason(data["reason"]),
+            "counts": HoldCounts(**data["counts"]),
+            "warnings": tuple(data["warnings"]),
+        }
+    )

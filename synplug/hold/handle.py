@@ -1,0 +1,250 @@
+"""A run's view of its hold: start the keeper, talk to it, and outlive it.
+
+:class:`Hold` is what sequences see; :class:`KeptHold` is the real one, with a forked keeper.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from synplug.errors import KeeperError, SynplugError
+from synplug.hold.backends import backends_for
+from synplug.hold.base import Backend
+from synplug.hold.channel import Channel, error_from_wire, error_to_wire, result_from_wire
+from synplug.hold.keeper import Keeper, become_keeper
+from synplug.hold.runtime import Ledger, PortLocks
+from synplug.model import Flow, HoldCounts, HoldResult, HoldSpec, ReleaseReason
+
+_ARM_TIMEOUT_S = 15.0
+_ANSWER_TIMEOUT_S = 2.0
+_GONE_TIMEOUT_S = 1.0
+
+
+class Hold(Protocol):
+    """What a sequence can do with a hold. Times are CLOCK_MONOTONIC seconds."""
+
+    @property
+    def backend(self) -> str:
+        """The backend's name; empty before :meth:`arm`."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the operator should know of it."""
+
+    def arm(self) -> None:
+        """Do all that can fail; nothing is held.
+
+        :raises SynplugError: it failed, and nothing was touched.
+        """
+
+    def hold(self) -> float:
+        """From the returned time on SYNs wait."""
+
+    def let_through(self, flow: Flow) -> None:
+        """Let this connection pass."""
+
+    def ended(self) -> HoldResult | None:
+        """The result, if the hold has ended by itself; never waits.
+
+        :raises KeeperError: the keeper died.
+        """
+
+    def release(self) -> HoldResult:
+        """End the hold and return when all is let go. May be called again."""
+
+    def finish(self) -> str:
+        """Wait a moment until nothing is left; returns why something stays a while, or ``""``."""
+
+    def close(self) -> None:
+        """End it in whatever state it is, and never raise. For ``finally``."""
+
+
+class KeptHold:
+    """A hold whose kernel state belongs to a forked keeper.
+
+    :param locks: taken; the keeper shares them.
+    """
+
+    def __init__(self, spec: HoldSpec, locks: PortLocks) -> None:
+        self._spec = spec
+        self._locks = locks
+        self._backends = backends_for(spec.backend)
+        self._channel: Channel | None = None
+        self._pid = 0
+        self._held_at_s = 0.0
+        self._result: HoldResult | None = None
+        self._gone = False
+        self._lingering = ""
+        self.backend = ""
+        self.warnings: tuple[str, ...] = ()
+        self.traces: dict[str, str] = {}
+
+    @property
+    def keeper_pid(self) -> int:
+        """The keeper's pid; 0 when there is none."""
+        return self._pid
+
+    def arm(self) -> None:
+        self._channel, other_end = Channel.pair()
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._channel.close()
+            _live_as_keeper(other_end, self._spec, self._backends, self._locks)
+        other_end.close()
+        armed = self._expect("armed", _ARM_TIMEOUT_S)
+        self.backend = armed["backend"]
+        self.traces = armed["traces"]
+
+    def hold(self) -> float:
+        self._say("hold")
+        self._held_at_s = float(self._expect("holding", _ANSWER_TIMEOUT_S)["at_s"])
+        return self._held_at_s
+
+    def let_through(self, flow: Flow) -> None:
+        self._say("let through", flow=flow.hex())
+
+    def ended(self) -> HoldResult | None:
+        while self._result is None and self._readable(0):
+            self._take(self._receive())
+        overdue_s = time.monotonic() - self._held_at_s - self._spec.max_hold_s
+        if self._result is None and self._held_at_s and overdue_s > _ANSWER_TIMEOUT_S:
+            self._kill("did not release at the deadline")
+        return self._result
+
+    def release(self) -> HoldResult:
+        self.ended()
+        if self._result is None:
+            self._say("release")
+            left_s = self._held_at_s + self._spec.max_hold_s - time.monotonic()
+            self._expect("released", max(left_s, 0) + _ANSWER_TIMEOUT_S)
+        assert self._result is not None
+        return self._result
+
+    def finish(self) -> str:
+        deadline_s = time.monotonic() + _GONE_TIMEOUT_S
+        while not self._gone and not self._lingering:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0 or not self._readable(left_s):
+                self._lingering = "the keeper has not finished cleaning up"
+                break
+            self._take(self._receive())
+        if self._gone:
+            self._reap(block=True)
+        return "" if self._gone else self._lingering
+
+    def close(self) -> None:
+        if self._channel is None:
+            return
+        with suppress(SynplugError):
+            if self._held_at_s and self._result is None:
+                self.release()
+        self._channel.close()  # the keeper reads its end of file, and ends the hold
+        self._channel = None
+        if not self._lingering:
+            self._reap(block=True)
+
+    # --- the channel
+
+    def _say(self, event: str, **fields: Any) -> None:
+        if self._channel is None or not self._channel.send(event, **fields):
+            self._died()
+
+    def _readable(self, timeout_s: float) -> bool:
+        if self._channel is None:
+            self._died()
+        assert self._channel is not None
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        return bool(poll.poll(max(0, int(timeout_s * 1000))))
+
+    def _receive(self) -> dict[str, Any]:
+        message = self._channel.receive() if self._channel else None
+        if message is None:
+            self._died()
+        assert message is not None
+        return message
+
+    def _take(self, message: dict[str, Any]) -> None:
+        """Enter what the keeper says."""
+        event = message["event"]
+        if event == "failed":
+            raise error_from_wire(message["error"])
+        if event == "released":
+            self._result = result_from_wire(message["result"])
+        elif event == "lingering":
+            self._lingering = f"{message['obstacle']}; pid {message['pid']} waits for that"
+        elif event == "gone":
+            self._gone = True
+
+    def _expect(self, event: str, timeout_s: float) -> dict[str, Any]:
+        deadline_s = time.monotonic() + timeout_s
+        while self._readable(deadline_s - time.monotonic()):
+            message = self._receive()
+            self._take(message)
+            if message["event"] == event:
+                return message
+        self._kill(f"did not answer ({event} expected)")
+        raise AssertionError("unreachable")
+
+    # --- the keeper's end
+
+    def _kill(self, why: str) -> None:
+        """End a keeper that does not answer; the kernel, or we, undo what it had."""
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        self._died(why)
+
+    def _died(self, why: str = "died") -> None:
+        """The keeper is gone: clean up after it.
+
+        :raises KeeperError: always.
+        """
+        pid = self._pid
+        self._reap(block=True)
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        self._gone = True
+        if self._held_at_s and self._result is None:
+            self._result = HoldResult(
+                backend=self.backend,
+                reason=ReleaseReason.KEEPER_LOST,
+                held_at_s=self._held_at_s,
+                opened_at_s=time.monotonic(),
+                counts=HoldCounts(),
+            )
+        for make in self._backends:
+            backend = make(self._spec)
+            backend.clean_up_after_death()
+        Ledger(self._spec.run_id).remove()
+        raise KeeperError(f"the keeper (pid {pid}) {why}; connections are no longer held")
+
+    def _reap(self, *, block: bool) -> None:
+        if self._pid:
+            with suppress(ChildProcessError):
+                os.waitpid(self._pid, 0 if block else os.WNOHANG)
+            self._pid = 0
+
+
+def _live_as_keeper(
+    channel: Channel,
+    spec: HoldSpec,
+    backends: tuple[Callable[[HoldSpec], Backend], ...],
+    locks: PortLocks,
+) -> None:
+    """The forked child's whole life; never returns."""
+    status = 1
+    try:
+        become_keeper((channel.fileno(), *locks.descriptors))
+        Keeper(channel=channel, spec=spec, backends=backends, locks=locks).run()
+        status = 0
+    except BaseException as error:  # the one place that is above every other in this process
+        channel.send("failed", error=error_to_wire(KeeperError(f"keeper: {error!r}")))
+    finally:
+        os._exit(status)

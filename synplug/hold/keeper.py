@@ -1,0 +1,275 @@
+"""The keeper: the process that owns a hold's kernel state.
+
+A forked child with one loop over the channel, the backend and the deadline. It ends the hold
+when it is told to, at the deadline, when nobody is at the other end of the channel any more,
+and on SIGTERM. Every way out of the loop passes through :meth:`Keeper._dismantle`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from synplug.errors import PrivilegeError, SynplugError
+from synplug.hold.base import Backend
+from synplug.hold.channel import Channel, error_to_wire, result_to_wire
+from synplug.hold.pace import Pacer
+from synplug.hold.runtime import Entry, FlushGuard, Ledger, PortLocks
+from synplug.kernel import procfs
+from synplug.kernel.sock_diag import SocketDiagnostics
+from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
+
+#: How long an empty table may stay because removing it would drop others' packets.
+LINGER_S = 60.0
+_LINGER_POLL_MS = 20
+_PACE_POLL_MS = 1
+_LOSS_CHECK_S = 0.05
+
+
+class Keeper:
+    """One hold, from armed to gone.
+
+    :param backends: makes the backends to try, in this order.
+    :param locks: of the run; dropped here when the run is not there to do it.
+    """
+
+    def __init__(
+        self,
+        *,
+        channel: Channel,
+        spec: HoldSpec,
+        backends: tuple[Callable[[HoldSpec], Backend], ...],
+        locks: PortLocks,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._channel = channel
+        self._spec = spec
+        self._backends = backends
+        self._locks = locks
+        self._clock = clock
+        self._ledger = Ledger(spec.run_id)
+        self._guard = FlushGuard()
+        self._reason: ReleaseReason | None = None
+        self._orphaned = False
+        self._held_at_s = 0.0
+        self._loss_checked_at_s = 0.0
+        self._warnings: list[str] = []
+
+    def run(self) -> None:
+        """Arm, and serve the channel until all is gone."""
+        signals, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._wake)
+        signal.signal(signal.SIGTERM, lambda *_: None)  # the wake-up descriptor tells
+        try:
+            self._arm()
+        except SynplugError as error:
+            self._ledger.remove()
+            self._channel.send("failed", error=error_to_wire(error))
+            return
+        gc.freeze()
+        gc.disable()  # nothing here makes cycles, and a pause would be a held client's pause
+        self._poll = select.poll()
+        for descriptor in (self._channel.fileno(), signals, self._backend.fileno()):
+            self._poll.register(descriptor, select.POLLIN)
+        self._signals = signals
+        try:
+            self._serve()
+        except SynplugError as error:
+            self._channel.send("failed", error=error_to_wire(error))
+        finally:
+            self._backend.close()
+
+    # --- armed
+
+    def _arm(self) -> None:
+        """Take the first backend that this kernel has."""
+        for number, make in enumerate(self._backends, 1):
+            backend = make(self._spec)
+            try:
+                self._write_ledger(backend, "arming")
+                backend.arm()
+            except SynplugError as error:
+                backend.close()
+                if isinstance(error, PrivilegeError) or number == len(self._backends):
+                    raise
+                self._warnings.append(f"backend {backend.name} is not available: {error.message}")
+                continue
+            self._backend = backend
+            self._write_ledger(backend, "armed")
+            self._channel.send("armed", backend=backend.name, traces=backend.traces())
+            return
+
+    def _write_ledger(self, backend: Backend, state: str, deadline_s: float = 0.0) -> None:
+        self._ledger.write(
+            Entry(
+                run_id=self._spec.run_id,
+                keeper=os.getpid(),
+                keeper_start=procfs.start_time(os.getpid()),
+                backend=backend.name,
+                state=state,
+                endpoints=tuple(map(str, self._spec.endpoints)),
+                deadline_s=deadline_s,
+                traces=backend.traces(),
+            )
+        )
+
+    # --- the loop
+
+    def _serve(self) -> None:
+        """Armed, then holding: until there is a reason to end it."""
+        while self._reason is None:
+            self._turn(self._timeout_ms())
+        if self._held_at_s:
+            self._release()
+        self._dismantle()
+
+    def _timeout_ms(self) -> int | None:
+        if not self._held_at_s:
+            return None
+        left_s = min(self._deadline_s - self._clock(), _LOSS_CHECK_S)
+        return max(0, int(left_s * 1000) + 1)
+
+    def _turn(self, timeout_ms: int | None) -> None:
+        """Wait for something to happen, and see to it."""
+        for descriptor, _ in self._poll.poll(timeout_ms):
+            if descriptor == self._signals:
+                os.read(self._signals, 64)
+                self._end(ReleaseReason.SIGNAL)
+            elif descriptor == self._channel.fileno():
+                self._listen()
+            elif self._held_at_s:
+                self._backend.absorb()
+        now = self._clock()
+        if self._held_at_s:
+            if now >= self._deadline_s:
+                self._end(ReleaseReason.DEADLINE)
+            if now - self._loss_checked_at_s > _LOSS_CHECK_S:
+                self._loss_checked_at_s = now
+                self._check_for_loss()
+
+    def _end(self, reason: ReleaseReason) -> None:
+        """The first reason counts; a lost parent is noted in any case."""
+        self._orphaned |= reason is ReleaseReason.ORPHANED
+        self._reason = self._reason or reason
+
+    def _listen(self) -> None:
+        message = self._channel.receive()
+        if message is None:
+            self._poll.unregister(self._channel.fileno())
+            self._end(ReleaseReason.ORPHANED)
+        elif message["event"] == "hold":
+            self._hold()
+        elif message["event"] == "release":
+            self._end(ReleaseReason.ASKED)
+        elif message["event"] == "let through":
+            self._backend.let_through(Flow(bytes.fromhex(message["flow"])))
+
+    def _hold(self) -> None:
+        self._guard.share()
+        deadline_s = self._clock() + self._spec.max_hold_s
+        self._write_ledger(self._backend, "holding", deadline_s)
+        self._backend.hold()
+        self._held_at_s = self._clock()
+        self._deadline_s = self._held_at_s + self._spec.max_hold_s
+        self._channel.send("holding", at_s=self._held_at_s)
+
+    def _check_for_loss(self) -> None:
+        lost = self._backend.check_for_loss()
+        if lost:
+            self._warnings.append(
+                f"{lost} held SYNs were dropped by somebody else, who removed a netfilter hook or "
+                "a device; their clients retransmit"
+            )
+
+    # --- releasing
+
+    def _release(self) -> None:
+        """Let go at the listeners' pace, then open."""
+        diagnostics = SocketDiagnostics()
+        pacer = Pacer(
+            endpoints=self._spec.endpoints,
+            mode=self._spec.release,
+            rooms=diagnostics,
+            clock=self._clock,
+        )
+        self._backend.absorb()
+        while self._reason is not ReleaseReason.DEADLINE and self._clock() < self._deadline_s:
+            room = pacer.step(self._backend.waiting())
+            if room is None:
+                break
+            released = self._backend.release_next(room)
+            self._turn(0 if released else _PACE_POLL_MS)
+        diagnostics.close()
+        burst = self._backend.open()
+        opened_at_s = self._clock()
+        self._guard.leave()
+        self._result = HoldResult(
+            backend=self._backend.name,
+            reason=self._reason or ReleaseReason.ASKED,
+            held_at_s=self._held_at_s,
+            opened_at_s=opened_at_s,
+            counts=self._backend.counts(),
+            release_steps=pacer.steps,
+            release_limit=pacer.limit if pacer.steps else "",
+            warnings=tuple(self._warnings),
+        )
+        self._channel.send("released", result=result_to_wire(self._result), burst=burst)
+
+    def _dismantle(self) -> None:
+        """Remove the rest as soon as nobody is hurt by it; then nothing is left of the hold."""
+        give_up_s = self._clock() + LINGER_S
+        told = False
+        while obstacle := self._obstacle():
+            if self._clock() > give_up_s:
+                break
+            if not told:
+                told = True
+                self._channel.send("lingering", obstacle=obstacle, pid=os.getpid())
+            self._turn(_LINGER_POLL_MS)
+        try:
+            self._backend.remove()
+        finally:
+            self._guard.leave()
+        self._ledger.remove()
+        self._channel.send("gone")
+        if self._orphaned:
+            self._locks.drop()
+
+    def _obstacle(self) -> str:
+        """Who would lose packets if the rest were removed now; takes the guard if nobody."""
+        obstacle = self._backend.obstacle()
+        if not obstacle and not self._guard.try_alone():
+            obstacle = "another synplug run holds connections in this network namespace"
+        return obstacle
+
+
+def become_keeper(keep: tuple[int, ...]) -> None:
+    """Turn the forked child into a keeper: a session, a name and descriptors of its own.
+
+    :param keep: the descriptors that stay open. Standard streams become /dev/null, so that
+        nobody who reads our caller's pipes waits for a lingering keeper.
+    """
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    floor = 3
+    for descriptor in sorted(keep):
+        os.closerange(floor, descriptor)
+        floor = descriptor + 1
+    os.closerange(floor, os.sysconf("SC_OPEN_MAX"))
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    with suppress(OSError), open("/proc/self/comm", "w") as comm:
+        comm.write("synplug-keeper")
+
+

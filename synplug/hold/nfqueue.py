@@ -1,0 +1,299 @@
+"""Holding with nfnetlink_queue: SYNs wait in the kernel until their verdict.
+
+What sends them there is a *gate*: nftables (:class:`NftGate`) or legacy iptables
+(:mod:`synplug.hold.iptables_gate`). This module keeps account of what waits.
+
+A client retransmits its SYN while it waits. Then the copy that waited is dropped, and the new
+one takes its place in the order. Keeping the newer one costs nothing, and is what survives a
+foreign flush of the namespace's queues: the place in the order may be all that is left of the
+older one.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple, Protocol
+
+from synplug.errors import KernelError, ReleaseError
+from synplug.hold.base import Backend
+from synplug.kernel.namespaces import wait_for_packets_in_flight
+from synplug.kernel.nfqueue import NF_ACCEPT, NF_DROP, Notice, PacketQueues, queue_states
+from synplug.kernel.nft import HoldTable, tables
+from synplug.model import PACKETS_PER_QUEUE, Flow, HoldCounts, HoldSpec, OnFull
+
+_NOTICES_PER_TURN = 4096
+_SETTLE_ROUNDS = 200
+
+
+class Gate(Protocol):
+    """A rule that sends SYNs to queues. Its methods are called in this order."""
+
+    name: str
+
+    def traces(self) -> dict[str, str]:
+        """What it puts into the kernel."""
+
+    def prepare(self, queues: tuple[int, ...]) -> None:
+        """Put in everything but the rule that holds."""
+
+    def hold(self) -> None:
+        """Put that rule in."""
+
+    def open(self) -> None:
+        """Take it out, and nothing else."""
+
+    def matched(self) -> int:
+        """How many packets met the rule."""
+
+    def flushes_queues(self) -> bool:
+        """Whether :meth:`remove` drops what other queues of the namespace hold."""
+
+    def remove(self) -> None:
+        """Take the rest out, and verify it."""
+
+    def close(self) -> None:
+        """Give up whatever is left."""
+
+    def clean_up_after_death(self) -> None:
+        """Remove what a dead keeper of this run left."""
+
+
+class NftGate:
+    """An nftables table with the owner flag: the kernel removes it when its owner is gone."""
+
+    def __init__(self, spec: HoldSpec) -> None:
+        self.name = "nfqueue"
+        self._spec = spec
+        self._made: HoldTable | None = None
+
+    @property
+    def _table(self) -> HoldTable:
+        assert self._made is not None, "prepare() comes first"
+        return self._made
+
+    def traces(self) -> dict[str, str]:
+        return {"nft table": f"inet synplug-{self._spec.run_id}"}
+
+    def prepare(self, queues: tuple[int, ...]) -> None:
+        self._made = HoldTable(f"synplug-{self._spec.run_id}")
+        self._table.prepare(self._spec.endpoints, queues, probe_mark=self._spec.probe_mark)
+
+    def hold(self) -> None:
+        self._table.hold(f"synplug run {self._spec.run_id}")
+
+    def open(self) -> None:
+        self._table.open()
+
+    def matched(self) -> int:
+        return self._table.matched()
+
+    def flushes_queues(self) -> bool:
+        return True
+
+    def remove(self) -> None:
+        name = self._table.name
+        self._table.remove()
+        if name in tables():
+            raise ReleaseError(f"nftables table inet {name} is still there")
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+
+    def clean_up_after_death(self) -> None:
+        """Nothing to do: the kernel removed the table with its owner."""
+
+
+def queue_plan(max_held_packets: int) -> tuple[int, int]:
+    """How many queues, and how long each: a power of two of them, together *max_held_packets*."""
+    count = 1
+    while count * PACKETS_PER_QUEUE < max_held_packets:
+        count *= 2
+    return count, -(-max_held_packets // count)
+
+
+class _Place(NamedTuple):
+    """Where the waiting copy of a SYN is. *moved*: its id is newer than its place in the order."""
+
+    queue: int
+    packet: int
+    sequence: int
+    moved: bool
+
+
+class QueueBackend(Backend):
+    """SYNs wait in netfilter queues behind a gate."""
+
+    def __init__(self, spec: HoldSpec, gate: Gate) -> None:
+        self.name = gate.name
+        self._spec = spec
+        self._gate = gate
+        self._queues: PacketQueues | None = None
+        self._held: dict[Flow | bytes, _Place] = {}  # in the order of arrival
+        self._passing: set[Flow] = set()
+        self._count = dict.fromkeys(
+            ("held", "held_local", "released", "duplicates", "superseded", "let_through", "lost"), 0
+        )
+        self._peak = 0
+        self._ghosts = 0  # entries of _held whose packets the kernel has lost
+        self._open = False
+        self._final: HoldCounts | None = None
+
+    def traces(self) -> dict[str, str]:
+        numbers = self._queues.numbers if self._queues else ()
+        return self._gate.traces() | ({"queues": " ".join(map(str, numbers))} if numbers else {})
+
+    def arm(self) -> None:
+        count, length = queue_plan(self._spec.max_held_packets)
+        self._queues = PacketQueues(
+            count=count, length_packets=length, fail_open=self._spec.on_full is OnFull.PASS
+        )
+        self._gate.prepare(self._queues.numbers)
+
+    def hold(self) -> None:
+        self._gate.hold()
+
+    def fileno(self) -> int:
+        return self._bound.fileno()
+
+    @property
+    def _bound(self) -> PacketQueues:
+        assert self._queues is not None, "arm() comes first"
+        return self._queues
+
+    def absorb(self) -> None:
+        try:
+            for number, notice in enumerate(self._bound.read(), 1):
+                self._take(notice)
+                if number == _NOTICES_PER_TURN:
+                    break
+        except KernelError as error:
+            if error.errno != errno.ENOBUFS:
+                raise  # the overrun itself is counted by the kernel, see counts()
+        self._peak = max(self._peak, len(self._held))
+
+    def _take(self, notice: Notice) -> None:
+        """Enter one packet into the books."""
+        count = self._count
+        flow: Flow | bytes | None = notice.flow
+        if flow in self._passing or self._open:
+            self._bound.verdict(notice.queue, notice.packet, NF_ACCEPT)
+            for kind in ("let_through",) if flow in self._passing else ("held", "released"):
+                count[kind] += 1
+            return
+        if flow is None:  # headers that could not be read: a place of its own
+            flow = b"%d %d" % (notice.queue, notice.packet)
+        before = self._held.get(flow)
+        if before is not None:
+            self._bound.verdict(before.queue, before.packet, NF_DROP)
+            if before.sequence == notice.sequence:
+                count["duplicates"] += 1
+            else:
+                count["superseded"] += 1
+                count["held"] += 1
+        else:
+            count["held"] += 1
+            count["held_local"] += notice.local
+        self._held[flow] = _Place(
+            notice.queue, notice.packet, notice.sequence, moved=before is not None
+        )
+
+    def let_through(self, flow: Flow) -> None:
+        self._passing.add(flow)
+        place = self._held.pop(flow, None)
+        if place is not None:
+            self._bound.verdict(place.queue, place.packet, NF_ACCEPT)
+            self._count["let_through"] += 1
+            self._count["held"] -= 1
+
+    def waiting(self) -> int:
+        return len(self._held)
+
+    def release_next(self, limit: int) -> int:
+        upto: dict[int, int] = {}
+        moved: list[_Place] = []
+        flows = [flow for flow, _ in zip(self._held, range(limit))]
+        for flow in flows:
+            place = self._held.pop(flow)
+            if place.moved:
+                moved.append(place)
+            else:
+                upto[place.queue] = place.packet
+        # All that a batch settles stands before its last packet in the order, moved ones too.
+        for queue, packet in upto.items():
+            self._bound.verdict_up_to(queue, packet, NF_ACCEPT)
+        for place in moved:
+            if place.packet > upto.get(place.queue, 0):
+                self._bound.verdict(place.queue, place.packet, NF_ACCEPT)
+        self._count["released"] += len(flows)
+        return len(flows)
+
+    def check_for_loss(self) -> int:
+        waiting = sum(state.waiting for state in self._bound.states())
+        gone = max(0, len(self._held) - waiting)
+        news = max(0, gone - self._ghosts)
+        self._count["lost"] += news
+        self._ghosts = gone
+        if gone and not waiting:
+            self._held.clear()
+            self._ghosts = 0
+        return news
+
+    def open(self) -> int:
+        self._gate.open()
+        self._open = True
+        self.check_for_loss()
+        overflowed = self._overflowed()
+        burst = self.release_next(len(self._held))
+        self._count["released"] -= self._ghosts
+        self.absorb()
+        wait_for_packets_in_flight()
+        for _ in range(_SETTLE_ROUNDS):
+            self.absorb()
+            states = self._bound.states()
+            if not any(state.waiting for state in states):
+                self._final = self.counts(overflowed)
+                return burst
+            for state in states:
+                self._bound.verdict_up_to(state.number, state.last_id, NF_ACCEPT)
+        left = sum(state.waiting for state in self._bound.states())
+        raise ReleaseError(f"{left} packets still wait in netfilter queues {self._bound.numbers}")
+
+    def obstacle(self) -> str:
+        if not self._gate.flushes_queues():
+            return ""
+        foreign = [
+            state.number
+            for state in queue_states().values()
+            if state.waiting and state.number not in self._bound.numbers
+        ]
+        return f"netfilter queue {foreign[0]} holds packets of somebody else" if foreign else ""
+
+    def remove(self) -> None:
+        self._gate.remove()
+        self._bound.close()
+
+    def counts(self, overflowed: int | None = None) -> HoldCounts:
+        if self._final is not None:
+            return self._final
+        unread = sum(state.dropped_unread for state in self._bound.states())
+        values = dict(self._count)
+        values["lost"] += unread
+        return HoldCounts(
+            **values,
+            overflowed=self._overflowed() if overflowed is None else overflowed,
+            waiting=len(self._held),
+            peak=self._peak,
+        )
+
+    def _overflowed(self) -> int:
+        """Packets that met the rule and found the queue full: matched, but never given an id."""
+        return max(0, self._gate.matched() - sum(state.last_id for state in self._bound.states()))
+
+    def close(self) -> None:
+        self._gate.close()
+        if self._queues is not None:
+            self._queues.close()
+
+    def clean_up_after_death(self) -> None:
+        self._gate.clean_up_after_death()

@@ -1,0 +1,96 @@
+"""How fast to let go: never more than the listeners have room for.
+
+A burst larger than the new listener's backlog overflows its accept queue: the kernel drops the
+rest, and their clients wait a second or more (docs/adr/0005-paced-release.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from synplug.model import Endpoint, Listener, ReleaseMode
+
+_DEBT_WINDOW_S = 0.5
+
+
+class Rooms(Protocol):
+    """What pacing asks the kernel; :class:`synplug.kernel.sock_diag.SocketDiagnostics` answers."""
+
+    def listeners(self, endpoints: Iterable[Endpoint] | None = None) -> list[Listener]:
+        """The listening sockets that serve the endpoints."""
+
+    def request_sockets(self, ports: Iterable[int]) -> int:
+        """Connections of these ports that are in SYN_RECV."""
+
+
+def room_of(listeners: list[Listener], request_sockets: int) -> int:
+    """How many more connections these listeners of one port can take, at the least.
+
+    Connections to a SO_REUSEPORT group are spread by hash: some socket may get twice its
+    share, so half of what the fullest would allow all of them is taken as safe.
+    """
+    free = [max(1, listener.backlog) - listener.accept_queue for listener in listeners]
+    total = free[0] if len(free) == 1 else len(free) * min(free) // 2
+    return max(0, total - request_sockets)
+
+
+class Pacer:
+    """Decides how many may go next.
+
+    :param clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoints: tuple[Endpoint, ...],
+        mode: ReleaseMode,
+        rooms: Rooms,
+        clock: Callable[[], float],
+    ) -> None:
+        self._endpoints = endpoints
+        self._mode = mode
+        self._rooms = rooms
+        self._clock = clock
+        self._lowest: int | None = None
+        self._lowest_at_s = 0.0
+        self._stepped = False
+        self.steps = 0
+        #: What bounded the pace, for the report; empty when everything fitted at once.
+        self.limit = ""
+
+    def step(self, waiting: int) -> int | None:
+        """How many of the *waiting* may go now; None: open, there is no reason to pace (on)."""
+        if self._mode is ReleaseMode.BURST or not waiting:
+            return None
+        if self._is_debt(waiting):
+            self.limit += "; opened at once, since newcomers outpaced the service"
+            return None
+        room = self._room()
+        if room is None or waiting <= room:
+            return None
+        if room:
+            self.steps += 1
+            self._stepped = True
+        return room
+
+    def _is_debt(self, waiting: int) -> bool:
+        """Whether what waits has not become less for a while, though some could go."""
+        now = self._clock()
+        if self._lowest is None or waiting < self._lowest:
+            self._lowest, self._lowest_at_s, self._stepped = waiting, now, False
+        return self._stepped and now - self._lowest_at_s > _DEBT_WINDOW_S
+
+    def _room(self) -> int | None:
+        """The room of the endpoint that has least; None when nobody listens."""
+        rooms = []
+        for port in {endpoint.port for endpoint in self._endpoints}:
+            wanted = [endpoint for endpoint in self._endpoints if endpoint.port == port]
+            listeners = self._rooms.listeners(wanted)
+            if not listeners:
+                continue
+            requests = self._rooms.request_sockets([port]) if self.steps else 0
+            rooms.append(room_of(listeners, requests))
+            self.limit = f"backlog of {min(listener.backlog for listener in listeners)}"
+        return min(rooms, default=None)

@@ -1,0 +1,264 @@
+"""/run/synplug: the ledger of what stands in the kernel, and the locks.
+
+One folder a network namespace (its inode number), root's alone. A ledger entry is written
+before the kernel is changed and removed after the undo was verified; a lock is a file that
+exists while it is held. At rest the folders are gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from synplug.errors import LockError, PrivilegeError, SynplugError
+from synplug.kernel import procfs
+from synplug.kernel.namespaces import network_inode
+
+ROOT = "/run/synplug"
+_FORMAT = 1
+_LOCK_POLL_S = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A hold, as the ledger has it.
+
+    :param keeper: its keeper's pid. :param keeper_start: that process's start time in ticks.
+    :param deadline_s: CLOCK_MONOTONIC of its end; 0 while it is only armed.
+    :param traces: what stands in the kernel, by kind and name.
+    """
+
+    run_id: str
+    keeper: int
+    keeper_start: int
+    backend: str
+    state: str
+    endpoints: tuple[str, ...]
+    deadline_s: float = 0.0
+    traces: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its keeper still runs."""
+        return self.keeper_start != 0 and procfs.start_time(self.keeper) == self.keeper_start
+
+
+def _folder(path: str) -> None:
+    """Make the folder, or check that it is ours alone.
+
+    :raises SynplugError: it is a link, another's, or writable by others.
+    """
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except PermissionError as error:
+        raise PrivilegeError(
+            f"cannot make {path}",
+            capability="CAP_DAC_OVERRIDE",
+            remedy="run it as root, or have the folder made for your user (RuntimeDirectory=)",
+        ) from error
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise SynplugError(
+            f"{path} is not a folder that only its owner can write to",
+            remedy="look who made it, and remove it",
+        )
+
+
+def _here() -> str:
+    return f"{ROOT}/{network_inode()}"
+
+
+def _tidy(folder: str) -> None:
+    """Remove the folders if nothing is in them any more."""
+    for path in (folder, ROOT):
+        with suppress(OSError):
+            os.rmdir(path)
+
+
+def _create(path: str, flags: int) -> int:
+    """Open a file below a folder that another run may be removing just now."""
+    for _ in range(100):
+        _folder(ROOT)
+        _folder(os.path.dirname(path))
+        try:
+            return os.open(
+                path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_WRONLY, 0o600
+            )
+        except FileNotFoundError:
+            continue
+    raise SynplugError(f"cannot create {path}: its folder keeps vanishing")
+
+
+class Ledger:
+    """This run's entry."""
+
+    def __init__(self, run_id: str) -> None:
+        self._folder = _here()
+        self._path = f"{self._folder}/{run_id}.json"
+
+    def write(self, entry: Entry) -> None:
+        """Write it durably enough for what it is for: a crash of processes, not of the machine."""
+        draft = self._path + ".new"
+        descriptor = _create(draft, os.O_TRUNC)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({"format": _FORMAT, **entry.__dict__}, file)
+        os.rename(draft, self._path)
+
+    def remove(self) -> None:
+        """Remove it; it may be gone already."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
+        _tidy(self._folder)
+
+
+def entries() -> Iterator[Entry]:
+    """The entries of this network namespace; what cannot be read as one is passed over."""
+    folder = _here()
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return
+    for name in names:
+        if not name.endswith(".json"):
+            continue
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            yield _entry(f"{folder}/{name}")
+
+
+def _entry(path: str) -> Entry:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor) as file:
+        data: dict[str, Any] = json.load(file)
+    if data.pop("format") != _FORMAT:
+        raise ValueError("another version's ledger entry")
+    data["endpoints"] = tuple(map(str, data["endpoints"]))
+    return Entry(**data)
+
+
+class PortLocks:
+    """The locks of a run's ports in this network namespace.
+
+    A lock is on its file's open description: a forked keeper has it, too, for as long as it
+    lives. Ports are taken in ascending order, so two runs cannot wait for each other.
+    """
+
+    def __init__(self, ports: Iterable[int]) -> None:
+        self._folder = _here()
+        self._paths = {port: f"{self._folder}/port-{port}.lock" for port in sorted(set(ports))}
+        self._taken: list[int] = []
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The open files that carry the locks."""
+        return tuple(self._taken)
+
+    def take(self, *, timeout_s: float) -> None:
+        """Take them all, waiting up to *timeout_s* seconds for another run.
+
+        :raises LockError: it took longer.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            for port, path in self._paths.items():
+                self._taken.append(_patiently(path, port, deadline_s - time.monotonic()))
+        except BaseException:
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Give them back, and remove their files while that is still ours to do."""
+        for descriptor, path in zip(self._taken, self._paths.values()):
+            if _is_same(descriptor, path):
+                os.unlink(path)
+            os.close(descriptor)
+        self._taken.clear()
+        _tidy(self._folder)
+
+
+def _patiently(path: str, port: int, timeout_s: float) -> int:
+    """Lock the file at *path*; retries only when somebody has it, since importing costs."""
+    descriptor = _try_lock(path, fcntl.LOCK_EX)
+    if descriptor is None and timeout_s > 0:
+        from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+        attempts = Retrying(
+            stop=stop_after_delay(timeout_s),
+            wait=wait_fixed(_LOCK_POLL_S),
+            retry=retry_if_result(lambda found: found is None),
+            retry_error_callback=lambda state: None,
+        )
+        descriptor = attempts(_try_lock, path, fcntl.LOCK_EX)
+    if descriptor is None:
+        raise LockError(
+            f"another synplug run has port {port}",
+            remedy="'synplug status' shows it; --lock-timeout says how long to wait for it",
+        )
+    return descriptor
+
+
+def _try_lock(path: str, kind: int) -> int | None:
+    """An open, locked file at *path*, or None while another has it."""
+    while True:
+        descriptor = _create(path, 0)
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        if _is_same(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # its last holder removed it between our open and our lock
+
+
+def _is_same(descriptor: int, path: str) -> bool:
+    """Whether the locked file is still the one at *path*: its last holder removes it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+class FlushGuard:
+    """Keeps a run from removing its table while another run holds packets.
+
+    Unregistering any base chain drops every packet that is held in any queue of the network
+    namespace (``net/netfilter/core.c``, nf_queue_nf_hook_drop). Whoever holds has the guard
+    shared; whoever removes a table has it alone.
+    """
+
+    def __init__(self) -> None:
+        self._folder = _here()
+        self._path = f"{self._folder}/flush.lock"
+        self._descriptor: int | None = None
+
+    def share(self) -> None:
+        """Take it for a hold; waits the moment that a removal takes."""
+        while self._descriptor is None:
+            self._descriptor = _try_lock(self._path, fcntl.LOCK_SH)
+
+    def try_alone(self) -> bool:
+        """Exchange it for a removal; False while another run holds."""
+        self.leave()
+        self._descriptor = _try_lock(self._path, fcntl.LOCK_EX)
+        return self._descriptor is not None
+
+    def leave(self) -> None:
+        """Give it back; the last one removes the file."""
+        if self._descriptor is None:
+            return
+        with suppress(BlockingIOError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same(self._descriptor, self._path):
+                os.unlink(self._path)
+        os.close(self._descriptor)
+        self._descriptor = None
+        _tidy(self._folder)

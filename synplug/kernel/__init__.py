@@ -1,0 +1,1 @@
+"""The kernel floor: sockets, netlink and /proc; nothing above it speaks to Linux."""

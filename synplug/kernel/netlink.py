@@ -1,0 +1,253 @@
+"""A minimal netlink codec: attributes, requests, dumps and acknowledged batches.
+
+Source of the formats: ``include/uapi/linux/netlink.h`` and
+``include/uapi/linux/netfilter/nfnetlink.h``, netlink(7). Multi-byte fields of the headers
+are in host byte order; the payloads of nfnetlink attributes in network byte order.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from synplug.errors import KernelError, PrivilegeError, UnsupportedError
+
+NETLINK_SOCK_DIAG = 4
+NETLINK_NETFILTER = 12
+
+NLM_F_REQUEST = 0x1
+NLM_F_ACK = 0x4
+NLM_F_DUMP = 0x300
+NLM_F_CREATE = 0x400
+NLM_F_EXCL = 0x200
+
+_NLMSG_ERROR = 2
+_NLMSG_DONE = 3
+_NLM_F_DUMP_INTR = 0x10
+_NLM_F_CAPPED = 0x100
+_NLM_F_ACK_TLVS = 0x200
+_NLMSGERR_ATTR_MSG = 1
+_NLA_F_NESTED = 0x8000
+_NLA_TYPE_MASK = 0x3FFF
+
+_SOL_NETLINK = 270
+_NETLINK_CAP_ACK = 10
+_NETLINK_EXT_ACK = 11
+_NETLINK_GET_STRICT_CHK = 12
+_SO_RCVBUFFORCE = 33
+
+_NFNL_BATCH_BEGIN = 0x10
+_NFNL_BATCH_END = 0x11
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_RECEIVE_BYTES = 1 << 17
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """Encode one attribute, padded to four bytes."""
+    return _ATTRIBUTE.pack(len(payload) + 4, kind) + payload + bytes(-len(payload) % 4)
+
+
+def nested(kind: int, *children: bytes) -> bytes:
+    """Encode an attribute that contains attributes."""
+    return attribute(kind | _NLA_F_NESTED, b"".join(children))
+
+
+def text(kind: int, value: str) -> bytes:
+    """Encode a string attribute, with its terminating NUL."""
+    return attribute(kind, value.encode() + b"\0")
+
+
+def be16(kind: int, value: int) -> bytes:
+    """Encode a 16-bit attribute in network byte order."""
+    return attribute(kind, value.to_bytes(2, "big"))
+
+
+def be32(kind: int, value: int) -> bytes:
+    """Encode a 32-bit attribute in network byte order; negative values as two's complement."""
+    return attribute(kind, (value & 0xFFFFFFFF).to_bytes(4, "big"))
+
+
+def attributes(data: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Decode a run of attributes as ``(kind, payload)``.
+
+    Stops at the first attribute whose length does not fit what is left, as the kernel's own
+    ``nla_for_each_attr`` does, so hostile or truncated input ends the walk and never loops.
+    """
+    view = memoryview(data)
+    offset = 0
+    while len(view) - offset >= 4:
+        length, kind = _ATTRIBUTE.unpack_from(view, offset)
+        if length < 4 or length > len(view) - offset:
+            return
+        yield kind & _NLA_TYPE_MASK, view[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One netlink message: its type, flags, sequence number and the bytes behind the header."""
+
+    kind: int
+    flags: int
+    sequence: int
+    body: memoryview
+
+
+def messages(data: bytes | memoryview) -> Iterator[Message]:
+    """Decode a datagram; stops at the first message whose length does not fit."""
+    view = memoryview(data)
+    offset = 0
+    while len(view) - offset >= 16:
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(view, offset)
+        if length < 16 or length > len(view) - offset:
+            return
+        yield Message(kind, flags, sequence, view[offset + 16 : offset + length])
+        offset += (length + 3) & ~3
+
+
+def error_of(message: Message) -> tuple[int, str]:
+    """The positive errno of an NLMSG_ERROR (0 is an acknowledgement) and the kernel's own words."""
+    if len(message.body) < 4:
+        return errno.EBADMSG, "truncated error message"
+    code = -int.from_bytes(message.body[:4], "little" if _LITTLE else "big", signed=True)
+    words = ""
+    if message.flags & _NLM_F_ACK_TLVS and len(message.body) >= 20:
+        (original,) = struct.unpack_from("=I", message.body, 4)
+        start = 20 if message.flags & _NLM_F_CAPPED else 4 + ((original + 3) & ~3)
+        for kind, payload in attributes(message.body[start:]):
+            if kind == _NLMSGERR_ATTR_MSG:
+                words = bytes(payload).rstrip(b"\0").decode(errors="replace")
+    return code, words
+
+
+_LITTLE = struct.pack("=H", 1) == b"\1\0"
+
+
+class NetlinkSocket:
+    """A netlink socket whose requests are answered, or raise.
+
+    :param protocol: NETLINK_SOCK_DIAG or NETLINK_NETFILTER.
+    :raises UnsupportedError: the kernel does not have that protocol.
+    """
+
+    def __init__(self, protocol: int) -> None:
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
+            )
+        except OSError as error:
+            raise UnsupportedError(f"netlink protocol {protocol} is not available: {error}") from (
+                error
+            )
+        self._sequence = 0
+        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
+            try:
+                self._socket.setsockopt(_SOL_NETLINK, option, 1)
+            except OSError:  # only the wording of errors depends on these (Linux 4.3, 4.12, 4.20)
+                continue
+        self._socket.bind((0, 0))
+
+    def fileno(self) -> int:
+        """The socket's descriptor, for poll(2)."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close it; what the kernel ties to the socket goes with it."""
+        self._socket.close()
+
+    def force_receive_buffer(self, size_bytes: int) -> int:
+        """Set the receive buffer beyond rmem_max (needs CAP_NET_ADMIN); returns the size in force.
+
+        The kernel keeps twice the number it is given (socket(7)).
+        """
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size_bytes)
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+    def send(self, data: bytes) -> None:
+        """Send encoded messages to the kernel without waiting for an answer."""
+        self._socket.send(data)
+
+    def receive_into(self, buffer: bytearray) -> int:
+        """Receive one datagram without blocking; 0 when there is none."""
+        try:
+            return self._socket.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+
+    def message(self, kind: int, flags: int, body: bytes) -> bytes:
+        """Encode one message with the next sequence number."""
+        self._sequence = (self._sequence + 1) & 0x7FFFFFFF
+        return _HEADER.pack(16 + len(body), kind, flags, self._sequence, 0) + body
+
+    def acknowledged(self, action: str, kind: int, body: bytes, *, flags: int = 0) -> None:
+        """Send one request and wait for its acknowledgement.
+
+        :raises KernelError: what the kernel answered. :raises PrivilegeError: EPERM.
+        """
+        self.send(self.message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, body))
+        self._settle(action, self._sequence, self._sequence)
+
+    def batch(self, action: str, subsystem: int, requests: Sequence[tuple[int, int, bytes]]) -> None:
+        """Send nfnetlink requests ``(kind, flags, body)`` as one transaction: all, or none.
+
+        Only the last one asks for an acknowledgement; an error of any other one is reported
+        unasked (``net/netfilter/nfnetlink.c``, nfnetlink_rcv_batch).
+        """
+        edge = bytes((0, 0)) + subsystem.to_bytes(2, "big")
+        data = self.message(_NFNL_BATCH_BEGIN, NLM_F_REQUEST, edge)
+        first = self._sequence
+        for index, (kind, flags, body) in enumerate(requests, 1):
+            ack = NLM_F_ACK if index == len(requests) else 0
+            data += self.message(kind, NLM_F_REQUEST | flags | ack, body)
+        last = self._sequence
+        data += self.message(_NFNL_BATCH_END, NLM_F_REQUEST, edge)
+        self.send(data)
+        self._settle(action, first, last)
+
+    def dump(self, action: str, kind: int, body: bytes) -> list[memoryview]:
+        """Send a dump request and return the bodies of the answers.
+
+        An interrupted dump (NLM_F_DUMP_INTR) is returned as it is: callers poll anyway.
+        """
+        self.send(self.message(kind, NLM_F_REQUEST | NLM_F_DUMP, body))
+        found: list[memoryview] = []
+        while True:
+            for message in messages(self._socket.recv(_RECEIVE_BYTES)):
+                if message.sequence != self._sequence:
+                    continue
+                if message.kind == _NLMSG_DONE:
+                    return found
+                if message.kind == _NLMSG_ERROR:
+                    _refuse(action, *error_of(message))
+                    return found
+                found.append(message.body)
+
+    def _settle(self, action: str, first: int, last: int) -> None:
+        """Read until the acknowledgement of *last*; the kernel answers inside our send(2).
+
+        Answers to requests before *first* are left-overs of a refused batch.
+        """
+        while True:
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                raise KernelError(action, errno.ENOMSG, detail="no acknowledgement") from None
+            for message in messages(data):
+                if message.kind != _NLMSG_ERROR or message.sequence < first:
+                    continue
+                _refuse(action, *error_of(message))
+                if message.sequence == last:
+                    return
+
+
+def _refuse(action: str, code: int, words: str) -> None:
+    """Raise what *code* means; 0 means nothing."""
+    if code == errno.EPERM:
+        raise PrivilegeError(f"{action}: not permitted", capability="CAP_NET_ADMIN")
+    if code:
+        raise KernelError(action, code, detail=words)

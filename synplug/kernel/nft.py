@@ -1,0 +1,268 @@
+"""The hold's nftables objects: an inet table that dies with its socket.
+
+Source: ``include/uapi/linux/netfilter/nf_tables.h``; nft(8). Everything is sent as one
+transaction per call. The table carries NFT_TABLE_F_OWNER (Linux 5.12): the kernel removes it
+when the socket that made it is closed, SIGKILL included, and refuses others to change it.
+
+::
+
+    table inet synplug-RUN {
+        chain hold { one queue statement per endpoint (and queue) }      armed: nobody goes there
+        chain input { type filter hook input priority mangle; policy accept;
+            meta l4proto tcp, not marked as probe, a bare SYN → jump hold      } this rule holds
+    }
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable, Iterable, Sequence
+
+from synplug.errors import KernelError, UnsupportedError
+from synplug.kernel.netlink import (
+    NETLINK_NETFILTER,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    be16,
+    be32,
+    nested,
+    text,
+)
+from synplug.model import Endpoint
+
+_SUBSYSTEM = 10
+_NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _GETRULE, _DELRULE = 0, 1, 2, 3, 6, 7, 8
+_NFPROTO_INET, _NFPROTO_IPV4, _NFPROTO_IPV6 = 1, 2, 10
+_INET = bytes((_NFPROTO_INET, 0, 0, 0))
+_TABLE_F_OWNER = 0x2
+_HOOK_LOCAL_IN = 1
+PRIORITY_MANGLE = -150
+_REGISTER = 1
+_META_NFPROTO, _META_L4PROTO, _META_MARK = 15, 16, 3
+_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
+_EQUAL, _NOT_EQUAL = 0, 1
+_JUMP = -3
+_IPPROTO_TCP = 6
+_QUEUE_FLAG_BYPASS = 0x1
+#: The source port's low bits say little (Linux gives connect(2) even ports only), these do.
+BALANCE_SHIFT = 4
+
+
+def _expression(name: str, *data: bytes) -> bytes:
+    return nested(1, text(1, name), nested(2, *data))
+
+
+def _meta(key: int) -> bytes:
+    return _expression("meta", be32(1, _REGISTER), be32(2, key))
+
+
+def _payload(base: int, offset: int, length: int) -> bytes:
+    return _expression(
+        "payload", be32(1, _REGISTER), be32(2, base), be32(3, offset), be32(4, length)
+    )
+
+
+def _mask(mask: bytes) -> bytes:
+    return _expression(
+        "bitwise",
+        be32(1, _REGISTER),
+        be32(2, _REGISTER),
+        be32(3, len(mask)),
+        nested(4, attribute(1, mask)),
+        nested(5, attribute(1, bytes(len(mask)))),
+    )
+
+
+def _compare(operation: int, value: bytes) -> bytes:
+    return _expression("cmp", be32(1, _REGISTER), be32(2, operation), nested(3, attribute(1, value)))
+
+
+def _jump(chain: str) -> bytes:
+    verdict = nested(2, be32(1, _JUMP), text(2, chain))
+    return _expression("immediate", be32(1, 0), nested(2, verdict))
+
+
+def native_queue(number: int) -> bytes:
+    """nft's own queue statement (``nft_queue``), with bypass."""
+    return _expression("queue", be16(1, number), be16(2, 1), be16(3, _QUEUE_FLAG_BYPASS))
+
+
+def compat_queue(number: int) -> bytes:
+    """The xt target NFQUEUE, revision 3, through nft's compat layer, with bypass.
+
+    ``struct xt_NFQ_info_v3`` (``include/uapi/linux/netfilter/xt_NFQUEUE.h``), padded to 8 bytes.
+    """
+    info = struct.pack("=HHH2x", number, 1, _QUEUE_FLAG_BYPASS)
+    return _expression("target", text(1, "NFQUEUE"), be32(2, 3), attribute(3, info))
+
+
+def _bare_syn(probe_mark: int) -> bytes:
+    """TCP, flags & (FIN|SYN|RST|ACK) == SYN, without the probe's mark."""
+    return b"".join(
+        (
+            _meta(_META_L4PROTO),
+            _compare(_EQUAL, bytes((_IPPROTO_TCP,))),
+            _payload(_TRANSPORT_HEADER, 13, 1),
+            _mask(b"\x17"),
+            _compare(_EQUAL, b"\x02"),
+            _meta(_META_MARK),
+            _compare(_NOT_EQUAL, struct.pack("=I", probe_mark)),
+        )
+    )
+
+
+def _sent_to(endpoint: Endpoint) -> bytes:
+    match = b""
+    if endpoint.address is not None:
+        proto = _NFPROTO_IPV4 if endpoint.address.version == 4 else _NFPROTO_IPV6
+        match += _meta(_META_NFPROTO) + _compare(_EQUAL, bytes((proto,)))
+    address = endpoint.exact_address
+    if address is not None:
+        offset = 16 if address.version == 4 else 24
+        match += _payload(_NETWORK_HEADER, offset, len(address.packed))
+        match += _compare(_EQUAL, address.packed)
+    return match + _payload(_TRANSPORT_HEADER, 2, 2) + _compare(_EQUAL, endpoint.port.to_bytes(2, "big"))
+
+
+def _one_share(index: int, shares: int) -> bytes:
+    """The connections whose source port falls to queue *index* of *shares* (a power of two)."""
+    if shares == 1:
+        return b""
+    mask = ((shares - 1) << BALANCE_SHIFT).to_bytes(2, "big")
+    return (
+        _payload(_TRANSPORT_HEADER, 0, 2)
+        + _mask(mask)
+        + _compare(_EQUAL, (index << BALANCE_SHIFT).to_bytes(2, "big"))
+    )
+
+
+def _comment(words: str) -> bytes:
+    """A comment as nft(8) shows it (libnftnl's NFTNL_UDATA_RULE_COMMENT)."""
+    data = words.encode()[:120] + b"\0"
+    return attribute(7, bytes((0, len(data))) + data)
+
+
+class HoldTable:
+    """One run's table. Closing it, or dying, removes the table from the kernel.
+
+    :param name: of the table; unique to the run.
+    :raises UnsupportedError: no nf_tables here. :raises PrivilegeError: no CAP_NET_ADMIN.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.statement = ""
+        self._socket = NetlinkSocket(NETLINK_NETFILTER)
+
+    def prepare(
+        self, endpoints: Sequence[Endpoint], queues: Sequence[int], *, probe_mark: int
+    ) -> None:
+        """Create the table with everything in it but the rule that holds.
+
+        Tries the native queue statement first, the compat target where it is missing.
+        """
+        self._probe_mark = probe_mark
+        try:
+            self._create(endpoints, queues, native_queue)
+            self.statement = "queue"
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            try:
+                self._create(endpoints, queues, compat_queue)
+            except KernelError as second:
+                if second.errno in (errno.ENOENT, errno.EOPNOTSUPP):
+                    raise UnsupportedError(
+                        "this kernel's nftables has neither the queue statement nor the "
+                        "NFQUEUE target",
+                        remedy="load nft_queue or xt_NFQUEUE, or use --backend nfqueue-iptables",
+                    ) from second
+                raise
+            self.statement = "target NFQUEUE"
+
+    def _create(
+        self, endpoints: Sequence[Endpoint], queues: Sequence[int], queue: Callable[[int], bytes]
+    ) -> None:
+        table = text(1, self.name)
+        hook = nested(4, be32(1, _HOOK_LOCAL_IN), be32(2, PRIORITY_MANGLE))
+        requests = [
+            (_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, table + be32(2, _TABLE_F_OWNER)),
+            (_NEWCHAIN, NLM_F_CREATE, text(1, self.name) + text(3, "hold")),
+            (_NEWCHAIN, NLM_F_CREATE, text(1, self.name) + text(3, "input") + hook
+             + be32(5, 1) + text(7, "filter")),
+        ]
+        for endpoint in endpoints:
+            for index, number in enumerate(queues):
+                match = _sent_to(endpoint) + _one_share(index, len(queues))
+                requests.append(self._rule("hold", match + _expression("counter") + queue(number)))
+        self._transact("create the nftables table", requests)
+
+    def hold(self, words: str) -> None:
+        """The one change that makes SYNs wait. *words* is the rule's comment."""
+        rule = self._rule("input", _bare_syn(self._probe_mark) + _jump("hold"), words)
+        self._transact("add the holding rule", [rule])
+
+    def open(self) -> None:
+        """Take the holding rule out; the chain stays, so nothing that is held is dropped."""
+        self._transact(
+            "delete the holding rule", [(_DELRULE, 0, text(1, self.name) + text(2, "input"))]
+        )
+
+    def matched(self) -> int:
+        """How many packets the queue statements have met so far."""
+        body = _INET + text(1, self.name) + text(2, "hold")
+        rules = self._socket.dump("read the rules' counters", _SUBSYSTEM << 8 | _GETRULE, body)
+        return sum(_packets_counted(rule) for rule in rules)
+
+    def remove(self) -> None:
+        """Remove the table. Unregistering its chain flushes every queue of the namespace."""
+        self._transact("delete the nftables table", [(_DELTABLE, 0, text(1, self.name))])
+
+    def close(self) -> None:
+        """Close the socket; the kernel removes what is left."""
+        self._socket.close()
+
+    def _rule(self, chain: str, expressions: bytes, words: str = "") -> tuple[int, int, bytes]:
+        body = text(1, self.name) + text(2, chain) + nested(4, expressions)
+        return _NEWRULE, NLM_F_CREATE, body + (_comment(words) if words else b"")
+
+    def _transact(self, action: str, requests: Iterable[tuple[int, int, bytes]]) -> None:
+        self._socket.batch(
+            action,
+            _SUBSYSTEM,
+            [(_SUBSYSTEM << 8 | kind, flags, _INET + body) for kind, flags, body in requests],
+        )
+
+
+def _packets_counted(rule: memoryview) -> int:
+    """The packet count of a rule's counter expression; 0 without one."""
+    for kind, expressions in attributes(rule[4:]):
+        if kind != 4:
+            continue
+        for _, element in attributes(expressions):
+            parts = dict(attributes(element))
+            if bytes(parts.get(1, b"")) == b"counter\0":
+                return int.from_bytes(dict(attributes(parts[2])).get(2, b""), "big")
+    return 0
+
+
+def tables() -> list[str]:
+    """The names of the inet tables of this network namespace.
+
+    :raises PrivilegeError: no CAP_NET_ADMIN.
+    """
+    sock = NetlinkSocket(NETLINK_NETFILTER)
+    try:
+        kind = _SUBSYSTEM << 8 | _GETTABLE
+        found = []
+        for body in sock.dump("list the nftables tables", kind, _INET):
+            for kind, payload in attributes(body[4:]):
+                if kind == 1:
+                    found.append(bytes(payload).rstrip(b"\0").decode(errors="replace"))
+        return found
+    finally:
+        sock.close()
