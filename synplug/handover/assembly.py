@@ -1,0 +1,44 @@
+"""The real tools of a sequence."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from synplug.handover import process
+from synplug.handover.plan import Probe, ReadyPlan, Signals, Tools
+from synplug.hold.handle import KeptHold
+from synplug.hold.runtime import PortLocks
+from synplug.kernel import procfs
+from synplug.kernel.sock_diag import SocketDiagnostics
+from synplug.model import HoldSpec
+
+
+def real_tools(spec: HoldSpec, *, signals: Signals, command_stdout: int | None = None) -> Tools:
+    """The tools that act on this machine, in the calling thread's network namespace.
+
+    :param command_stdout: a descriptor that becomes the command's standard output; None: ours.
+    """
+    locks = PortLocks(endpoint.port for endpoint in spec.endpoints)
+    return Tools(
+        clock=time.monotonic,
+        wall=time.time,
+        sockets=SocketDiagnostics(),
+        processes=procfs,
+        signals=signals,
+        locks=locks,
+        hold=partial(KeptHold, locks=locks),
+        resolve=process.resolve,
+        spawn=partial(process.SpawnedCommand, stdout=command_stdout),
+        spawn_captured=partial(process.SpawnedCommand, captured=True),
+        probe=_probe,
+    )
+
+
+def _probe(plan: ReadyPlan, mark: int) -> Probe | None:
+    """The readiness probe that was asked for; importing it costs, so only then."""
+    if not (plan.http or plan.command):
+        return None
+    from synplug.handover.probes import ProbeRunner
+
+    return ProbeRunner(plan, mark)

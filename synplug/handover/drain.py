@@ -1,0 +1,106 @@
+"""Wait until the old listener can close without anybody losing anything.
+
+Once SYNs are held, nothing new comes to the old listener: its accept queues and request sockets
+(SYN_RECV) can only become fewer, and established connections only finish what they are at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from synplug.handover.plan import DrainPlan, SocketTable
+from synplug.kernel.sock_diag import Connection
+from synplug.model import DrainResult, Endpoint, Listener
+
+POLL_S = 0.001
+_RECENT_MS = 100
+#: Looks in a row that must find the queues empty: a SYN may be on its way between two of them.
+_EMPTY_LOOKS = 2
+
+
+def is_busy(connection: Connection) -> bool:
+    """Whether somebody waits for something on this connection.
+
+    Unread or unacknowledged bytes; data within the last 100 ms; or the peer spoke last. The
+    kernel's times have the resolution of a jiffy and start equal, so on a tie the byte counters
+    decide: data came, and none of ours was acknowledged (tcpi_bytes_acked counts the SYN).
+    """
+    if connection.unread_bytes or connection.unsent_bytes or not connection.accepted:
+        return True
+    received, sent = connection.since_received_ms, connection.since_sent_ms
+    if min(received, sent) < _RECENT_MS or received < sent:
+        return True
+    return received == sent and connection.received_bytes > 0 and connection.acked_bytes <= 1
+
+
+class Drain:
+    """The wait, as an object that can be asked again and again."""
+
+    def __init__(
+        self,
+        *,
+        plan: DrainPlan,
+        endpoints: tuple[Endpoint, ...],
+        old: Collection[Listener],
+        sockets: SocketTable,
+    ) -> None:
+        self._plan = plan
+        self._endpoints = endpoints
+        self._ports = sorted({listener.port for listener in old})
+        self._cookies = {listener.cookie for listener in old}
+        self._sockets = sockets
+
+    def wait(
+        self,
+        *,
+        clock: Callable[[], float],
+        pause: Callable[[float], None],
+        stopped: Callable[[], bool],
+    ) -> DrainResult:
+        """Wait for empty queues, then for quiet connections, each within its own time.
+
+        A poll that costs more than a millisecond is followed by a longer pause, so that looking
+        never takes more than a fifth of a processor from the service that is to finish.
+
+        :param stopped: says that the wait has lost its point.
+        """
+        if not self._cookies:
+            return DrainResult()
+        left = self._until(self._unaccepted, self._plan.timeout_s, _EMPTY_LOOKS, clock, pause, stopped)
+        busy = 0
+        if self._plan.quiesce_s:
+            busy = self._until(self._busy, self._plan.quiesce_s, 1, clock, pause, stopped)
+        return DrainResult(empty=not left, left=left, quiet=not busy, busy=busy)
+
+    def _until(
+        self,
+        count: Callable[[], int],
+        limit_s: float,
+        looks: int,
+        clock: Callable[[], float],
+        pause: Callable[[float], None],
+        stopped: Callable[[], bool],
+    ) -> int:
+        """Wait until *count* was 0 for *looks* looks in a row; returns what it was at the end."""
+        deadline_s = clock() + limit_s
+        empty = 0
+        while True:
+            began_s = clock()
+            found = count()
+            empty = 0 if found else empty + 1
+            now_s = clock()
+            if empty >= looks or now_s >= deadline_s or stopped():
+                return found
+            pause(min(max(POLL_S, 4 * (now_s - began_s)), deadline_s - now_s))
+
+    def _unaccepted(self) -> int:
+        """Connections that would die with the old listeners; looks no further than it must."""
+        queued = sum(
+            listener.accept_queue
+            for listener in self._sockets.listeners(self._endpoints)
+            if listener.cookie in self._cookies
+        )
+        return queued or self._sockets.request_sockets(self._ports)
+
+    def _busy(self) -> int:
+        return sum(map(is_busy, self._sockets.connections(self._ports)))

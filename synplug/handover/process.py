@@ -1,0 +1,211 @@
+"""Start commands, wait for them, pass signals on.
+
+A command gets the caller's environment, identity, working directory and descriptors as they
+are, default signal dispositions, and nothing of ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from synplug.errors import CommandError, CommandNotFoundError
+
+#: Python ignores these at its start (Modules/main.c); a command expects their defaults.
+_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
+_OUTPUT_BYTES = 4096
+
+
+class HasDescriptor(Protocol):
+    """Something to wait for."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+
+def resolve(name: str) -> str:
+    """The file that a command name stands for.
+
+    :raises CommandNotFoundError: there is none. :raises CommandError: it is not executable.
+    """
+    if "/" in name:
+        candidates = [name]
+    else:
+        folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+        candidates = [os.path.join(folder or ".", name) for folder in folders]
+    found = [path for path in candidates if os.path.isfile(path)]
+    for path in found:
+        if os.access(path, os.X_OK):
+            return path
+    if found or (os.path.isdir(name) and "/" in name):
+        raise CommandError(f"{name} cannot be executed")
+    raise CommandNotFoundError(f"{name}: command not found")
+
+
+class SpawnedCommand:
+    """A command that was started.
+
+    :param stdout: a descriptor that becomes its standard output; None: ours.
+    :param captured: its output goes to memory, and its input is empty.
+    :raises CommandError: it cannot be executed.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], *, stdout: int | None = None, captured: bool = False
+    ) -> None:
+        actions: list[tuple[int, int, int]] = []
+        self._output = self._null = -1
+        if captured:
+            # Not a pipe: a process that the command leaves behind must not keep us waiting.
+            self._output = os.memfd_create("synplug-output")
+            self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            actions = [(os.POSIX_SPAWN_DUP2, self._null, 0)]
+            actions += [(os.POSIX_SPAWN_DUP2, self._output, stream) for stream in (1, 2)]
+        elif stdout is not None:
+            actions = [(os.POSIX_SPAWN_DUP2, stdout, 1)]
+        try:
+            self.pid = _spawn(argv, actions)
+        except BaseException:
+            self._close_output()
+            raise
+        self._pidfd = os.pidfd_open(self.pid)
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        """Its status as a shell would have it, or None while it runs."""
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._status = shell_status(status)
+                os.close(self._pidfd)
+        return self._status
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when it has ended; valid until :meth:`poll` says so."""
+        return self._pidfd
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for its end, so many seconds at the most; its status, or None."""
+        if self._status is None:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            poll.poll(max(0.0, timeout_s) * 1000)
+        return self.poll()
+
+    def send(self, number: int) -> None:
+        """Send it a signal; through the pidfd, so it never reaches another process."""
+        if self._status is None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def output(self) -> str:
+        """The end of what a captured command has said; can be asked once."""
+        size = os.fstat(self._output).st_size
+        data = os.pread(self._output, _OUTPUT_BYTES, max(0, size - _OUTPUT_BYTES))
+        self._close_output()
+        return data.decode(errors="replace").strip()
+
+    def _close_output(self) -> None:
+        for descriptor in (self._output, self._null):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._output = self._null = -1
+
+
+def _spawn(argv: Sequence[str], actions: list[tuple[int, int, int]]) -> int:
+    try:
+        return os.posix_spawnp(
+            argv[0], list(argv), os.environ, file_actions=actions, setsigdef=_PYTHON_IGNORES
+        )
+    except OSError as error:
+        kind = CommandNotFoundError if error.errno == errno.ENOENT else CommandError
+        raise kind(f"{argv[0]}: {error.strerror}") from error
+
+
+def shell_status(status: int) -> int:
+    """A wait status as a shell has it: the exit code, or 128 + the signal's number."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+class Signals:
+    """Signals to pass on, taken from the process for as long as the context lasts.
+
+    One that our caller has us ignore (nohup(1)) stays ignored, for us and for the command.
+    """
+
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self._arrived: list[int] = []
+        self._before: dict[int, object] = {}
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def __enter__(self) -> Signals:
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in self._NUMBERS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._arrive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(-1)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _arrive(self, number: int, _frame: object) -> None:
+        self._arrived.append(number)
+
+    def take(self) -> list[int]:
+        """The signals since the last call."""
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def pause(self, timeout_s: float, until: HasDescriptor | None = None) -> None:
+        """Wait; return early when a signal has come, or *until* is readable."""
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        if until is not None:
+            poll.register(until.fileno(), select.POLLIN)
+        if not self._arrived:
+            poll.poll(max(0.0, timeout_s) * 1000)
+        with suppress(BlockingIOError):
+            os.read(self._reader, 64)
+
+
+class NoSignals:
+    """For callers that keep their signals to themselves: the Python API."""
+
+    def take(self) -> list[int]:
+        """None ever."""
+        return []
+
+    def pause(self, timeout_s: float, until: HasDescriptor | None = None) -> None:
+        """Wait; return early when *until* is readable."""
+        poll = select.poll()
+        if until is not None:
+            poll.register(until.fileno(), select.POLLIN)
+        poll.poll(max(0.0, timeout_s) * 1000)
+
+
+def reached_the_command_too(number: int) -> bool:
+    """Whether a terminal has sent this signal to our whole process group, the command included."""
+    if number != signal.SIGINT:
+        return False
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)

@@ -1,0 +1,113 @@
+"""When is the new listener there? Pure policy: observations in, a verdict out.
+
+Two ways to be ready (besides the probes):
+
+- *replaced*: all that the old listeners served is served by sockets that were not there before,
+  and every old one is gone;
+- *settled*: the command has succeeded, every endpoint has a listener, and neither the listeners
+  nor the service's processes have changed for the settle time: a reload that keeps its sockets.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection
+from ipaddress import IPv4Address, IPv6Address
+
+from synplug.model import Endpoint, Listener
+
+
+class Readiness(enum.Enum):
+    """A verdict."""
+
+    NOT_YET = "not yet"
+    REPLACED = "replaced"
+    SETTLED = "settled"
+
+
+class ListenerWatch:
+    """Watches the listeners of a restart.
+
+    :param old: those that stood before it. :param settle_s: see :class:`ReadyPlan`.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoints: tuple[Endpoint, ...],
+        old: Collection[Listener],
+        settle_s: float,
+        require_new: bool,
+    ) -> None:
+        self._endpoints = endpoints
+        self._old = {listener.cookie for listener in old}
+        # What has to be served anew: each address of the old ones, or whatever was asked for.
+        self._wanted = {
+            single for listener in old for single in _singles(listener.endpoint())
+        } or set(endpoints)
+        self._unserved = {
+            endpoint for endpoint in endpoints if not any(o.serves(endpoint) for o in old)
+        }
+        self._settle_s = settle_s
+        self._require_new = require_new
+        self._last_seen: object = None
+        self._changed_at_s = 0.0
+        self._gap_from_s: float | None = None
+        #: Seconds for which at least one old address was served by nobody; None: there was no gap.
+        self.gap_s: float | None = None
+        self.first_new_at_s: float | None = None
+
+    def observe(
+        self,
+        *,
+        now_s: float,
+        listeners: Collection[Listener],
+        processes: Collection[int],
+        succeeded: bool,
+    ) -> Readiness:
+        """One look.
+
+        :param processes: the service's pids. :param succeeded: the command has exited with 0.
+        """
+        new = [listener for listener in listeners if listener.cookie not in self._old]
+        if new and self.first_new_at_s is None:
+            self.first_new_at_s = now_s
+        self._note_gap(now_s, listeners)
+        seen = (frozenset(listener.cookie for listener in listeners), frozenset(processes), succeeded)
+        if seen != self._last_seen:
+            self._last_seen, self._changed_at_s = seen, now_s
+        if len(new) == len(listeners) and self._covers(new):
+            return Readiness.REPLACED
+        is_still = now_s - self._changed_at_s >= self._settle_s
+        if succeeded and is_still and not self._require_new and self._all_served(listeners):
+            return Readiness.SETTLED
+        return Readiness.NOT_YET
+
+    def _covers(self, new: Collection[Listener]) -> bool:
+        wanted = self._wanted | self._unserved
+        return all(any(listener.serves(endpoint) for listener in new) for endpoint in wanted)
+
+    def _all_served(self, listeners: Collection[Listener]) -> bool:
+        return all(
+            any(listener.serves(endpoint) for listener in listeners)
+            for endpoint in self._endpoints
+        )
+
+    def _note_gap(self, now_s: float, listeners: Collection[Listener]) -> None:
+        served = all(
+            any(listener.serves(endpoint) for listener in listeners) for endpoint in self._wanted
+        )
+        if not served and self._gap_from_s is None:
+            self._gap_from_s = now_s
+        elif served and self._gap_from_s is not None and self.gap_s is None:
+            self.gap_s = now_s - self._gap_from_s
+
+
+def _singles(endpoint: Endpoint) -> tuple[Endpoint, ...]:
+    """An endpoint of both families as one of each."""
+    if endpoint.address is not None:
+        return (endpoint,)
+    return (
+        Endpoint(port=endpoint.port, address=IPv4Address(0)),
+        Endpoint(port=endpoint.port, address=IPv6Address(0)),
+    )

@@ -1,0 +1,121 @@
+"""The loop between the command's start and the release."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from synplug.handover.drain import POLL_S
+from synplug.handover.own_connections import OwnConnections
+from synplug.handover.plan import Command, Tools, WrapPlan
+from synplug.handover.readiness import ListenerWatch, Readiness
+from synplug.model import Flow, HoldResult, Outcome, ReleaseReason
+
+_PROCESSES_EVERY_S = 0.01
+
+
+class ReadyWait:
+    """Polls listeners, command, probes, signals and the hold, every millisecond.
+
+    :param service_pids: whose process tree must be still before unchanged listeners count.
+    :param hold_ended: the hold's result, if it has ended by itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: WrapPlan,
+        tools: Tools,
+        watch: ListenerWatch,
+        service_pids: Collection[int],
+        interrupted: Callable[[], bool],
+        hold_ended: Callable[[], HoldResult | None],
+        let_through: Callable[[Flow], object],
+    ) -> None:
+        self._plan = plan
+        self._tools = tools
+        self._watch = watch
+        self._service_pids = service_pids
+        self._interrupted = interrupted
+        self._hold_ended = hold_ended
+        self._let_through = let_through
+        self._probe = tools.probe(plan.ready, plan.spec.probe_mark)
+        self._probing = False
+        self._processes: frozenset[int] = frozenset()
+        self._processes_at_s = float("-inf")
+        self._own = OwnConnections(
+            ports=sorted({endpoint.port for endpoint in plan.spec.endpoints}),
+            unit=plan.unit,
+            sockets=tools.sockets,
+            processes=tools.processes,
+            clock=tools.clock,
+        )
+        #: What the operator should know if it was never ready.
+        self.complaint = ""
+
+    def until_ready(self, command: Command) -> Outcome:
+        """Wait; returns why it needs no longer."""
+        began_s = self._tools.clock()
+        while True:
+            outcome = self._look(command, began_s)
+            if outcome is not None:
+                return outcome
+            self._own.look([command.pid, *self._probe_pids()], self._let_through)
+            self._tools.signals.pause(POLL_S)
+
+    def stop(self) -> None:
+        """End the probe."""
+        if self._probe is not None and self._probing:
+            self._probe.stop()
+
+    def _look(self, command: Command, began_s: float) -> Outcome | None:
+        if self._interrupted():
+            return Outcome.INTERRUPTED
+        result = self._hold_ended()
+        if result is not None:
+            self._complain()
+            is_late = result.reason is ReleaseReason.DEADLINE
+            return Outcome.DEADLINE if is_late else Outcome.ERROR
+        status = command.poll()
+        if status:
+            return Outcome.COMMAND_FAILED
+        now_s = self._tools.clock()
+        verdict = self._watch.observe(
+            now_s=now_s,
+            listeners=self._tools.sockets.listeners(self._plan.spec.endpoints),
+            processes=self._service(now_s) if status == 0 else (),
+            succeeded=status == 0,
+        )
+        if verdict is not Readiness.NOT_YET and self._probe_passed():
+            return Outcome.READY
+        limit_s = self._plan.ready.timeout_s
+        if limit_s is not None and now_s - began_s >= limit_s:
+            self._complain()
+            return Outcome.DEADLINE
+        return None
+
+    def _service(self, now_s: float) -> Collection[int]:
+        """The service's processes; looked up less often than listeners."""
+        if now_s - self._processes_at_s >= _PROCESSES_EVERY_S:
+            self._processes_at_s = now_s
+            self._processes = frozenset(self._tools.processes.descendants(self._service_pids))
+        return self._processes
+
+    def _probe_passed(self) -> bool:
+        if self._probe is None:
+            return True
+        if not self._probing:
+            self._probing = True
+            self._probe.start()
+        return self._probe.passed
+
+    def _probe_pids(self) -> Collection[int]:
+        return self._probe.pids if self._probe is not None and self._probing else ()
+
+    def _complain(self) -> None:
+        if not self._probing:
+            self.complaint = "the service had no listener of its own in time"
+        elif self._probe is not None:
+            self.complaint = (
+                f"the readiness check did not pass in time: {self._probe.complaint or 'no answer'}"
+                "; if it connects from another process to the held endpoint, it waited for itself"
+            )

@@ -1,0 +1,36 @@
+"""What happened when: the phases of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from synplug.model import Phase
+
+
+class Timeline:
+    """Collects phases; they may overlap, and the order is that of their starts."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._start_s = clock()
+        self._phases: list[Phase] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what happens inside, also when it raises."""
+        from_s = self._clock()
+        try:
+            yield
+        finally:
+            self.note(name, from_s, self._clock())
+
+    def note(self, name: str, from_s: float, to_s: float) -> None:
+        """Enter a phase by its clock times."""
+        self._phases.append(
+            Phase(name=name, start_s=from_s - self._start_s, duration_s=to_s - from_s)
+        )
+
+    def phases(self) -> tuple[Phase, ...]:
+        """All of them."""
+        return tuple(sorted(self._phases, key=lambda phase: phase.start_s))

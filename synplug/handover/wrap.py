@@ -1,0 +1,292 @@
+"""``synplug wrap``: a restart by a command of the operator's.
+
+    check → arm → hold → drain → command → ready → release → the command's end
+
+Everything that can fail comes before *hold*; the command runs only when connections are held
+(or ``best_effort`` was asked for); the hold ends on every way out.
+"""
+
+from __future__ import annotations
+
+from synplug.errors import CheckError, DrainError, KeeperError, SynplugError
+from synplug.handover.drain import Drain
+from synplug.handover.plan import Command, Tools, WrapPlan
+from synplug.handover.process import reached_the_command_too
+from synplug.handover.readiness import ListenerWatch
+from synplug.handover.ready_wait import ReadyWait
+from synplug.handover.timeline import Timeline
+from synplug.hold.handle import Hold
+from synplug.model import (
+    CommandResult,
+    DrainResult,
+    HoldResult,
+    Listener,
+    OnDrainTimeout,
+    Outcome,
+    OwnedListener,
+    ReleaseReason,
+    Report,
+)
+
+EXIT_DEADLINE = 124
+_SIGNAL_BASE = 128
+_LONG_S = 3600.0
+
+
+def wrap(plan: WrapPlan, tools: Tools) -> Report:
+    """Restart a service without losing a connection.
+
+    Never raises for what goes wrong with the restart: the report tells, and its exit code is
+    the one to end with.
+    """
+    run = _Run(plan, tools)
+    try:
+        run.check()
+        run.arm()
+        run.restart()
+    except SynplugError as error:
+        run.fail(error)
+    finally:
+        run.close()
+    return run.report()
+
+
+class _Run:
+    """One run: its state, and a method a step."""
+
+    def __init__(self, plan: WrapPlan, tools: Tools) -> None:
+        self._plan = plan
+        self._tools = tools
+        self._timeline = Timeline(tools.clock)
+        self._started_at = tools.wall()
+        self._hold: Hold | None = None
+        self._held_at_s: float | None = None
+        self._result: HoldResult | None = None
+        self._drain: DrainResult | None = None
+        self._command: Command | None = None
+        self._signal: int | None = None
+        self._outcome = Outcome.READY
+        self._error: SynplugError | None = None
+        self._warnings: list[str] = []
+        self._old: list[Listener] = []
+        self._old_owned: tuple[OwnedListener, ...] = ()
+        self._watch: ListenerWatch | None = None
+
+    # --- before anything is held
+
+    def check(self) -> None:
+        """The commands must be there, and ``--check`` must succeed."""
+        plan, tools = self._plan, self._tools
+        for argv in (plan.argv, plan.check, plan.ready.command):
+            if argv:
+                tools.resolve(argv[0])
+        if not plan.check:
+            return
+        with self._timeline.phase("check"):
+            command = tools.spawn_captured(plan.check)
+            status = self._end_of(command)
+        if status:
+            said = command.output().splitlines()
+            raise CheckError(
+                f"--check ended with status {status}" + (f": {said[-1]}" if said else "")
+            )
+
+    def arm(self) -> None:
+        """Do everything that can fail. Without a hold only ``best_effort`` goes on."""
+        with self._timeline.phase("arm"):
+            try:
+                self._look_at_the_old()
+                self._tools.locks.take(timeout_s=self._plan.lock_timeout_s)
+                hold = self._tools.hold(self._plan.spec)
+                self._hold = hold
+                hold.arm()
+            except SynplugError as error:
+                if not self._plan.best_effort:
+                    raise
+                self._warnings.append(f"nothing is held (--best-effort): {error}")
+                self._close_hold()
+
+    def _look_at_the_old(self) -> None:
+        self._old = self._tools.sockets.listeners(self._plan.spec.endpoints)
+        self._old_owned = self._owned(self._old)
+        for endpoint in self._plan.spec.endpoints:
+            if not any(listener.serves(endpoint) for listener in self._old):
+                self._warnings.append(f"nobody listened on {endpoint} before the command")
+
+    # --- held
+
+    def restart(self) -> None:
+        """Hold, drain, run the command, wait until it is ready, release, see the command end."""
+        if self._hold is not None:
+            self._begin(self._hold)
+        if self._take_signals() is not None:
+            self._outcome = Outcome.INTERRUPTED
+            self._release()
+            return
+        waiting = self._ready_wait()
+        try:
+            self._command = self._tools.spawn(self._plan.argv)
+            spawned_s = self._tools.clock()
+            if self._hold is not None:
+                with self._timeline.phase("ready"):
+                    self._outcome = waiting.until_ready(self._command)
+                self._release()
+        finally:
+            waiting.stop()
+        status = self._end_of(self._command)
+        self._timeline.note("command", spawned_s, self._tools.clock())
+        if status and self._outcome is Outcome.READY:
+            self._outcome = Outcome.COMMAND_FAILED
+        if self._outcome is Outcome.DEADLINE and waiting.complaint:
+            self._warnings.append(waiting.complaint)
+
+    def _begin(self, hold: Hold) -> None:
+        """SYNs wait from here on; let the old listener's queues run empty."""
+        self._held_at_s = hold.hold()
+        drain = Drain(
+            plan=self._plan.drain,
+            endpoints=self._plan.spec.endpoints,
+            old=self._old,
+            sockets=self._tools.sockets,
+        )
+        with self._timeline.phase("drain"):
+            self._drain = drain.wait(
+                clock=self._tools.clock,
+                pause=self._tools.signals.pause,
+                stopped=lambda: self._take_signals() is not None or self._hold_ended() is not None,
+            )
+        if not self._drain.empty:
+            words = f"{self._drain.left} connections were still in the old listener's queues"
+            if self._plan.drain.on_timeout is OnDrainTimeout.ABORT:
+                raise DrainError(words, remedy="raise --drain-timeout, or see why it is stuck")
+            self._warnings.append(words)
+
+    def _ready_wait(self) -> ReadyWait:
+        plan = self._plan
+        self._watch = ListenerWatch(
+            endpoints=plan.spec.endpoints,
+            old=self._old,
+            settle_s=plan.ready.settle_s,
+            require_new=plan.ready.require_new,
+        )
+        owners = {owner.pid for owned in self._old_owned for owner in owned.owners}
+        return ReadyWait(
+            plan=plan,
+            tools=self._tools,
+            watch=self._watch,
+            service_pids=owners | set(plan.service_pids),
+            interrupted=lambda: self._take_signals() is not None,
+            hold_ended=self._hold_ended,
+            let_through=lambda flow: self._hold and self._hold.let_through(flow),
+        )
+
+    def _hold_ended(self) -> HoldResult | None:
+        """The hold's result, if it has ended by itself."""
+        if self._hold is not None and self._result is None:
+            self._result = self._hold.ended()
+        return self._result
+
+    def _take_signals(self) -> int | None:
+        """Pass signals on to the command; the last one that ever came."""
+        for number in self._tools.signals.take():
+            self._signal = number
+            if self._command is not None and not reached_the_command_too(number):
+                self._command.send(number)
+        return self._signal
+
+    def _release(self) -> None:
+        if self._hold is None or self._held_at_s is None:
+            return
+        asked_s = self._tools.clock()
+        self._result = self._hold.release()
+        self._timeline.note("hold", self._held_at_s, self._result.opened_at_s)
+        if self._result.reason is ReleaseReason.ASKED:
+            self._timeline.note("release", asked_s, self._result.opened_at_s)
+        with self._timeline.phase("clean-up"):
+            lingering = self._hold.finish()
+        if lingering:
+            self._warnings.append(f"an empty nftables table stays for a while: {lingering}")
+
+    def _end_of(self, command: Command) -> int:
+        """Wait for a command's end, however long that takes, passing signals on."""
+        while (status := command.poll()) is None:
+            self._tools.signals.pause(_LONG_S, command)
+            for number in self._tools.signals.take():
+                self._signal = number
+                if not reached_the_command_too(number):
+                    command.send(number)
+        return status
+
+    # --- the end
+
+    def fail(self, error: SynplugError) -> None:
+        """Note what went wrong; a command that runs is still seen to its end."""
+        self._error, self._outcome = error, Outcome.ERROR
+        self._close_hold()
+        if self._command is not None:
+            self._end_of(self._command)
+
+    def close(self) -> None:
+        """Whatever happened: nothing is held any more."""
+        self._close_hold()
+        self._tools.locks.drop()
+
+    def _close_hold(self) -> None:
+        hold, self._hold = self._hold, None
+        if hold is None:
+            return
+        if isinstance(self._error, KeeperError) or self._held_at_s is None:
+            hold.close()
+            return
+        try:
+            self._result = self._result or hold.release()
+        except SynplugError as error:
+            self._error = self._error or error
+        hold.close()
+
+    def report(self) -> Report:
+        """The account of it all."""
+        status = None if self._command is None else self._command.poll()
+        new = self._tools.sockets.listeners(self._plan.spec.endpoints)
+        result_warnings = self._result.warnings if self._result else ()
+        return Report(
+            run_id=self._plan.spec.run_id,
+            outcome=self._outcome,
+            exit_code=self._exit_code(status),
+            endpoints=self._plan.spec.endpoints,
+            command=CommandResult(
+                argv=self._plan.argv,
+                ran=self._command is not None,
+                pid=self._command.pid if self._command else None,
+                status=status,
+            ),
+            started_at=self._started_at,
+            hold=self._result,
+            drain=self._drain,
+            phases=self._timeline.phases(),
+            old_listeners=self._old_owned,
+            new_listeners=self._owned(new),
+            gap_s=self._watch.gap_s if self._watch else None,
+            warnings=(*self._warnings, *result_warnings),
+            error=self._error.message if self._error else "",
+            remedy=self._error.remedy if self._error else "",
+        )
+
+    def _owned(self, listeners: list[Listener]) -> tuple[OwnedListener, ...]:
+        owners = self._tools.processes.owners({listener.inode for listener in listeners})
+        return tuple(
+            OwnedListener(listener=listener, owners=tuple(owners[listener.inode]))
+            for listener in listeners
+        )
+
+    def _exit_code(self, status: int | None) -> int:
+        """The command's own status before anything else, if it is not 0."""
+        if status:
+            return status
+        if self._error is not None:
+            return self._error.exit_code
+        if self._outcome is Outcome.DEADLINE:
+            return EXIT_DEADLINE
+        if self._outcome is Outcome.INTERRUPTED and status is None:
+            return _SIGNAL_BASE + (self._signal or 0)
+        return 0
