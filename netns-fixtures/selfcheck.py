@@ -44,29 +44,34 @@ _CASES = (
 def undisturbed(lab: ClientServer, service: Service, rate_per_s: int) -> LoadResult:
     """Load for 2 s, over IPv4 and IPv6, and nothing else."""
     targets = service.targets(lab.server_addresses)
-    with Load(
-        lab.client, targets, rate_per_s, service.protocol, duration_s=_DURATION_S
-    ) as load:
+    with Load(lab.client, targets, rate_per_s, service.protocol, duration_s=_DURATION_S) as load:
         return load.wait()
 
 
 def restarted(lab: ClientServer, service: Service, rate_per_s: int) -> tuple[LoadResult, float]:
     """Load for 2 s with a cold restart after a fifth; the longest gap in milliseconds."""
     targets = service.targets(lab.server_addresses)
-    with ListenWatch(lab.server, service.ports) as watch:
-        with Load(
-            lab.client, targets, rate_per_s, service.protocol, duration_s=_DURATION_S
-        ) as load:
-            begin = time.monotonic() + _DURATION_S / 5
-            wait_until(lambda: time.monotonic() >= begin, _DURATION_S, "the restart's turn")
-            lab.server.run(service.restart_argv, timeout_s=30)
-            service.wait_until_listening()
-            result = load.wait()
+    with (
+        ListenWatch(lab.server, service.ports) as watch,
+        Load(lab.client, targets, rate_per_s, service.protocol, duration_s=_DURATION_S) as load,
+    ):
+        begin = time.monotonic() + _DURATION_S / 5
+        wait_until(lambda: time.monotonic() >= begin, _DURATION_S, "the restart's turn")
+        lab.server.run(service.restart_argv, timeout_s=30)
+        service.wait_until_listening()
+        result = load.wait()
     return result, max((gap.duration_ms for gap in watch.gaps), default=0.0)
 
 
 def check(lab: ClientServer, case: Case) -> list[str]:
-    """Run one case, print its counts; what is wrong with them."""
+    """Run one case and print its counts; return what is wrong with them."""
+    try:
+        return _check(lab, case)
+    except LabError as exc:
+        return [str(exc)]
+
+
+def _check(lab: ClientServer, case: Case) -> list[str]:
     with case.make(lab.server) as service:
         name = type(service).__name__
         calm = undisturbed(lab, service, case.rate_per_s)
@@ -88,10 +93,7 @@ def main() -> int:
     wrong: list[str] = []
     with ClientServer() as lab:
         for case in _CASES:
-            try:
-                wrong += check(lab, case)
-            except LabError as exc:
-                wrong.append(str(exc))
+            wrong += check(lab, case)
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else 0

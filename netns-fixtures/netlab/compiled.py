@@ -16,19 +16,19 @@ _FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 def compiled(name: str) -> Path:
-    """The binary of `NAME.c` beside this module, from the cache or freshly compiled.
+    """Return the binary of `NAME.c` beside this module, compiled if it is not in the cache.
 
     The cache is $XDG_CACHE_HOME/netlab, or a directory of the user's below the
     temporary one. It is keyed by the hash of the sources and flags.
 
     Raises:
         BuildError: there is no `cc`, or it reports an error.
+
     """
     source = _SOURCES / f"{name}.c"
-    header = _SOURCES / f"{name}.h"
     digest = hashlib.sha256(" ".join(_FLAGS).encode())
-    for part in (source, header):
-        digest.update(part.read_bytes() if part.exists() else b"")
+    for part in sorted(_SOURCES.glob(f"{name}*.[ch]")):
+        digest.update(part.read_bytes())
     binary = _cache_directory() / f"{name}-{digest.hexdigest()[:16]}"
     if not os.access(binary, os.X_OK):
         _compile(source, binary)

@@ -38,6 +38,7 @@ def require_isolation() -> None:
 
     Raises:
         IsolationError: `enter_private_namespaces` was not called.
+
     """
     if not is_isolated():
         raise IsolationError("call netlab.isolation.enter_private_namespaces() first")
@@ -52,6 +53,7 @@ def enter_private_namespaces() -> None:
 
     Raises:
         IsolationError: the process has several threads, or the kernel does not permit it.
+
     """
     if is_isolated():
         return

@@ -1,4 +1,4 @@
-"""An independent oracle: when did a port have no listener?"""
+"""An independent oracle of when a port had no listener."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from netlab.compiled import compiled
 from netlab.errors import CommandError, LabError
@@ -52,7 +51,7 @@ class ListenWatch:
         self._child: subprocess.Popen[str] | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ListenWatch:
         self._directory = tempfile.TemporaryDirectory(prefix="netlab-listenwatch-")
         argv = [str(compiled("listenwatch"))]
         argv += [f"--no-ipv{family}" for family in (4, 6) if family not in self.families]

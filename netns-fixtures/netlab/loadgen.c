@@ -15,7 +15,9 @@
  * duration: opens no more, waits for the open ones (up to their timeout), writes FILE:
  * an 8-byte magic and records in host byte order, see struct record.
  */
-#include "loadgen.h"
+#include "loadgen_answer.h"
+#include "loadgen_options.h"
+#include "loadgen_socket.h"
 
 static struct config config = {.timeout_ns = 5000 * MS, .rate = 100};
 static struct record *records;
@@ -25,13 +27,6 @@ static struct connection oldest = {.next = &oldest, .previous = &oldest, .fd = -
 static size_t open_limit, open_count;
 static bool announced, stopping;
 static int epoll_fd, signal_fd;
-
-uint64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
-}
 
 static struct record *new_record(uint64_t scheduled_ns, uint16_t target)
 {
@@ -72,31 +67,10 @@ static void settle(struct connection *c, enum outcome outcome, int error)
 	}
 }
 
-static enum outcome outcome_of(int error, bool connecting)
-{
-	if (error == ECONNREFUSED && connecting)
-		return REFUSED;
-	if (error == ECONNRESET || error == EPIPE)
-		return RESET;
-	if (error == ETIMEDOUT)
-		return TIMED_OUT;
-	return ERROR;
-}
-
 static void fail(struct connection *c, int error)
 {
 	settle(c, outcome_of(error, c->state == CONNECTING), error);
 	close_connection(c);
-}
-
-static uint8_t retransmits(int fd)
-{
-	struct tcp_info info;
-	socklen_t size = sizeof info;
-
-	if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size))
-		return 0;
-	return info.tcpi_total_retrans > 255 ? 255 : (uint8_t)info.tcpi_total_retrans;
 }
 
 /* Returns false when the connection is closed. */
@@ -167,45 +141,19 @@ static void on_readable(struct connection *c)
 	}
 }
 
-static int connect_socket(const struct target *target, size_t sequence)
-{
-	struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET};
-	const struct address *source = source_for(&config, target, sequence);
-	int one = 1;
-	int fd = socket(target->address.any.sa_family,
-			SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-
-	if (fd < 0)
-		return -1;
-	if (source) {
-		setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
-		if (bind(fd, &source->any, source->length))
-			goto failed;
-	}
-	if (connect(fd, &target->address.any, target->address.length) && errno != EINPROGRESS)
-		goto failed;
-	event.data.fd = fd;
-	if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event))
-		goto failed;
-	return fd;
-failed:
-	one = errno;
-	close(fd);
-	errno = one;
-	return -1;
-}
-
 static void open_connection(uint64_t scheduled_ns)
 {
 	size_t sequence = record_count;
 	uint16_t index = (uint16_t)(sequence % config.target_count);
+	const struct address *target = &config.targets[index];
+	const struct address *source = source_for(&config, target, sequence);
 	struct record *r = new_record(scheduled_ns, index);
 	struct connection *c;
 	int fd;
 
 	r->opened_ns = now_ns();
 	errno = EMFILE;
-	fd = open_count < open_limit ? connect_socket(&config.targets[index], sequence) : -1;
+	fd = open_count < open_limit ? connect_socket(target, source, epoll_fd) : -1;
 	if (fd < 0) {
 		r->error = (uint32_t)errno;
 		r->outcome = (uint8_t)outcome_of(errno, true);

@@ -35,13 +35,13 @@ def network_namespace_inode(pid: int) -> int | None:
 
 
 def pids_in(inode: int) -> list[int]:
-    """The processes in the network namespace with this inode, without the caller."""
+    """List the processes in the network namespace with this inode, without the caller."""
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
     return [pid for pid in pids if pid != os.getpid() and network_namespace_inode(pid) == inode]
 
 
 def describe(pid: int) -> Process | None:
-    """What /proc tells about `pid`; None if it is gone."""
+    """Read what /proc tells about `pid`; None if it is gone."""
     try:
         comm = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace")
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -59,6 +59,7 @@ def end_processes(pids: Iterable[int], is_ours: Callable[[int], bool]) -> None:
 
     Raises:
         LabError: a process survived SIGKILL for 5 s.
+
     """
     with contextlib.ExitStack() as stack:
         fds = {fd: pid for pid in pids for fd in _pinned(pid, stack) if is_ours(pid)}

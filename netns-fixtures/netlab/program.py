@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from signal import SIGTERM, Signals
-from typing import Self
 
 from netlab.errors import CommandError, NotReadyError
 from netlab.topology import Namespace
@@ -27,6 +26,7 @@ def wait_until(predicate: Callable[[], bool], deadline_s: float, what: str) -> N
 
     Raises:
         NotReadyError: it was not within `deadline_s` (monotonic); the message names `what`.
+
     """
     deadline = time.monotonic() + deadline_s
     while not predicate():
@@ -60,13 +60,13 @@ def _listeners(table: Path) -> Iterator[Endpoint]:
 
 
 def _address(text: str) -> str:
-    """An address of /proc/net/tcp: 32-bit words in hexadecimal, host byte order."""
+    """Parse an address of /proc/net/tcp: 32-bit words in hexadecimal, host byte order."""
     words = [int(text[i : i + 8], 16) for i in range(0, len(text), 8)]
     return str(ipaddress.ip_address(struct.pack(f"={len(words)}I", *words)))
 
 
 def tail(path: Path) -> str:
-    """The last 2,000 bytes of a file; empty if there is none."""
+    """Return the last 2,000 bytes of a file; empty if there is none."""
     try:
         return path.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
     except OSError:
@@ -103,7 +103,7 @@ class Program:
         self._cwd = cwd
         self._child: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Program:
         with self.output_path.open("w", encoding="utf-8") as output:
             self._child = self.namespace.popen(
                 self.argv, stdout=output, stderr=subprocess.STDOUT, env=self._env, cwd=self._cwd
@@ -160,6 +160,7 @@ class Program:
 
         Raises:
             NotReadyError: it still runs after `timeout_s`.
+
         """
         try:
             return self.child.wait(timeout_s)

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 from netlab.processes import describe
 from netlab.topology import Namespace
@@ -36,7 +35,7 @@ class NetworkState:
     @classmethod
     def capture(
         cls, namespace: Namespace, run_dirs: Sequence[str | Path] = ("/run/synplug",)
-    ) -> Self:
+    ) -> NetworkState:
         """Look at `namespace` and at the files below `run_dirs` (absent equals empty)."""
         found = [process for pid in namespace.pids() if (process := describe(pid))]
         aspects = {
@@ -56,7 +55,7 @@ class NetworkState:
         return cls(aspects=aspects, processes=processes)
 
     def difference(self, other: NetworkState) -> list[str]:
-        """What `other`, the later one, has lost (-) and gained (+); empty: the same."""
+        """List what `other`, the later one, has lost (-) and gained (+); empty: the same."""
         lines = []
         for aspect, before in self.aspects.items():
             lost, gained = Counter(before), Counter(other.aspects[aspect])
@@ -145,13 +144,11 @@ def _filters(namespace: Namespace) -> tuple[str, ...]:
 
 
 def _files(run_dirs: Iterable[str | Path]) -> tuple[str, ...]:
-    return tuple(
-        sorted(str(path) for directory in run_dirs for path in Path(directory).rglob("*"))
-    )
+    return tuple(sorted(str(path) for directory in run_dirs for path in Path(directory).rglob("*")))
 
 
 def _is_synplug(arguments: Sequence[str]) -> bool:
-    """The program or module is synplug; a path that merely leads through such a folder isn't."""
+    """Tell whether a program or module is synplug, and not just a path through such a folder."""
     for word in arguments:
         path = Path(word)
         if "synplug" in (path.name if "/" in word else word):

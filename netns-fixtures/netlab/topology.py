@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 from netlab.errors import CommandError, LabError
 from netlab.isolation import require_isolation
@@ -34,7 +34,7 @@ class Namespace:
         self.inode = 0
         self._children: list[subprocess.Popen[str]] = []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Namespace:
         require_isolation()
         _run(["ip", "netns", "add", self.name])
         try:
@@ -68,10 +68,9 @@ class Namespace:
 
         Raises:
             CommandError: it failed and `check` is true, or it took longer than `timeout_s`.
+
         """
-        return _run(
-            self.command(argv), check, timeout_s, input_text=input_text, env=env, cwd=cwd
-        )
+        return _run(self.command(argv), check, timeout_s, input_text=input_text, env=env, cwd=cwd)
 
     def popen(
         self,
@@ -105,7 +104,7 @@ class Namespace:
         self.run(["sysctl", "-q", "-w", f"{name}={value}"])
 
     def pids(self) -> list[int]:
-        """The processes that live here now."""
+        """List the processes that live here now."""
         return pids_in(self.inode)
 
     def _delete(self) -> None:
@@ -145,12 +144,10 @@ class VethPair:
         self.first_interface = first_interface
         self.second_interface = second_interface
 
-    def __enter__(self) -> Self:
-        _run(
-            ["ip", "link", "add", self.first_interface, "netns", self.first.name]
-            + ["type", "veth"]
-            + ["peer", "name", self.second_interface, "netns", self.second.name]
-        )
+    def __enter__(self) -> VethPair:
+        first = [self.first_interface, "netns", self.first.name]
+        second = [self.second_interface, "netns", self.second.name]
+        _run(["ip", "link", "add", *first, "type", "veth", "peer", "name", *second])
         try:
             self.first.run(["ip", "link", "set", self.first_interface, "up"])
             self.second.run(["ip", "link", "set", self.second_interface, "up"])
@@ -199,7 +196,7 @@ class ClientServer:
         """The server's IPv4 and its IPv6 address."""
         return (self.server_ipv4, self.server_ipv6)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ClientServer:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.client)
             stack.enter_context(self.server)
@@ -251,8 +248,14 @@ def _run(
         status: int | None
         try:
             status = subprocess.run(
-                argv, stdin=stdin, stdout=stdout, stderr=stderr, timeout=timeout_s,
-                env=env, cwd=cwd, check=False,
+                argv,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                timeout=timeout_s,
+                env=env,
+                cwd=cwd,
+                check=False,
             ).returncode
         except subprocess.TimeoutExpired:
             status = None

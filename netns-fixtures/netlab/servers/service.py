@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from signal import SIGTERM, Signals
-from typing import Self
+from typing import TypeVar
 
 from netlab.errors import CommandError, NotReadyError
 from netlab.load import Protocol
@@ -20,6 +20,7 @@ from netlab.program import Endpoint, listening_endpoints, tail, wait_until
 from netlab.topology import Namespace
 
 _TEMPLATES = Path(__file__).parents[2] / "servers"
+_ServiceT = TypeVar("_ServiceT", bound="Service")
 WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -116,21 +117,22 @@ class Service(abc.ABC):
         Raises:
             CommandError: the start command failed.
             NotReadyError: it does not listen within 15 s; with the end of its log.
+
         """
         if self.running:
             return
         try:
             self.namespace.run(self.start_argv, timeout_s=15)
-            self.wait_until_listening()
         except CommandError as exc:
-            exc.add_note(tail(self.log))
-            raise
+            raise CommandError(exc.argv, exc.status, exc.output + tail(self.log)) from exc
+        self.wait_until_listening()
 
     def wait_until_listening(self, deadline_s: float = 15.0) -> None:
         """Wait until it listens on every endpoint.
 
         Raises:
             NotReadyError: not within `deadline_s`; with the end of its log.
+
         """
         what = f"{type(self).__name__} listens on {sorted(self.endpoints)}"
         try:
@@ -146,7 +148,7 @@ class Service(abc.ABC):
         """Remove its files."""
         self._temporary.cleanup()
 
-    def __enter__(self) -> Self:
+    def __enter__(self: _ServiceT) -> _ServiceT:
         try:
             self.start()
         except BaseException:
@@ -180,7 +182,7 @@ class Service(abc.ABC):
 
     @staticmethod
     def template(name: str) -> Path:
-        """A file of netns-fixtures/servers."""
+        """Return the path of a file of netns-fixtures/servers."""
         return _TEMPLATES / name
 
     def _write(self, name: str, template: str, **values: object) -> Path:
@@ -194,5 +196,5 @@ class Service(abc.ABC):
 
 
 def bracketed(address: str) -> str:
-    """An address as it stands before `:PORT`."""
+    """Write an address as it stands before `:PORT`."""
     return f"[{address}]" if ipaddress.ip_address(address).version == 6 else address

@@ -1,0 +1,179 @@
+"""The lab cleans up after itself, and its oracles notice what they are for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from netlab.errors import CommandError, NotReadyError
+from netlab.isolation import ENVIRONMENT_MARKER
+from netlab.listenwatch import ListenWatch
+from netlab.load import Load
+from netlab.processes import describe
+from netlab.program import Program
+from netlab.servers import Gunicorn, HAProxy, HttpServer, Nginx, Redis, Service
+from netlab.snapshot import NetworkState
+from netlab.topology import ClientServer, Namespace
+
+_NOBODY = 65534
+_PACKAGE = Path(__file__).parents[1] / "netlab"
+
+_ALL_IN_ONE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from netlab.isolation import enter_private_namespaces
+enter_private_namespaces()
+from netlab.topology import ClientServer
+with ClientServer() as lab:
+    lab.server.run(["nft", "add", "table", "inet", "lab"])
+    lab.client.run(["ping", "-c", "1", "-W", "2", lab.server_ipv4], check=False)
+    print(lab.server.run(["nft", "list", "tables"]).stdout)
+"""
+
+
+def test_processes_and_namespaces_end_with_the_context() -> None:
+    with Namespace() as namespace:
+        namespace.run(["sh", "-c", "setsid sleep 300 & setsid sleep 301 &"])
+        stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        with Program(namespace, [sys.executable, "-c", stubborn + "time.sleep(300)"]):
+            pids = namespace.pids()
+            assert len(pids) == 3
+            namespace.run(["true"])
+
+    alive = [process for pid in pids if (process := describe(pid)) and process.arguments]
+    assert not alive
+    assert not namespace.path.exists()
+
+
+def test_a_failing_command_shows_its_output(lab: ClientServer) -> None:
+    with pytest.raises(CommandError, match="sorry") as caught:
+        lab.server.run(["sh", "-c", "echo sorry >&2; exit 3"])
+    assert caught.value.status == 3
+    with pytest.raises(CommandError, match="did not end in time"):
+        lab.server.run(["sleep", "300"], timeout_s=0.1)
+
+
+def test_a_program_that_never_listens_shows_its_output(lab: ClientServer) -> None:
+    argv = ["sh", "-c", "echo looking for my config; exec sleep 300"]
+    program = Program(lab.server, argv, listens_on=[("0.0.0.0", 80)], deadline_s=0.2)
+    with pytest.raises(NotReadyError, match="looking for my config"), program:
+        pass
+    assert not lab.server.pids()
+
+
+def test_an_unprivileged_user_gets_a_lab(tmp_path: Path) -> None:
+    """In a user namespace of its own, with nothing inherited from this one."""
+    if os.geteuid() != 0 or not _maps_nobody():
+        pytest.skip("needs a second user: run as root, outside of a user namespace")
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    shutil.copytree(_PACKAGE, tmp_path / "netlab")
+    user = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
+    env = {key: value for key, value in os.environ.items() if key != ENVIRONMENT_MARKER}
+    result = subprocess.run(
+        [*user, "/usr/bin/python3", "-c", _ALL_IN_ONE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    assert result.stdout.split() == ["table", "inet", "lab"], result.stderr
+
+
+def _maps_nobody() -> bool:
+    first, _, count = Path("/proc/self/uid_map").read_text(encoding="ascii").split()[:3]
+    return int(first) == 0 and int(count) > _NOBODY
+
+
+def test_state_ignores_counters_and_empty_tables(lab: ClientServer, tmp_path: Path) -> None:
+    lab.server.run(["nft", "add table inet foreign"])
+    lab.server.run(["nft", "add chain inet foreign in { type filter hook input priority 0; }"])
+    lab.server.run(["nft", "add rule inet foreign in counter"])
+    before = NetworkState.capture(lab.server, [tmp_path / "absent"])
+
+    lab.client.run(["ping", "-c", "1", lab.server_ipv4], check=False)
+    lab.server.run(["iptables-legacy", "-t", "mangle", "-L"])
+    (tmp_path / "absent").mkdir()
+
+    assert before.difference(NetworkState.capture(lab.server, [tmp_path / "absent"])) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "aspect"),
+    [
+        (["nft", "add table inet left_behind"], "nft ruleset"),
+        (["iptables-legacy", "-t", "mangle", "-A", "INPUT", "-p", "tcp"], "iptables-legacy"),
+        (["ip6tables-legacy", "-N", "left_behind"], "ip6tables-legacy"),
+        (["tc", "qdisc", "add", "dev", "lo", "ingress"], "qdisc"),
+        (["ip", "link", "add", "left0", "type", "ifb"], "link"),
+        (["touch", "/run/synplug-test/ledger"], "file"),
+    ],
+)
+def test_state_sees_what_is_left_behind(lab: ClientServer, change: list[str], aspect: str) -> None:
+    Path("/run/synplug-test").mkdir(exist_ok=True)
+    before = NetworkState.capture(lab.server, ["/run/synplug-test"])
+    lab.server.run(change)
+    after = NetworkState.capture(lab.server, ["/run/synplug-test"])
+    shutil.rmtree("/run/synplug-test")
+
+    assert any(line.startswith(f"+ {aspect}: ") for line in before.difference(after))
+    assert any(line.startswith(f"- {aspect}: ") for line in after.difference(before))
+
+
+def test_state_sees_a_filter_and_a_process(lab: ClientServer) -> None:
+    lab.server.run(["tc", "qdisc", "add", "dev", "veth0", "clsact"])
+    before = NetworkState.capture(lab.server)
+    match = ["protocol", "ip", "u32", "match", "u32", "0", "0", "flowid", "1:1"]
+    lab.server.run(["tc", "filter", "add", "dev", "veth0", "ingress", *match])
+    with Program(lab.server, ["sh", "-c", "sleep 300; :", "synplug"]):
+        lines = before.difference(NetworkState.capture(lab.server))
+
+    assert any("+ filter: veth0 ingress" in line for line in lines)
+    assert "+ synplug process: sh -c sleep 300; : synplug" in lines
+
+
+@pytest.mark.parametrize("make", [HAProxy, Nginx, Redis, Gunicorn, HttpServer])
+def test_watch_sees_the_gap_of_a_cold_restart(lab: ClientServer, make: type[Service]) -> None:
+    with make(lab.server) as service:
+        old = service.pids
+        with ListenWatch(lab.server, service.ports) as watch:
+            lab.server.run(service.restart_argv, timeout_s=30)
+            service.wait_until_listening()
+        assert service.pids != old
+
+    assert {gap.family for gap in watch.gaps} == {4, 6}
+    assert all(gap.duration_ms > 0 for gap in watch.gaps)
+
+
+def test_watch_sees_no_gap_when_a_reload_keeps_the_sockets(lab: ClientServer) -> None:
+    with (
+        Nginx(lab.server, ports=(8080, 8081), workers=4, reuseport=True) as service,
+        ListenWatch(lab.server, service.ports) as watch,
+        Load(lab.client, service.targets(lab.server_addresses), 1000) as load,
+    ):
+        service.set_workers(2)
+        lab.server.run(service.reload_argv)
+        load.stop()
+
+    assert watch.gaps == []
+    assert {sample.target for sample in load.result.samples} == {0, 1, 2, 3}
+
+
+def test_haproxy_reloads_with_a_gap_only_without_reuseport(lab: ClientServer) -> None:
+    gaps = {}
+    for reuseport in (True, False):
+        with HAProxy(lab.server, reuseport=reuseport) as service:
+            old = service.pids
+            with ListenWatch(lab.server, service.ports) as watch:
+                lab.server.run(service.reload_argv)
+                service.wait_until_listening()
+            assert service.pids != old
+            gaps[reuseport] = watch.gaps
+
+    assert gaps[True] == []
+    assert gaps[False]
