@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import NewType
 
@@ -40,7 +40,7 @@ class OnFull(enum.Enum):
     """What happens to a SYN that no longer fits: its client retransmits, or it goes through."""
 
     DROP = "drop"
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105 -- a verdict, no password
 
 
 class ReleaseMode(enum.Enum):
@@ -306,4 +306,8 @@ class Report:
     warnings: tuple[str, ...] = ()
     error: str = ""
     remedy: str = ""
-    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the service was restarted, ready, and every connection held until then."""
+        return self.exit_code == 0 and self.outcome is Outcome.READY

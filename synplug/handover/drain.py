@@ -59,14 +59,16 @@ class Drain:
     ) -> DrainResult:
         """Wait for empty queues, then for quiet connections, each within its own time.
 
-        A poll that costs more than a millisecond is followed by a longer pause, so that looking
-        never takes more than a fifth of a processor from the service that is to finish.
+        A look that costs much is followed by a longer pause, so that looking never takes more
+        than a fifth of a processor from the service that is to finish.
 
         :param stopped: says that the wait has lost its point.
         """
         if not self._cookies:
             return DrainResult()
-        left = self._until(self._unaccepted, self._plan.timeout_s, _EMPTY_LOOKS, clock, pause, stopped)
+        left = self._until(
+            self._unaccepted, self._plan.timeout_s, _EMPTY_LOOKS, clock, pause, stopped
+        )
         busy = 0
         if self._plan.quiesce_s:
             busy = self._until(self._busy, self._plan.quiesce_s, 1, clock, pause, stopped)
@@ -91,7 +93,8 @@ class Drain:
             now_s = clock()
             if empty >= looks or now_s >= deadline_s or stopped():
                 return found
-            pause(min(max(POLL_S, 4 * (now_s - began_s)), deadline_s - now_s))
+            spare_s = 4 * (now_s - began_s) if found else 0.0
+            pause(min(max(POLL_S, spare_s), deadline_s - now_s))
 
     def _unaccepted(self) -> int:
         """Connections that would die with the old listeners; looks no further than it must."""

@@ -76,7 +76,7 @@ class ProbeRunner:
             wait=wait_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
             stop=stop_when_event_set(self._stopped),
             sleep=sleep_using_event(self._stopped),
-            retry_error_callback=lambda state: False,
+            retry_error_callback=lambda _: False,
         )
         if all(retrying(self._attempt, check) for check in self._checks):
             self._passed.set()

@@ -73,7 +73,11 @@ class ListenerWatch:
         if new and self.first_new_at_s is None:
             self.first_new_at_s = now_s
         self._note_gap(now_s, listeners)
-        seen = (frozenset(listener.cookie for listener in listeners), frozenset(processes), succeeded)
+        seen = (
+            frozenset(listener.cookie for listener in listeners),
+            frozenset(processes),
+            succeeded,
+        )
         if seen != self._last_seen:
             self._last_seen, self._changed_at_s = seen, now_s
         if len(new) == len(listeners) and self._covers(new):
@@ -89,8 +93,7 @@ class ListenerWatch:
 
     def _all_served(self, listeners: Collection[Listener]) -> bool:
         return all(
-            any(listener.serves(endpoint) for listener in listeners)
-            for endpoint in self._endpoints
+            any(listener.serves(endpoint) for listener in listeners) for endpoint in self._endpoints
         )
 
     def _note_gap(self, now_s: float, listeners: Collection[Listener]) -> None:

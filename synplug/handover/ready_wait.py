@@ -29,7 +29,7 @@ class ReadyWait:
         service_pids: Collection[int],
         interrupted: Callable[[], bool],
         hold_ended: Callable[[], HoldResult | None],
-        let_through: Callable[[Flow], object],
+        let_through: Callable[[Flow], None],
     ) -> None:
         self._plan = plan
         self._tools = tools

@@ -19,6 +19,7 @@ from synplug.hold.handle import Hold
 from synplug.model import (
     CommandResult,
     DrainResult,
+    Flow,
     HoldResult,
     Listener,
     OnDrainTimeout,
@@ -177,8 +178,12 @@ class _Run:
             service_pids=owners | set(plan.service_pids),
             interrupted=lambda: self._take_signals() is not None,
             hold_ended=self._hold_ended,
-            let_through=lambda flow: self._hold and self._hold.let_through(flow),
+            let_through=self._let_through,
         )
+
+    def _let_through(self, flow: Flow) -> None:
+        if self._hold is not None:
+            self._hold.let_through(flow)
 
     def _hold_ended(self) -> HoldResult | None:
         """The hold's result, if it has ended by itself."""

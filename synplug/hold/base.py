@@ -2,7 +2,8 @@
 
 A backend lives in the keeper and nowhere else. It is driven in this order::
 
-    arm() → hold() → { absorb(), let_through(), release_next() }* → open() → remove() → close()
+    arm() → hold() → { absorb(), let_through(), release_next() }*
+    → open() → confirm_empty() → remove() → close()
 
 ``close()`` alone must be safe at any point: it undoes what the kernel does not undo by itself.
 """
@@ -62,9 +63,16 @@ class Backend(ABC):
 
     @abstractmethod
     def open(self) -> int:
-        """End the hold: nothing new waits, all that waits is let go, and that was verified.
+        """End the hold: nothing new waits, and all that waits is let go.
 
-        :returns: how many were let go at once. :raises ReleaseError: something still waits.
+        :returns: how many were let go at once.
+        """
+
+    @abstractmethod
+    def confirm_empty(self) -> None:
+        """Verify that nothing waits any more, packets that were on their way included.
+
+        :raises ReleaseError: something does.
         """
 
     @abstractmethod

@@ -64,9 +64,7 @@ def error_to_wire(error: SynplugError) -> dict[str, str]:
 def error_from_wire(data: dict[str, str]) -> SynplugError:
     """The same error, on this end."""
     if data["kind"] == PrivilegeError.__name__:
-        return PrivilegeError(
-            data["message"], capability=data["capability"], remedy=data["remedy"]
-        )
+        return PrivilegeError(data["message"], capability=data["capability"], remedy=data["remedy"])
     kind = getattr(errors, data["kind"], KeeperError)
     if kind is errors.KernelError:  # its message is complete already
         kind = SynplugError

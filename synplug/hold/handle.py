@@ -244,7 +244,7 @@ def _live_as_keeper(
         become_keeper((channel.fileno(), *locks.descriptors))
         Keeper(channel=channel, spec=spec, backends=backends, locks=locks).run()
         status = 0
-    except BaseException as error:  # the one place that is above every other in this process
+    except BaseException as error:  # noqa: BLE001 -- above every other in this process
         channel.send("failed", error=error_to_wire(KeeperError(f"keeper: {error!r}")))
     finally:
         os._exit(status)

@@ -207,6 +207,7 @@ class Keeper:
         diagnostics.close()
         burst = self._backend.open()
         opened_at_s = self._clock()
+        self._backend.confirm_empty()
         self._guard.leave()
         self._result = HoldResult(
             backend=self._backend.name,
@@ -271,5 +272,3 @@ def become_keeper(keep: tuple[int, ...]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     with suppress(OSError), open("/proc/self/comm", "w") as comm:
         comm.write("synplug-keeper")
-
-

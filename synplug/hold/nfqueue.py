@@ -212,7 +212,7 @@ class QueueBackend(Backend):
     def release_next(self, limit: int) -> int:
         upto: dict[int, int] = {}
         moved: list[_Place] = []
-        flows = [flow for flow, _ in zip(self._held, range(limit))]
+        flows = [flow for flow, _ in zip(self._held, range(limit), strict=False)]
         for flow in flows:
             place = self._held.pop(flow)
             if place.moved:
@@ -243,17 +243,19 @@ class QueueBackend(Backend):
         self._gate.open()
         self._open = True
         self.check_for_loss()
-        overflowed = self._overflowed()
         burst = self.release_next(len(self._held))
         self._count["released"] -= self._ghosts
         self.absorb()
+        return burst
+
+    def confirm_empty(self) -> None:
         wait_for_packets_in_flight()
         for _ in range(_SETTLE_ROUNDS):
             self.absorb()
             states = self._bound.states()
             if not any(state.waiting for state in states):
-                self._final = self.counts(overflowed)
-                return burst
+                self._final = self.counts()
+                return
             for state in states:
                 self._bound.verdict_up_to(state.number, state.last_id, NF_ACCEPT)
         left = sum(state.waiting for state in self._bound.states())
@@ -273,7 +275,7 @@ class QueueBackend(Backend):
         self._gate.remove()
         self._bound.close()
 
-    def counts(self, overflowed: int | None = None) -> HoldCounts:
+    def counts(self) -> HoldCounts:
         if self._final is not None:
             return self._final
         unread = sum(state.dropped_unread for state in self._bound.states())
@@ -281,7 +283,7 @@ class QueueBackend(Backend):
         values["lost"] += unread
         return HoldCounts(
             **values,
-            overflowed=self._overflowed() if overflowed is None else overflowed,
+            overflowed=self._overflowed(),
             waiting=len(self._held),
             peak=self._peak,
         )

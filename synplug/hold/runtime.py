@@ -73,6 +73,15 @@ def _folder(path: str) -> None:
         )
 
 
+def check_root() -> None:
+    """Make sure that /run/synplug can be used; leaves it as it was.
+
+    :raises SynplugError: it cannot.
+    """
+    _folder(ROOT)
+    _tidy(ROOT)
+
+
 def _here() -> str:
     return f"{ROOT}/{network_inode()}"
 
@@ -99,7 +108,7 @@ def _create(path: str, flags: int) -> int:
 
 
 class Ledger:
-    """This run's entry."""
+    """The entry of one run."""
 
     def __init__(self, run_id: str) -> None:
         self._folder = _here()
@@ -176,7 +185,7 @@ class PortLocks:
 
     def drop(self) -> None:
         """Give them back, and remove their files while that is still ours to do."""
-        for descriptor, path in zip(self._taken, self._paths.values()):
+        for descriptor, path in zip(self._taken, self._paths.values(), strict=False):
             if _is_same(descriptor, path):
                 os.unlink(path)
             os.close(descriptor)
@@ -194,7 +203,7 @@ def _patiently(path: str, port: int, timeout_s: float) -> int:
             stop=stop_after_delay(timeout_s),
             wait=wait_fixed(_LOCK_POLL_S),
             retry=retry_if_result(lambda found: found is None),
-            retry_error_callback=lambda state: None,
+            retry_error_callback=lambda _: None,
         )
         descriptor = attempts(_try_lock, path, fcntl.LOCK_EX)
     if descriptor is None:

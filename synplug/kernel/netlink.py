@@ -192,7 +192,9 @@ class NetlinkSocket:
         self.send(self.message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, body))
         self._settle(action, self._sequence, self._sequence)
 
-    def batch(self, action: str, subsystem: int, requests: Sequence[tuple[int, int, bytes]]) -> None:
+    def batch(
+        self, action: str, subsystem: int, requests: Sequence[tuple[int, int, bytes]]
+    ) -> None:
         """Send nfnetlink requests ``(kind, flags, body)`` as one transaction: all, or none.
 
         Only the last one asks for an acknowledgement; an error of any other one is reported

@@ -124,7 +124,7 @@ class PacketQueues:
         """
         taken = set(queue_states())
         for _ in range(200):
-            first = random.randrange(_FIRST_NUMBER, _LAST_NUMBER - count)
+            first = random.randrange(_FIRST_NUMBER, _LAST_NUMBER - count)  # noqa: S311 -- no secret
             numbers = tuple(range(first, first + count))
             if taken.isdisjoint(numbers) and self._bind(numbers):
                 return numbers
@@ -252,5 +252,3 @@ def _tcp_offset(packet: memoryview) -> int:
             return 0
         header, offset = packet[offset], offset + size
     return offset
-
-

@@ -78,7 +78,9 @@ def _mask(mask: bytes) -> bytes:
 
 
 def _compare(operation: int, value: bytes) -> bytes:
-    return _expression("cmp", be32(1, _REGISTER), be32(2, operation), nested(3, attribute(1, value)))
+    return _expression(
+        "cmp", be32(1, _REGISTER), be32(2, operation), nested(3, attribute(1, value))
+    )
 
 
 def _jump(chain: str) -> bytes:
@@ -87,7 +89,7 @@ def _jump(chain: str) -> bytes:
 
 
 def native_queue(number: int) -> bytes:
-    """nft's own queue statement (``nft_queue``), with bypass."""
+    """Nft's own queue statement (``nft_queue``), with bypass."""
     return _expression("queue", be16(1, number), be16(2, 1), be16(3, _QUEUE_FLAG_BYPASS))
 
 
@@ -125,7 +127,11 @@ def _sent_to(endpoint: Endpoint) -> bytes:
         offset = 16 if address.version == 4 else 24
         match += _payload(_NETWORK_HEADER, offset, len(address.packed))
         match += _compare(_EQUAL, address.packed)
-    return match + _payload(_TRANSPORT_HEADER, 2, 2) + _compare(_EQUAL, endpoint.port.to_bytes(2, "big"))
+    return (
+        match
+        + _payload(_TRANSPORT_HEADER, 2, 2)
+        + _compare(_EQUAL, endpoint.port.to_bytes(2, "big"))
+    )
 
 
 def _one_share(index: int, shares: int) -> bytes:
@@ -192,8 +198,11 @@ class HoldTable:
         requests = [
             (_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, table + be32(2, _TABLE_F_OWNER)),
             (_NEWCHAIN, NLM_F_CREATE, text(1, self.name) + text(3, "hold")),
-            (_NEWCHAIN, NLM_F_CREATE, text(1, self.name) + text(3, "input") + hook
-             + be32(5, 1) + text(7, "filter")),
+            (
+                _NEWCHAIN,
+                NLM_F_CREATE,
+                text(1, self.name) + text(3, "input") + hook + be32(5, 1) + text(7, "filter"),
+            ),
         ]
         for endpoint in endpoints:
             for index, number in enumerate(queues):

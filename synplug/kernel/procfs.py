@@ -81,7 +81,7 @@ def control_group_members(component: str) -> set[int]:
 
 def socket_inodes(pid: int) -> set[int]:
     """The inodes of the sockets that the process has open; empty without the right to look."""
-    found = set()
+    found: set[int] = set()
     try:
         names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
@@ -96,7 +96,9 @@ def socket_inodes(pid: int) -> set[int]:
     return found
 
 
-def owners(inodes: Iterable[int], candidates: Iterable[int] | None = None) -> dict[int, list[Process]]:
+def owners(
+    inodes: Iterable[int], candidates: Iterable[int] | None = None
+) -> dict[int, list[Process]]:
     """Who has these sockets open, by inode; looks at every process unless told at which."""
     wanted = set(inodes)
     found: dict[int, list[Process]] = {inode: [] for inode in wanted}

@@ -76,9 +76,7 @@ class SocketDiagnostics:
 
     def request_sockets(self, ports: Iterable[int]) -> int:
         """How many connections of these local ports are in SYN_RECV."""
-        return sum(
-            1 for port in ports for _ in self._dump(1 << _SYN_RECV, source_port=port)
-        )
+        return sum(1 for port in ports for _ in self._dump(1 << _SYN_RECV, source_port=port))
 
     def connections(self, ports: Iterable[int]) -> list[Connection]:
         """The established connections of these local ports, with their tcp_info."""

@@ -1,0 +1,5 @@
+"""``python -m synplug``."""
+
+from synplug.cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,175 @@
+"""The Python interface: :func:`hold` and :func:`wrap`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from synplug.errors import UsageError
+from synplug.handover.assembly import real_tools
+from synplug.handover.plan import DrainPlan, ReadyPlan
+from synplug.handover.process import NoSignals
+from synplug.handover.request import HoldOptions, WrapRequest, hold_spec, plan_wrap
+from synplug.handover.target import TargetRequest
+from synplug.handover.wrap import wrap as wrap_sequence
+from synplug.hold.handle import KeptHold
+from synplug.hold.runtime import PortLocks
+from synplug.kernel import procfs
+from synplug.model import (
+    PACKETS_PER_QUEUE,
+    BackendName,
+    Endpoint,
+    HoldResult,
+    OnDrainTimeout,
+    OnFull,
+    ReleaseMode,
+    Report,
+)
+
+
+class Held:
+    """A hold in force. :attr:`result` is there when it has ended."""
+
+    def __init__(self, kept: KeptHold) -> None:
+        self._kept = kept
+        self.result: HoldResult | None = None
+
+    def release(self) -> HoldResult:
+        """End it now; leaving the ``with`` block does the same.
+
+        :raises KeeperError: the keeper died, and nothing was held any more.
+        :raises ReleaseError: something of it is still in place.
+        """
+        if self.result is None:
+            self.result = self._kept.release()
+        return self.result
+
+
+@contextmanager
+def hold(
+    ports: Iterable[int | Endpoint],
+    *,
+    max_hold: float = 10.0,
+    max_held: int = PACKETS_PER_QUEUE,
+    on_full: OnFull | str = OnFull.DROP,
+    release: ReleaseMode | str = ReleaseMode.PACED,
+    backend: BackendName | str = BackendName.AUTO,
+    lock_timeout: float = 0.0,
+) -> Iterator[Held]:
+    """Hold new connections to *ports* for as long as the ``with`` block lasts.
+
+    Works in the calling thread's network namespace. Forks a keeper; nothing else of the
+    process is touched, its signals neither.
+
+    :param ports: port numbers, or endpoints with an address.
+    :param max_hold: seconds, at the most.
+    :param max_held: SYNs, at the most.
+    :param on_full: ``drop`` or ``pass`` what does not fit.
+    :param lock_timeout: seconds to wait for another run on the same ports.
+    :raises PrivilegeError: no CAP_NET_ADMIN. :raises UnsupportedError: no backend works here.
+    :raises LockError: another run has one of the ports.
+    :raises KeeperError: the keeper died; the block has run, but not wholly under the hold.
+    """
+    procfs.require_net_admin()
+    options = HoldOptions(
+        max_hold_s=max_hold,
+        max_held=max_held,
+        on_full=OnFull(on_full),
+        release=ReleaseMode(release),
+        backend=BackendName(backend),
+    )
+    spec = hold_spec(_endpoints(ports), options)
+    locks = PortLocks(endpoint.port for endpoint in spec.endpoints)
+    locks.take(timeout_s=lock_timeout)
+    kept = KeptHold(spec, locks)
+    try:
+        kept.arm()
+        kept.hold()
+        held = Held(kept)
+        yield held
+        held.release()
+        kept.finish()
+    finally:
+        kept.close()
+        locks.drop()
+
+
+def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
+    command: Sequence[str],
+    *,
+    ports: Iterable[int | Endpoint] = (),
+    unit: str = "",
+    pid: int | None = None,
+    pidfile: str = "",
+    max_hold: float = 10.0,
+    max_held: int = PACKETS_PER_QUEUE,
+    on_full: OnFull | str = OnFull.DROP,
+    release: ReleaseMode | str = ReleaseMode.PACED,
+    backend: BackendName | str = BackendName.AUTO,
+    lock_timeout: float = 0.0,
+    drain_timeout: float = 1.0,
+    on_drain_timeout: OnDrainTimeout | str = OnDrainTimeout.PROCEED,
+    quiesce: float = 1.0,
+    ready_http: str = "",
+    ready_cmd: Sequence[str] = (),
+    ready_timeout: float | None = None,
+    settle: float = 0.3,
+    require_new: bool = False,
+    check: Sequence[str] = (),
+    best_effort: bool = False,
+) -> Report:
+    """Run a restart command while new connections wait, as ``synplug wrap`` does.
+
+    Times are seconds; each parameter means what the option of its name means. Signals are left
+    alone: what the caller does about them is the caller's.
+
+    :param command: the restart command's argv.
+    :returns: the report. What goes wrong with the restart stands there: see :attr:`Report.ok`.
+    :raises UsageError: the call itself is wrong, or the endpoints cannot be found out.
+    :raises PrivilegeError: no CAP_NET_ADMIN, and not ``best_effort``.
+    """
+    if not best_effort:
+        procfs.require_net_admin()
+    request = WrapRequest(
+        target=TargetRequest(
+            endpoints=_endpoints(ports) if ports else (),
+            units=(unit,) if unit else (),
+            pids=(pid,) if pid else (),
+            pidfiles=(pidfile,) if pidfile else (),
+            argv=tuple(command),
+        ),
+        hold=HoldOptions(
+            max_hold_s=max_hold,
+            max_held=max_held,
+            on_full=OnFull(on_full),
+            release=ReleaseMode(release),
+            backend=BackendName(backend),
+            lock_timeout_s=lock_timeout,
+        ),
+        drain=DrainPlan(
+            timeout_s=drain_timeout,
+            on_timeout=OnDrainTimeout(on_drain_timeout),
+            quiesce_s=quiesce,
+        ),
+        ready=ReadyPlan(
+            http=ready_http,
+            command=tuple(ready_cmd),
+            timeout_s=ready_timeout,
+            settle_s=settle,
+            require_new=require_new,
+        ),
+        check=tuple(check),
+        best_effort=best_effort,
+    )
+    plan, _ = plan_wrap(request)
+    return wrap_sequence(plan, real_tools(plan.spec, signals=NoSignals()))
+
+
+def _endpoints(ports: Iterable[int | Endpoint]) -> tuple[Endpoint, ...]:
+    found = tuple(port if isinstance(port, Endpoint) else Endpoint(port=port) for port in ports)
+    for endpoint in found:
+        if not 1 <= endpoint.port <= 65535:
+            raise UsageError(f"{endpoint.port} is not a port", remedy="ports are 1 to 65535")
+    if not found:
+        raise UsageError("no port to hold")
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,43 @@
+"""The entry point: finds the verb, and says what went wrong in one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from synplug.cli.options import parser
+from synplug.cli.render import plain
+from synplug.errors import SynplugError, UsageError
+
+#: A verb is a module with ``run(options, command) -> exit status``.
+_VERBS = {
+    "wrap": "synplug.cli.wrap",
+    "doctor": "synplug.cli.doctor",
+    "status": "synplug.cli.status",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run synplug with these arguments; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    options_part, command = _split(words)
+    try:
+        options = parser().parse_args(options_part)
+        if command and options.verb != "wrap":
+            raise UsageError(f"synplug {options.verb} takes no command")
+        run: Callable[..., int] = importlib.import_module(_VERBS[options.verb]).run
+        return run(options, tuple(command))
+    except SynplugError as error:
+        print(f"synplug: {plain(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return 0
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Our arguments, and the command behind the first ``--``."""
+    if "--" not in words:
+        return words, []
+    cut = words.index("--")
+    return words[:cut], words[cut + 1 :]

@@ -1,0 +1,298 @@
+"""The options of every verb, in one place."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from synplug import __version__
+from synplug.cli import values
+from synplug.errors import UsageError
+from synplug.handover.request import HoldOptions
+from synplug.model import BackendName, OnDrainTimeout, OnFull, ReleaseMode
+
+T = TypeVar("T")
+
+_HOLD = HoldOptions()
+
+_DESCRIPTION = "Restart anything that listens on TCP without losing a connection."
+_EPILOG = """\
+exit status:
+  the command's own, or: 124 the hold's deadline passed before the service was ready;
+  125 synplug itself failed (the message says whether the command ran); 126 the command cannot
+  be executed; 127 it cannot be found; 128+N ended by signal N
+
+synplug holds new connections. Those that are established belong to the process that accepted
+them, and end with it: synplug can wait for them a moment (--quiesce), it cannot move them.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises, so that one place says what is wrong and picks the exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(_nearest(message, self), remedy=f"see '{self.prog} --help'")
+
+
+def _nearest(message: str, parser: argparse.ArgumentParser) -> str:
+    """The message, with the option that was probably meant."""
+    prefix = "unrecognized arguments: "
+    if not message.startswith(prefix):
+        return message
+    import difflib
+
+    known = [name for action in parser._actions for name in action.option_strings]  # noqa: SLF001
+    word = message[len(prefix) :].split(maxsplit=1)[0].partition("=")[0]
+    near = difflib.get_close_matches(word, known, n=1)
+    if not near:
+        return message
+    return f"{message}; did you mean {near[0]}?"
+
+
+def _of(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """A parser of values as argparse wants it: its own words in the error, not a type's name."""
+
+    def convert(text: str) -> T:
+        try:
+            return parse(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def parser() -> Parser:
+    """The parser of the whole command line but the restart command."""
+    top = Parser(
+        prog="synplug",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"synplug {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    _wrap(verbs)
+    _doctor(verbs)
+    _status(verbs)
+    return top
+
+
+def _verb(verbs: argparse._SubParsersAction[Parser], name: str, words: str, usage: str) -> Parser:
+    return verbs.add_parser(
+        name,
+        help=words,
+        description=words[0].upper() + words[1:] + ".",
+        usage=usage,
+        epilog=_EPILOG if name == "wrap" else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _wrap(verbs: argparse._SubParsersAction[Parser]) -> None:
+    verb = _verb(
+        verbs,
+        "wrap",
+        "run a restart command while new connections wait in the kernel",
+        "synplug wrap [options] -- CMD [ARG...]",
+    )
+    _target_options(verb)
+    _hold_options(verb)
+    _drain_options(verb)
+    _ready_options(verb)
+    _safety_options(verb)
+    _output_options(verb)
+
+
+def _target_options(verb: Parser) -> None:
+    group = verb.add_argument_group("endpoints (inferred from CMD where none is named)")
+    group.add_argument(
+        "-p",
+        "--port",
+        dest="endpoints",
+        action="extend",
+        type=_of(values.endpoints),
+        default=[],
+        metavar="ENDPOINT[,…]",
+        help="80, 80,443, 0.0.0.0:80 or [::1]:80; repeatable",
+    )
+    group.add_argument(
+        "--unit",
+        dest="units",
+        action="append",
+        default=[],
+        metavar="UNIT",
+        help="what this systemd unit's processes listen on",
+    )
+    group.add_argument(
+        "--pid",
+        dest="pids",
+        action="append",
+        type=_of(values.pid),
+        default=[],
+        metavar="PID",
+        help="what this process and its children listen on",
+    )
+    group.add_argument(
+        "--pidfile",
+        dest="pidfiles",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="the same, with the pid from a file",
+    )
+    _netns_option(group)
+
+
+def _netns_option(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--netns",
+        metavar="NAME|PATH|PID",
+        help="do everything, CMD included, in that network namespace",
+    )
+
+
+def _hold_options(verb: Parser) -> None:
+    group = verb.add_argument_group("holding")
+    group.add_argument(
+        "--max-hold",
+        type=_of(values.positive_duration),
+        default=_HOLD.max_hold_s,
+        metavar="TIME",
+        help="release at the latest after this long (default 10s)",
+    )
+    group.add_argument(
+        "--max-held",
+        type=_of(values.count),
+        default=_HOLD.max_held,
+        metavar="N",
+        help=f"hold at most N SYNs (default {_HOLD.max_held})",
+    )
+    group.add_argument(
+        "--on-full",
+        choices=[choice.value for choice in OnFull],
+        default=OnFull.DROP.value,
+        help="a SYN beyond that: drop it, and its client tries again in a second (default), "
+        "or pass it, and it may be refused",
+    )
+    group.add_argument(
+        "--backend",
+        choices=[choice.value for choice in BackendName],
+        default=BackendName.AUTO.value,
+        help="how to hold (default auto: the first that works)",
+    )
+    group.add_argument(
+        "--release",
+        choices=[choice.value for choice in ReleaseMode],
+        default=ReleaseMode.PACED.value,
+        help="let go as fast as the listeners' backlogs allow (default), or all at once",
+    )
+
+
+def _drain_options(verb: Parser) -> None:
+    group = verb.add_argument_group("draining the old listener, before CMD")
+    group.add_argument(
+        "--drain-timeout",
+        type=_of(values.duration),
+        default=1.0,
+        metavar="TIME",
+        help="wait so long for its accept queues and handshakes (default 1s)",
+    )
+    group.add_argument(
+        "--on-drain-timeout",
+        choices=[choice.value for choice in OnDrainTimeout],
+        default=OnDrainTimeout.PROCEED.value,
+        help="run CMD all the same (default), or release and do not",
+    )
+    group.add_argument(
+        "--quiesce",
+        type=_of(values.duration),
+        default=1.0,
+        metavar="TIME",
+        help="wait so long at the most for requests in flight on established connections; "
+        "0 does not wait (default 1s)",
+    )
+
+
+def _ready_options(verb: Parser) -> None:
+    group = verb.add_argument_group("readiness, after CMD has started")
+    group.add_argument(
+        "--ready-http", default="", metavar="URL", help="this URL, too, must answer 2xx or 3xx"
+    )
+    group.add_argument(
+        "--ready-cmd",
+        type=_of(values.argv),
+        default=(),
+        metavar="CMD",
+        help="this command, too, must succeed; split like a shell does, run without one",
+    )
+    group.add_argument(
+        "--ready-timeout",
+        type=_of(values.positive_duration),
+        metavar="TIME",
+        help="give up so long after CMD's start (default: at the hold's deadline)",
+    )
+    group.add_argument(
+        "--settle",
+        type=_of(values.duration),
+        default=0.3,
+        metavar="TIME",
+        help="where CMD keeps the listeners (a reload): release when they and the service's "
+        "processes have not changed for so long after its success (default 300ms)",
+    )
+    group.add_argument(
+        "--require-new",
+        action="store_true",
+        help="never take unchanged listeners for a finished reload: CMD returns early",
+    )
+
+
+def _safety_options(verb: Parser) -> None:
+    group = verb.add_argument_group("safety")
+    group.add_argument(
+        "--check",
+        type=_of(values.argv),
+        default=(),
+        metavar="CMD",
+        help="run this before anything is held; if it fails, so does the run, without CMD",
+    )
+    group.add_argument(
+        "--best-effort", action="store_true", help="run CMD even where nothing can be held"
+    )
+    group.add_argument(
+        "--lock-timeout",
+        type=_of(values.duration),
+        default=0.0,
+        metavar="TIME",
+        help="wait so long for another run on the same ports (default 0)",
+    )
+    group.add_argument(
+        "-n", "--dry-run", action="store_true", help="print what would be done; change nothing"
+    )
+
+
+def _output_options(verb: Parser) -> None:
+    group = verb.add_argument_group("report")
+    group.add_argument(
+        "--json",
+        metavar="FILE|-",
+        help="write the report as JSON; with - CMD's standard output goes to standard error",
+    )
+    volume = group.add_mutually_exclusive_group()
+    volume.add_argument("-q", "--quiet", action="store_true", help="no report where all went well")
+    volume.add_argument("-v", "--verbose", action="store_true", help="phases and listeners, too")
+
+
+def _doctor(verbs: argparse._SubParsersAction[Parser]) -> None:
+    verb = _verb(
+        verbs, "doctor", "say what this kernel and user can do, and try it", "synplug doctor"
+    )
+    verb.add_argument("--json", action="store_true", help="as JSON on standard output")
+
+
+def _status(verbs: argparse._SubParsersAction[Parser]) -> None:
+    verb = _verb(verbs, "status", "show the holds in force", "synplug status [--netns NAME]")
+    _netns_option(verb)
+    verb.add_argument("--json", action="store_true", help="as JSON on standard output")

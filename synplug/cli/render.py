@@ -1,0 +1,110 @@
+"""Results for people: plain text, nothing that a terminal would obey."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from synplug.model import Outcome, OwnedListener, ReleaseReason, Report
+
+_HEADLINES = {
+    Outcome.READY: "restarted",
+    Outcome.COMMAND_FAILED: "the command failed",
+    Outcome.DEADLINE: "released before the service was ready",
+    Outcome.INTERRUPTED: "interrupted, and released",
+    Outcome.ERROR: "failed",
+}
+
+
+def plain(text: str) -> str:
+    """Text of unknown origin, with what is not printable escaped; line breaks stay."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else f"\\x{ord(letter):02x}"
+        for letter in text
+    )
+
+
+def milliseconds(seconds: float) -> str:
+    """A duration as people read it."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+def report_text(report: Report, *, verbose: bool) -> str:
+    """A run, as a short table."""
+    rows = [("endpoints", ", ".join(map(str, report.endpoints)))]
+    rows += _hold_rows(report)
+    if report.drain is not None and (verbose or not (report.drain.empty and report.drain.quiet)):
+        rows.append(("drain", _drain(report)))
+    if report.gap_s is not None:
+        rows.append(("gap", f"{milliseconds(report.gap_s)} without a listener"))
+    rows.append(("command", _command(report)))
+    if verbose:
+        rows.append(("old", _listeners(report.old_listeners)))
+        rows.append(("new", _listeners(report.new_listeners)))
+        rows += [
+            (
+                "phase",
+                f"{phase.name:<9} at {milliseconds(phase.start_s):>7}, "
+                f"took {milliseconds(phase.duration_s)}",
+            )
+            for phase in report.phases
+        ]
+    rows += [("warning", warning) for warning in report.warnings]
+    if report.error:
+        rows.append(("error", report.error))
+    if report.remedy:
+        rows.append(("remedy", report.remedy))
+    head = f"synplug: {_HEADLINES[report.outcome]}, exit {report.exit_code} (run {report.run_id})"
+    return plain("\n".join([head, *(f"  {name:<10}{value}" for name, value in rows)]))
+
+
+def _hold_rows(report: Report) -> list[tuple[str, str]]:
+    hold = report.hold
+    if hold is None:
+        return [("held", "nothing")]
+    counts = hold.counts
+    words = [
+        f"{counts.held} connections waited, {counts.released} released",
+        *(
+            f"{number} {what}"
+            for number, what in (
+                (counts.duplicates, "retransmits dropped"),
+                (counts.superseded, "superseded"),
+                (counts.let_through, "let through"),
+                (counts.overflowed, "beyond --max-held"),
+                (counts.lost, "lost"),
+            )
+            if number
+        ),
+    ]
+    took = milliseconds(hold.opened_at_s - hold.held_at_s)
+    rows = [("held", f"{', '.join(words)}; for {took} by {hold.backend}")]
+    if hold.release_steps:
+        rows.append(("release", f"in {hold.release_steps} steps: {hold.release_limit}"))
+    if hold.reason is not ReleaseReason.ASKED:
+        rows.append(("ended by", hold.reason.value))
+    return rows
+
+
+def _drain(report: Report) -> str:
+    drain = report.drain
+    assert drain is not None
+    queues = "queues empty" if drain.empty else f"{drain.left} left in the old queues"
+    busy = "nothing in flight" if drain.quiet else f"{drain.busy} connections still busy"
+    return f"{queues}, {busy}"
+
+
+def _command(report: Report) -> str:
+    command = report.command
+    if not command.ran:
+        return f"not run: {' '.join(command.argv)}"
+    status = "still running" if command.status is None else f"status {command.status}"
+    took = [phase.duration_s for phase in report.phases if phase.name == "command"]
+    return f"{status}{f' after {milliseconds(took[0])}' if took else ''}: {' '.join(command.argv)}"
+
+
+def _listeners(listeners: Iterable[OwnedListener]) -> str:
+    found = [
+        f"{owned.listener} {', '.join(f'{owner.name}[{owner.pid}]' for owner in owned.owners)}"
+        for owned in listeners
+    ]
+    return "; ".join(found) or "none"

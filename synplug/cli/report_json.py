@@ -1,0 +1,81 @@
+"""Results for machines. The form is versioned and described in docs/report.md."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from synplug.model import OwnedListener, Report
+
+SCHEMA = "synplug.report/1"
+
+
+def report_dict(report: Report) -> dict[str, Any]:
+    """A report as plain values."""
+    hold, drain = report.hold, report.drain
+    return {
+        "schema": SCHEMA,
+        "run_id": report.run_id,
+        "outcome": report.outcome.value,
+        "exit_code": report.exit_code,
+        "started_at": report.started_at,
+        "endpoints": [str(endpoint) for endpoint in report.endpoints],
+        "command": {
+            "argv": list(report.command.argv),
+            "ran": report.command.ran,
+            "pid": report.command.pid,
+            "status": report.command.status,
+        },
+        "hold": None
+        if hold is None
+        else {
+            "backend": hold.backend,
+            "reason": hold.reason.value,
+            "duration_s": hold.opened_at_s - hold.held_at_s,
+            "held": hold.counts.held,
+            "held_local": hold.counts.held_local,
+            "released": hold.counts.released,
+            "duplicates": hold.counts.duplicates,
+            "superseded": hold.counts.superseded,
+            "let_through": hold.counts.let_through,
+            "overflowed": hold.counts.overflowed,
+            "lost": hold.counts.lost,
+            "peak": hold.counts.peak,
+            "release_steps": hold.release_steps,
+            "release_limit": hold.release_limit,
+        },
+        "drain": None
+        if drain is None
+        else {
+            "empty": drain.empty,
+            "left": drain.left,
+            "quiet": drain.quiet,
+            "busy": drain.busy,
+        },
+        "gap_s": report.gap_s,
+        "phases": [
+            {"name": phase.name, "start_s": phase.start_s, "duration_s": phase.duration_s}
+            for phase in report.phases
+        ],
+        "old_listeners": [_listener(owned) for owned in report.old_listeners],
+        "new_listeners": [_listener(owned) for owned in report.new_listeners],
+        "warnings": list(report.warnings),
+        "error": report.error,
+        "remedy": report.remedy,
+    }
+
+
+def _listener(owned: OwnedListener) -> dict[str, Any]:
+    return {
+        "address": str(owned.listener.address),
+        "port": owned.listener.port,
+        "inode": owned.listener.inode,
+        "backlog": owned.listener.backlog,
+        "accept_queue": owned.listener.accept_queue,
+        "owners": [{"pid": owner.pid, "name": owner.name} for owner in owned.owners],
+    }
+
+
+def report_json(report: Report) -> str:
+    """A report as one line of JSON."""
+    return json.dumps(report_dict(report)) + "\n"

@@ -1,0 +1,159 @@
+"""What a restart command tells about its service.
+
+The unit of ``systemctl restart UNIT``, the pidfile of ``nginx -s``, of ``haproxy -p``, the pid
+of ``kill``. A wrong guess would hold somebody else's connections, so only forms that are
+understood completely count, and shell scripts are not read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+_WRAPPERS = frozenset({"sudo", "env", "nice", "ionice", "nohup", "setsid", "doas"})
+_SYSTEMCTL_VERBS = frozenset(
+    {
+        "restart",
+        "reload",
+        "try-restart",
+        "reload-or-restart",
+        "try-reload-or-restart",
+        "start",
+        "stop",
+        "kill",
+        "condrestart",
+        "force-reload",
+    }
+)
+_PIDFILE_FLAGS = ("--pidfile", "--pid-file")
+_PIDFILE_FLAGS_OF = {
+    "haproxy": ("-p",),
+    "start-stop-daemon": ("-p",),
+    "gunicorn": ("-p", "--pid"),
+    "uwsgi": ("--reload", "--stop"),
+}
+_NGINX_PID = re.compile(r"^\s*pid\s+([^;\s]+)\s*;", re.MULTILINE)
+_NGINX_BUILT_IN = re.compile(r"--pid-path=(\S+)")
+_NGINX_CONF_BUILT_IN = re.compile(r"--conf-path=(\S+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clue:
+    """What a command tells about its service."""
+
+    units: tuple[str, ...] = ()
+    pids: tuple[int, ...] = ()
+    pidfiles: tuple[str, ...] = ()
+
+
+def clue_of(argv: Sequence[str]) -> Clue:
+    """What a command tells; an empty clue where it is not understood."""
+    words = _unwrapped(list(argv))
+    if not words:
+        return Clue()
+    name, rest = os.path.basename(words[0]), words[1:]
+    reader = _READERS.get(name)
+    clue = reader(rest) if reader else Clue()
+    if clue == Clue():
+        pidfiles = _values_of(rest, _PIDFILE_FLAGS + _PIDFILE_FLAGS_OF.get(name, ()))
+        clue = Clue(pidfiles=tuple(path for path in pidfiles if os.path.exists(path)))
+    return clue
+
+
+def _unwrapped(words: list[str]) -> list[str]:
+    """The command behind sudo, env and their like, where they are used without options."""
+    while words and os.path.basename(words[0]) in _WRAPPERS:
+        words = words[1:]
+        while words and "=" in words[0] and not words[0].startswith(("-", "/")):
+            words = words[1:]
+    return words
+
+
+def _values_of(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The values of these flags: ``--flag VALUE`` and ``--flag=VALUE``."""
+    found = []
+    for index, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag in flags and equals:
+            found.append(value)
+        elif word in flags and index + 1 < len(words):
+            found.append(words[index + 1])
+    return found
+
+
+def _systemctl(words: list[str]) -> Clue:
+    plain = [word for word in words if not word.startswith("-")]
+    if "--user" in words or not plain or plain[0] not in _SYSTEMCTL_VERBS:
+        return Clue()
+    return Clue(units=tuple(plain[1:]))
+
+
+def _service(words: list[str]) -> Clue:
+    plain = [word for word in words if not word.startswith("-")]
+    return Clue(units=(plain[0],)) if len(plain) >= 2 else Clue()
+
+
+def _kill(words: list[str]) -> Clue:
+    rest = list(words)
+    if rest and rest[0] in ("-s", "--signal", "-n"):
+        rest = rest[2:]
+    elif rest and rest[0].startswith("-") and rest[0] != "--":
+        rest = rest[1:]
+    if rest and rest[0] == "--":
+        rest = rest[1:]
+    if not rest or not all(word.isdigit() and int(word) > 0 for word in rest):
+        return Clue()
+    return Clue(pids=tuple(map(int, rest)))
+
+
+def _haproxy(words: list[str]) -> Clue:
+    pids: list[int] = []
+    for index, word in enumerate(words):
+        if word in ("-sf", "-st"):
+            for value in words[index + 1 :]:
+                if not value.isdigit():
+                    break
+                pids.append(int(value))
+    pidfiles = tuple(path for path in _values_of(words, ("-p",)) if os.path.exists(path))
+    return Clue(pids=tuple(pids), pidfiles=() if pids else pidfiles)
+
+
+def _nginx(words: list[str]) -> Clue:
+    """The pidfile that nginx itself would use: -g, then the configuration, then built in."""
+    said = "\n".join(_values_of(words, ("-g",)))
+    match = _NGINX_PID.search(said)
+    built_in = "" if match else output_of(["nginx", "-V"])
+    if not match:
+        paths = _values_of(words, ("-c",)) or _NGINX_CONF_BUILT_IN.findall(built_in)
+        try:
+            with open(paths[0], encoding="utf-8", errors="replace") as file:
+                match = _NGINX_PID.search(file.read())
+        except (OSError, IndexError):
+            match = None
+    match = match or _NGINX_BUILT_IN.search(built_in)
+    path = match.group(1).strip("\"'") if match else ""
+    return Clue(pidfiles=(path,)) if os.path.exists(path) else Clue()
+
+
+_READERS: dict[str, Callable[[list[str]], Clue]] = {
+    "systemctl": _systemctl,
+    "service": _service,
+    "kill": _kill,
+    "haproxy": _haproxy,
+    "nginx": _nginx,
+}
+
+
+def output_of(argv: list[str]) -> str:
+    """What a short, harmless command says; empty when it cannot be run."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return (done.stdout + done.stderr).strip()

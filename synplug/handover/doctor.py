@@ -1,0 +1,86 @@
+"""What this kernel and this user can do: each thing tried, each failure with its remedy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from synplug.errors import SynplugError
+from synplug.hold.runtime import ROOT, check_root
+from synplug.hold.selftest import try_hold
+from synplug.kernel import procfs
+from synplug.kernel.nfqueue import queue_states
+from synplug.kernel.nft import tables
+from synplug.kernel.sock_diag import SocketDiagnostics
+from synplug.kernel.xtables import describe
+from synplug.model import BackendName
+
+_SYSCTLS = ("net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_syncookies")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    :param needed: whether the default backend needs it.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+    needed: bool = True
+
+
+def examine() -> list[Finding]:
+    """Look at everything; the default backend works if no needed finding failed."""
+    return [
+        _try("CAP_NET_ADMIN", procfs.require_net_admin, "in the effective set"),
+        _try("sock_diag", _listeners, "listeners can be read"),
+        _try("nf_tables", tables, "tables can be listed"),
+        _try("nfnetlink_queue", queue_states, "queues can be read"),
+        _try("runtime folder", check_root, f"{ROOT} can be used"),
+        _self_test(BackendName.NFQUEUE, needed=True),
+        _try("python-iptables", describe, "can be imported", needed=False),
+        _self_test(BackendName.NFQUEUE_IPTABLES, needed=False),
+        *(_sysctl(name) for name in _SYSCTLS),
+    ]
+
+
+def _try(name: str, look: Callable[[], object], good: str, *, needed: bool = True) -> Finding:
+    try:
+        found = look()
+    except SynplugError as error:
+        return Finding(
+            name=name, ok=False, detail=error.message, remedy=error.remedy, needed=needed
+        )
+    detail = found if isinstance(found, str) else good
+    return Finding(name=name, ok=True, detail=detail, needed=needed)
+
+
+def _listeners() -> None:
+    diagnostics = SocketDiagnostics()
+    diagnostics.listeners()
+    diagnostics.close()
+
+
+def _self_test(backend: BackendName, *, needed: bool) -> Finding:
+    failure = try_hold(backend)
+    return Finding(
+        name=f"self-test {backend.value}",
+        ok=not failure,
+        detail=failure or "a SYN waited, was released and connected, IPv4 and IPv6",
+        remedy="see the lines above, and docs/kernels.md" if failure else "",
+        needed=needed,
+    )
+
+
+def _sysctl(name: str) -> Finding:
+    """A value that bounds how fast held connections can be released; never a failure."""
+    path = "/proc/sys/" + name.replace(".", "/")
+    value = "not readable"
+    if os.access(path, os.R_OK):
+        with open(path) as file:
+            value = file.read().strip()
+    return Finding(name=name, ok=True, detail=value, needed=False)

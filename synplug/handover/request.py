@@ -1,0 +1,85 @@
+"""A restart as it is asked for, by whichever caller, and the plan that follows from it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from synplug.errors import UsageError
+from synplug.handover.plan import DrainPlan, ReadyPlan, WrapPlan
+from synplug.handover.target import Target, TargetRequest, find_target
+from synplug.kernel import procfs
+from synplug.kernel.namespaces import network_inode
+from synplug.kernel.sock_diag import SocketDiagnostics
+from synplug.model import PACKETS_PER_QUEUE, BackendName, Endpoint, HoldSpec, OnFull, ReleaseMode
+
+_LARGEST_MAX_HELD = PACKETS_PER_QUEUE * 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HoldOptions:
+    """How to hold; the one place of these defaults. Each stands for the option of its name."""
+
+    max_hold_s: float = 10.0
+    max_held: int = PACKETS_PER_QUEUE
+    on_full: OnFull = OnFull.DROP
+    release: ReleaseMode = ReleaseMode.PACED
+    backend: BackendName = BackendName.AUTO
+    lock_timeout_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrapRequest:
+    """A restart by a command."""
+
+    target: TargetRequest
+    hold: HoldOptions = HoldOptions()
+    drain: DrainPlan = field(default_factory=DrainPlan)
+    ready: ReadyPlan = field(default_factory=ReadyPlan)
+    check: tuple[str, ...] = ()
+    best_effort: bool = False
+
+
+def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions) -> HoldSpec:
+    """A hold of these endpoints, as a run of its own.
+
+    :raises UsageError: an option is out of its range.
+    """
+    if not options.max_hold_s > 0:
+        raise UsageError("the longest hold must be more than 0 seconds")
+    if not 1 <= options.max_held <= _LARGEST_MAX_HELD:
+        raise UsageError(f"the number of held SYNs must be from 1 to {_LARGEST_MAX_HELD}")
+    return HoldSpec(
+        endpoints=endpoints,
+        run_id=os.urandom(4).hex(),
+        backend=options.backend,
+        max_hold_s=options.max_hold_s,
+        max_held_packets=options.max_held,
+        on_full=options.on_full,
+        release=options.release,
+    )
+
+
+def plan_wrap(request: WrapRequest) -> tuple[WrapPlan, Target]:
+    """Find the endpoints, here and now, and lay out the run.
+
+    :raises UsageError: what was asked for cannot be done as it stands.
+    :raises TargetError: the endpoints cannot be found out.
+    """
+    if not request.target.argv:
+        raise UsageError("no restart command", remedy="write it behind --: synplug wrap -- CMD")
+    target = find_target(
+        request.target, sockets=SocketDiagnostics(), processes=procfs, here=network_inode()
+    )
+    plan = WrapPlan(
+        argv=request.target.argv,
+        spec=hold_spec(target.endpoints, request.hold),
+        service_pids=target.pids,
+        unit=target.unit,
+        check=request.check,
+        best_effort=request.best_effort,
+        lock_timeout_s=request.hold.lock_timeout_s,
+        drain=request.drain,
+        ready=request.ready,
+    )
+    return plan, target

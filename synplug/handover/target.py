@@ -1,0 +1,219 @@
+"""Find the endpoints that a command restarts.
+
+What the operator names comes first: ports, a unit, a pid, a pidfile. With none of them the
+command itself is read (:mod:`synplug.handover.clues`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+from typing import Protocol
+
+from synplug.errors import TargetError, UsageError
+from synplug.handover.clues import Clue, clue_of, output_of
+from synplug.handover.plan import ProcessTable, SocketTable
+from synplug.model import Endpoint, Listener, Process
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetRequest:
+    """What the operator has named."""
+
+    endpoints: tuple[Endpoint, ...] = ()
+    units: tuple[str, ...] = ()
+    pids: tuple[int, ...] = ()
+    pidfiles: tuple[str, ...] = ()
+    argv: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """What that stands for.
+
+    :param how: where the endpoints come from, for the plan that people read.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    pids: tuple[int, ...] = ()
+    unit: str = ""
+    how: str = "named"
+
+
+class Namespaces(Protocol):
+    """Network namespaces of processes; part of :mod:`synplug.kernel.procfs`."""
+
+    def network_inode(self, pid: int, /) -> int:
+        """The identity of a process's network namespace."""
+
+
+class Processes(ProcessTable, Namespaces, Protocol):
+    """What finding a target asks of /proc."""
+
+
+def find_target(
+    request: TargetRequest, *, sockets: SocketTable, processes: Processes, here: int
+) -> Target:
+    """The endpoints to hold.
+
+    :param here: the inode of the network namespace in which connections will be held.
+    :raises TargetError: nothing was named and nothing can be told from the command, or the
+        processes that were meant do not listen. The message lists who listens.
+    :raises UsageError: a pidfile cannot be read, a pid is not there.
+    """
+    named = bool(request.endpoints or request.units or request.pids or request.pidfiles)
+    clue = (
+        Clue(units=request.units, pids=request.pids, pidfiles=request.pidfiles)
+        if named
+        else clue_of(request.argv)
+    )
+    pids, unit = _processes_of(clue, processes)
+    if request.endpoints:
+        return Target(endpoints=_as_served(request.endpoints, sockets), pids=pids, unit=unit)
+    if not (clue.units or clue.pids or clue.pidfiles):
+        raise TargetError(
+            "cannot tell which ports the command restarts; name them with -p",
+            remedy=_who_listens(sockets, processes),
+        )
+    tree = processes.descendants(pids)
+    inodes = {inode for pid in tree for inode in processes.socket_inodes(pid)}
+    found = sorted(
+        {listener.endpoint() for listener in sockets.listeners() if listener.inode in inodes},
+        key=lambda endpoint: (endpoint.port, str(endpoint)),
+    )
+    what = _words(clue)
+    if not found:
+        elsewhere = [pid for pid in tree if processes.network_inode(pid) not in (0, here)]
+        raise TargetError(
+            f"{what}: no process of it listens on TCP in this network namespace",
+            remedy=(
+                f"its processes live in another one: add --netns {elsewhere[0]}"
+                if elsewhere
+                else f"name the ports with -p; {_who_listens(sockets, processes)}"
+            ),
+        )
+    return Target(
+        endpoints=_without_covered(found),
+        pids=tuple(sorted(tree)),
+        unit=unit,
+        how=what if named else f"inferred from the command: {what}",
+    )
+
+
+def _words(clue: Clue) -> str:
+    parts = [f"unit {unit}" for unit in clue.units]
+    parts += [f"pid {pid}" for pid in clue.pids]
+    parts += [f"pidfile {path}" for path in clue.pidfiles]
+    return ", ".join(parts)
+
+
+def _processes_of(clue: Clue, processes: ProcessTable) -> tuple[tuple[int, ...], str]:
+    """The pids that a clue stands for, and its unit as systemd spells it."""
+    pids = set(clue.pids) | {read_pidfile(path) for path in clue.pidfiles}
+    unit = ""
+    for name in clue.units:
+        members, unit = _unit_members(name, processes)
+        pids |= members
+    return tuple(sorted(pids)), unit
+
+
+def _unit_members(name: str, processes: ProcessTable) -> tuple[set[int], str]:
+    """The processes of a unit's control group, and the name by which that is known.
+
+    An alias has no group of its own; systemctl knows whose it is. Without systemd (a service
+    started by its init script) the usual pidfiles are looked at.
+    """
+    spelled = name if re.search(r"\.(service|scope|slice)$", name) else f"{name}.service"
+    members = processes.control_group_members(spelled)
+    if members:
+        return members, spelled
+    canonical = output_of(["systemctl", "show", "--property=Id", "--value", "--", spelled])
+    if canonical and canonical != spelled:
+        members = processes.control_group_members(canonical)
+        if members:
+            return members, canonical
+    stem = spelled.removesuffix(".service")
+    for path in (f"/run/{stem}.pid", f"/run/{stem}/{stem}.pid"):
+        if os.path.exists(path):
+            return {read_pidfile(path)}, ""
+    raise TargetError(
+        f"unit {name} has no running process",
+        remedy="start it first, or name its ports with -p",
+    )
+
+
+def read_pidfile(path: str) -> int:
+    """The pid in a pidfile.
+
+    :raises UsageError: it cannot be read, holds no pid, or that process is gone.
+    """
+    try:
+        with open(path, "rb") as file:
+            words = file.read(64).split()
+    except OSError as error:
+        raise UsageError(f"pidfile {path}: {error.strerror}") from error
+    if not words or not words[0].isdigit() or not 0 < int(words[0]) < 1 << 22:
+        raise UsageError(f"pidfile {path} holds no pid")
+    pid = int(words[0])
+    if not os.path.isdir(f"/proc/{pid}"):
+        raise UsageError(
+            f"pidfile {path}: there is no process {pid}",
+            remedy="it is stale, or the service does not run; name the ports with -p",
+        )
+    return pid
+
+
+# --- endpoints
+
+
+def _as_served(endpoints: Sequence[Endpoint], sockets: SocketTable) -> tuple[Endpoint, ...]:
+    """Endpoints as their listeners serve them: ``[::]`` stands for IPv4, too, on a dual socket."""
+    listeners = sockets.listeners(endpoints)
+
+    def widened(endpoint: Endpoint) -> Endpoint:
+        if endpoint.address != IPv6Address(0):
+            return endpoint
+        served = (own.endpoint() for own in listeners if own.port == endpoint.port)
+        return next((own for own in served if own.address is None), endpoint)
+
+    return _without_covered([widened(endpoint) for endpoint in endpoints])
+
+
+def _without_covered(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
+    """Each once, and none that another one contains: its SYNs would meet two rules."""
+    unique = list(dict.fromkeys(endpoints))
+    return tuple(
+        endpoint
+        for endpoint in unique
+        if not any(other != endpoint and _contains(other, endpoint) for other in unique)
+    )
+
+
+def _contains(wide: Endpoint, narrow: Endpoint) -> bool:
+    if wide.port != narrow.port or narrow.address is None:
+        return False
+    if wide.address is None:
+        return True
+    return wide.address.is_unspecified and wide.address.version == narrow.address.version
+
+
+def _who_listens(sockets: SocketTable, processes: ProcessTable) -> str:
+    """The machine's listeners with their processes, one a line."""
+    listeners = sorted(sockets.listeners(), key=lambda listener: (listener.port, str(listener)))
+    owners = processes.owners({listener.inode for listener in listeners})
+    lines = {_line(listener, owners) for listener in listeners}
+    if not lines:
+        return "nobody listens on TCP here"
+    return "who listens here:\n" + "\n".join(sorted(lines, key=_port_of_line))
+
+
+def _line(listener: Listener, owners: dict[int, list[Process]]) -> str:
+    names = ", ".join(f"{owner.name} (pid {owner.pid})" for owner in owners[listener.inode])
+    return f"  -p {listener}  {names or 'owner not visible'}"
+
+
+def _port_of_line(line: str) -> tuple[int, str]:
+    return int(line.split()[1].rsplit(":", 1)[1]), line

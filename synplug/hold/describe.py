@@ -1,0 +1,84 @@
+"""A hold in the words of nft(8) and iptables(8), for people who want to know what it does."""
+
+from __future__ import annotations
+
+from synplug.hold.nfqueue import queue_plan
+from synplug.kernel.nft import BALANCE_SHIFT
+from synplug.model import BackendName, Endpoint, HoldSpec
+
+
+def equivalent_commands(spec: HoldSpec) -> list[str]:
+    """Lines that would hold, and release, as *spec* says; N stands for a free queue number."""
+    if spec.backend is BackendName.NFQUEUE_IPTABLES:
+        return _iptables(spec)
+    table = f"inet synplug-{spec.run_id}"
+    queues, _ = queue_plan(spec.max_held_packets)
+    rules = [
+        f"    {_nft_match(endpoint)}{_nft_share(index, queues)}counter queue num "
+        f"{_number(index)} bypass;"
+        for endpoint in spec.endpoints
+        for index in range(queues)
+    ]
+    return [
+        "# prepare; a program must be bound to the queue and hold its verdicts back",
+        f"nft 'table {table} {{",
+        "  chain hold {",
+        *rules,
+        "  }",
+        "  chain input { type filter hook input priority mangle; policy accept; }",
+        "}'",
+        "# hold",
+        f"nft 'add rule {table} input tcp flags & (fin|syn|rst|ack) == syn "
+        f"meta mark != {spec.probe_mark:#x} jump hold'",
+        "# release: no new SYN waits; give the verdicts; when the queue is empty, remove",
+        f"nft 'flush chain {table} input'",
+        f"nft 'delete table {table}'",
+    ]
+
+
+def _number(index: int) -> str:
+    return f"N+{index}" if index else "N"
+
+
+def _nft_match(endpoint: Endpoint) -> str:
+    match = ""
+    if endpoint.exact_address is not None:
+        family = "ip" if endpoint.exact_address.version == 4 else "ip6"
+        match = f"{family} daddr {endpoint.exact_address} "
+    elif endpoint.address is not None:
+        match = f"meta nfproto ipv{endpoint.address.version} "
+    return f"{match}tcp dport {endpoint.port} "
+
+
+def _nft_share(index: int, queues: int) -> str:
+    if queues == 1:
+        return ""
+    mask = (queues - 1) << BALANCE_SHIFT
+    return f"tcp sport & {mask:#x} == {index << BALANCE_SHIFT:#x} "
+
+
+def _iptables(spec: HoldSpec) -> list[str]:
+    chain = f"synplug-{spec.run_id}"
+    lines = []
+    for endpoint in spec.endpoints:
+        for family in endpoint.families:
+            tool = "iptables-legacy" if family.value == 4 else "ip6tables-legacy"
+            address = f"-d {endpoint.exact_address} " if endpoint.exact_address else ""
+            lines.append(
+                f"{tool} -t mangle -A {chain} -p tcp {address}--dport {endpoint.port} "
+                "-j NFQUEUE --queue-num N --queue-bypass"
+            )
+    jump = (
+        f"-p tcp --tcp-flags FIN,SYN,RST,ACK SYN -m mark ! --mark {spec.probe_mark:#x} -j {chain}"
+    )
+    return [
+        "# prepare (each for ip6tables-legacy, too, where IPv6 is held)",
+        f"iptables-legacy -t mangle -N {chain}",
+        *lines,
+        "# hold",
+        f"iptables-legacy -t mangle -I INPUT {jump}",
+        "# release; give the verdicts; then remove",
+        f"iptables-legacy -t mangle -D INPUT {jump}",
+        f"iptables-legacy -t mangle -F {chain}",
+        f"iptables-legacy -t mangle -X {chain}",
+    ]
