@@ -78,12 +78,20 @@ def enter_private_namespaces() -> None:
         directory = Path("/run", name)
         directory.mkdir()
         directory.chmod(mode)
+    _complete_path()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     os.environ[ENVIRONMENT_MARKER] = _mount_namespace()
 
 
 def _mount_namespace() -> str:
     return os.readlink("/proc/self/ns/mnt")
+
+
+def _complete_path() -> None:
+    """Find nft, sysctl and the daemons, as root does: users have no sbin in their PATH."""
+    directories = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    missing = [name for name in ("/usr/sbin", "/sbin") if name not in directories]
+    os.environ["PATH"] = os.pathsep.join(directories + missing)
 
 
 def _become_root_inside(uid: int, gid: int) -> None:

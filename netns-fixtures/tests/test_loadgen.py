@@ -87,7 +87,7 @@ def test_silence_times_out_and_does_not_slow_the_rate(lab: ClientServer) -> None
         result = load(lab, timeout_s=0.3)
 
     assert result.timed_out == result.attempted == _EXPECTED
-    assert all(0.3e9 <= sample.total_ns < 0.6e9 for sample in result.samples)
+    assert all(0.3e9 <= sample.total_ns < 1e9 for sample in result.samples)
     assert all(sample.connect_ns for sample in result.samples)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from netlab.isolation import ENVIRONMENT_MARKER
 from netlab.listenwatch import ListenWatch
 from netlab.load import Load
 from netlab.processes import describe
-from netlab.program import Program
+from netlab.program import Program, wait_until
 from netlab.servers import Gunicorn, HAProxy, HttpServer, Nginx, Redis, Service
 from netlab.snapshot import NetworkState
 from netlab.topology import ClientServer, Namespace
@@ -162,6 +164,42 @@ def test_watch_sees_no_gap_when_a_reload_keeps_the_sockets(lab: ClientServer) ->
 
     assert watch.gaps == []
     assert {sample.target for sample in load.result.samples} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("make", [HAProxy, Nginx, Redis, Gunicorn])
+def test_backlog_and_addresses_reach_the_socket(
+    lab: ClientServer, make: Callable[..., Service]
+) -> None:
+    with make(lab.server, backlog=77, addresses=[lab.server_ipv4, lab.server_ipv6]) as service:
+        sockets = lab.server.run(["ss", "-Hltn"]).stdout.splitlines()
+
+    backlogs = {line.split()[3]: line.split()[2] for line in sockets}
+    (port,) = service.ports
+    assert backlogs == {f"{lab.server_ipv4}:{port}": "77", f"[{lab.server_ipv6}]:{port}": "77"}
+
+
+@pytest.mark.parametrize(("make", "graceful"), [(HAProxy, signal.SIGUSR1), (Nginx, signal.SIGQUIT)])
+def test_a_graceful_stop_ends_the_service(
+    lab: ClientServer, make: Callable[..., Service], graceful: signal.Signals
+) -> None:
+    with make(lab.server, ports=(8080, 8081), stop_signal=graceful) as service:
+        assert service.running
+        service.stop()
+        assert not service.running
+        service.stop()
+        service.start()
+        assert service.running
+
+
+def test_gunicorn_reloads_without_a_gap(lab: ClientServer) -> None:
+    with Gunicorn(lab.server) as service, ListenWatch(lab.server, service.ports) as watch:
+        workers = set(lab.server.pids())
+        lab.server.run(service.reload_argv)
+        wait_until(
+            lambda: len(set(lab.server.pids()) - workers) >= service.workers, 10, "new workers"
+        )
+
+    assert watch.gaps == []
 
 
 def test_haproxy_reloads_with_a_gap_only_without_reuseport(lab: ClientServer) -> None:
