@@ -7,7 +7,7 @@ rest, and their clients wait a second or more (docs/adr/0005-paced-release.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from synplug.model import Endpoint, Listener, ReleaseMode
 
@@ -24,15 +24,28 @@ class Rooms(Protocol):
         """Connections of these ports that are in SYN_RECV."""
 
 
-def room_of(listeners: list[Listener], request_sockets: int) -> int:
-    """How many more connections these listeners of one port can take, at the least.
+class Room(NamedTuple):
+    """How many more connections can be taken, and how many if nobody waited there."""
+
+    free: int
+    total: int
+
+
+def room_of(listeners: list[Listener], request_sockets: int) -> Room:
+    """The room of these listeners of one port, at the least.
 
     Connections to a SO_REUSEPORT group are spread by hash: some socket may get twice its
     share, so half of what the fullest would allow all of them is taken as safe.
     """
-    free = [max(1, listener.backlog) - listener.accept_queue for listener in listeners]
-    total = free[0] if len(free) == 1 else len(free) * min(free) // 2
-    return max(0, total - request_sockets)
+    backlogs = [max(1, listener.backlog) for listener in listeners]
+    free = [
+        backlog - listener.accept_queue
+        for backlog, listener in zip(backlogs, listeners, strict=True)
+    ]
+    share = 1 if len(listeners) == 1 else len(listeners) / 2
+    return Room(
+        free=max(0, int(min(free) * share) - request_sockets), total=int(min(backlogs) * share)
+    )
 
 
 class Pacer:
@@ -61,19 +74,23 @@ class Pacer:
         self.limit = ""
 
     def step(self, waiting: int) -> int | None:
-        """How many of the *waiting* may go now; None: open, there is no reason to pace (on)."""
-        if self._mode is ReleaseMode.BURST or not waiting:
+        """How many of the *waiting* may go now; None: open, there is no reason to pace (on).
+
+        After the opening nobody counts, so half of the room is left to those who come then.
+        """
+        if self._mode is ReleaseMode.BURST:
             return None
         if self._is_debt(waiting):
             self.limit += "; opened at once, since newcomers outpaced the service"
             return None
         room = self._room()
-        if room is None or waiting <= room:
+        if room is None or (waiting <= room.free // 2 and room.free >= room.total // 2):
             return None
-        if room:
+        released = min(waiting, room.free)
+        if released:
             self.steps += 1
             self._stepped = True
-        return room
+        return released
 
     def _is_debt(self, waiting: int) -> bool:
         """Whether what waits has not become less for a while, though some could go."""
@@ -82,7 +99,7 @@ class Pacer:
             self._lowest, self._lowest_at_s, self._stepped = waiting, now, False
         return self._stepped and now - self._lowest_at_s > _DEBT_WINDOW_S
 
-    def _room(self) -> int | None:
+    def _room(self) -> Room | None:
         """The room of the endpoint that has least; None when nobody listens."""
         rooms = []
         for port in {endpoint.port for endpoint in self._endpoints}:
@@ -93,4 +110,4 @@ class Pacer:
             requests = self._rooms.request_sockets([port]) if self.steps else 0
             rooms.append(room_of(listeners, requests))
             self.limit = f"backlog of {min(listener.backlog for listener in listeners)}"
-        return min(rooms, default=None)
+        return min(rooms, default=None, key=lambda room: room.free)
