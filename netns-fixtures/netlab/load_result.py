@@ -47,11 +47,14 @@ class Sample(NamedTuple):
     """tcpi_total_retrans (tcp(7)) when the handshake was over: SYNs sent again."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LoadResult:
     """What became of the connections, by outcome, and how long they took to connect."""
 
     samples: tuple[Sample, ...]
+
+    def __repr__(self) -> str:
+        return f"<LoadResult {self.summary()}>"
 
     @property
     def attempted(self) -> int:

@@ -29,7 +29,7 @@ class Namespace:
     """
 
     def __init__(self, label: str = "") -> None:
-        self.name = "-".join(filter(None, ("lab", label, str(os.getpid()), str(next(_counter)))))
+        self.name = "-".join(filter(None, ("lab", str(os.getpid()), str(next(_counter)), label)))
         self.path = Path("/run/netns", self.name)
         self.inode = 0
         self._children: list[subprocess.Popen[str]] = []

@@ -164,11 +164,11 @@ class Service(abc.ABC):
 
     def _write_files(self) -> None:
         self._write_configuration()
-        self._write_script(
-            "start", "start.sh", pidfile=self.pidfile, start="\n".join(self._start_commands)
-        )
+        pidfile = shlex.quote(str(self.pidfile))
+        start = "\n".join(self._start_commands)
+        self._write_script("start", "start.sh", pidfile=pidfile, start=start)
         signal = self.stop_signal.name.removeprefix("SIG")
-        self._write_script("stop", "stop.sh", pidfile=self.pidfile, signal=signal)
+        self._write_script("stop", "stop.sh", pidfile=pidfile, signal=signal)
         self._write_script(
             "restart",
             "restart.sh",
