@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -48,6 +49,7 @@ def _compile(source: Path, binary: Path) -> None:
         fresh.replace(binary)
 
 
+@functools.cache
 def _cache_directory() -> Path:
     home = os.environ.get("HOME", "")
     cache = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "")
