@@ -1,0 +1,39 @@
+# Each target sets up what it needs: Debian packages (as root) and .venv.
+PYTHON := .venv/bin/python
+
+.PHONY: help setup demo test unit lint format bench clean
+
+help:
+	@echo "make demo    restart a real HAProxy under load, without and with synplug"
+	@echo "make test    all tests, in private network namespaces"
+	@echo "make unit    the tests that need no root and no namespaces"
+	@echo "make lint    ruff and mypy --strict"
+	@echo "make bench   the figures of docs/benchmarks.md"
+	@echo "make format  ruff format"
+
+setup:
+	@sh scripts/setup.sh
+
+demo: setup
+	@$(PYTHON) netns-fixtures/demo.py
+
+test: setup
+	$(PYTHON) -m pytest
+
+unit: setup
+	$(PYTHON) -m pytest tests/unit
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: setup
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: setup
+	@$(PYTHON) bench/figures.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,31 @@
+"""Every test runs in network, mount and (without root) user namespaces of its own process.
+
+A test that cannot run here fails, it is not skipped: see ``pytest_collection_modifyitems``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from netlab.isolation import enter_private_namespaces
+
+
+def pytest_configure() -> None:
+    """Leave the machine's namespaces before anything else happens."""
+    enter_private_namespaces()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """In CI a skipped test is a hole in what was shown."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if os.environ.get("CI") and skipped:
+        terminalreporter.write_line(f"CI: {len(skipped)} skipped tests count as failures", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail the session over skips, in CI."""
+    reporter = session.config.pluginmanager.getplugin("terminalreporter")
+    if os.environ.get("CI") and exitstatus == 0 and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,58 @@
+"""An operator at the server's shell: runs the real command line in the server's namespace."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from netlab.topology import Namespace
+
+SYNPLUG = [sys.executable, "-m", "synplug"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the operator sees."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The JSON report, where it went to standard output."""
+        report: dict[str, Any] = json.loads(self.stdout)
+        return report
+
+
+def run(namespace: Namespace, *argv: str, timeout_s: float = 60) -> Outcome:
+    """Run ``synplug`` with these arguments."""
+    done = subprocess.run(
+        namespace.command([*SYNPLUG, *argv]),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    return Outcome(status=done.returncode, stdout=done.stdout, stderr=done.stderr)
+
+
+def wrap(namespace: Namespace, options: Sequence[str], command: Sequence[str]) -> Outcome:
+    """Run ``synplug wrap --json - OPTIONS -- COMMAND``."""
+    return run(namespace, "wrap", "--json", "-", *options, "--", *command)
+
+
+def start(namespace: Namespace, *argv: str) -> subprocess.Popen[str]:
+    """Start ``synplug`` and do not wait."""
+    return subprocess.Popen(
+        namespace.command([*SYNPLUG, *argv]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
