@@ -160,12 +160,16 @@ class NetlinkSocket:
         """Close it; what the kernel ties to the socket goes with it."""
         self._socket.close()
 
-    def force_receive_buffer(self, size_bytes: int) -> int:
-        """Set the receive buffer beyond rmem_max (needs CAP_NET_ADMIN); returns the size in force.
+    def enlarge_receive_buffer(self, size_bytes: int) -> int:
+        """Set the receive buffer, beyond rmem_max where that is permitted; returns what it is.
 
-        The kernel keeps twice the number it is given (socket(7)).
+        SO_RCVBUFFORCE wants CAP_NET_ADMIN in the initial user namespace (``net/core/sock.c``);
+        elsewhere rmem_max bounds it. The kernel keeps twice the number it is given (socket(7)).
         """
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size_bytes)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size_bytes)
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size_bytes)
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
     def send(self, data: bytes) -> None:

@@ -105,7 +105,7 @@ class PacketQueues:
             for number in self.numbers:
                 self._configure(number, length_packets, fail_open)
             wanted = count * length_packets * _NOTICE_BYTES
-            self._socket.force_receive_buffer(
+            self._socket.enlarge_receive_buffer(
                 max(1 << 20, min(wanted, _RECEIVE_BUFFER_LIMIT_BYTES) // 2)
             )
         except BaseException:

@@ -1,0 +1,1 @@
+"""The real command line, real services, real load."""

@@ -77,11 +77,10 @@ def _under_load(
 ) -> Seen:
     client = lab.client if path == "inbound" else lab.server
     addresses = lab.server_addresses if path == "inbound" else ("127.0.0.1", "::1")
+    targets = service.targets(addresses)
     with (
         ListenWatch(lab.server, service.ports) as watch,
-        Load(
-            client, service.targets(addresses), rate_per_s=case.rate_per_s, protocol=service.protocol
-        ) as load,
+        Load(client, targets, rate_per_s=case.rate_per_s, protocol=service.protocol) as load,
     ):
         for _ in range(restarts):
             restart(service)
