@@ -3,6 +3,8 @@ PYTHON := .venv/bin/python
 
 .PHONY: help setup demo test unit lint format bench clean
 
+.DEFAULT_GOAL := help
+
 help:
 	@echo "make demo    restart a real HAProxy under load, without and with synplug"
 	@echo "make test    all tests, in private network namespaces"

@@ -14,6 +14,7 @@ from synplug.errors import SynplugError, UsageError
 _VERBS = {
     "wrap": "synplug.cli.wrap",
     "doctor": "synplug.cli.doctor",
+    "recover": "synplug.cli.recover",
     "status": "synplug.cli.status",
 }
 

@@ -76,6 +76,7 @@ def parser() -> Parser:
     _wrap(verbs)
     _doctor(verbs)
     _status(verbs)
+    _recover(verbs)
     return top
 
 
@@ -294,5 +295,16 @@ def _doctor(verbs: argparse._SubParsersAction[Parser]) -> None:
 
 def _status(verbs: argparse._SubParsersAction[Parser]) -> None:
     verb = _verb(verbs, "status", "show the holds in force", "synplug status [--netns NAME]")
+    _netns_option(verb)
+    verb.add_argument("--json", action="store_true", help="as JSON on standard output")
+
+
+def _recover(verbs: argparse._SubParsersAction[Parser]) -> None:
+    verb = _verb(
+        verbs,
+        "recover",
+        "undo what runs that died left behind; never touches a live one",
+        "synplug recover [--netns NAME]",
+    )
     _netns_option(verb)
     verb.add_argument("--json", action="store_true", help="as JSON on standard output")

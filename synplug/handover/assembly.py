@@ -8,6 +8,7 @@ from functools import partial
 from synplug.handover import process
 from synplug.handover.plan import Probe, ReadyPlan, Signals, Tools
 from synplug.hold.handle import KeptHold
+from synplug.hold.recover import recover
 from synplug.hold.runtime import PortLocks
 from synplug.kernel import procfs
 from synplug.kernel.sock_diag import SocketDiagnostics
@@ -27,12 +28,22 @@ def real_tools(spec: HoldSpec, *, signals: Signals, command_stdout: int | None =
         processes=procfs,
         signals=signals,
         locks=locks,
+        recover=_recover,
         hold=partial(KeptHold, locks=locks),
         resolve=process.resolve,
         spawn=partial(process.SpawnedCommand, stdout=command_stdout),
         spawn_captured=partial(process.SpawnedCommand, captured=True),
         probe=_probe,
     )
+
+
+def _recover() -> list[str]:
+    """Clean up after dead runs, in words."""
+    return [
+        f"run {dead.run_id} had died; "
+        + (f"cleaning up after it failed: {dead.error}" if dead.error else "cleaned up after it")
+        for dead in recover()
+    ]
 
 
 def _probe(plan: ReadyPlan, mark: int) -> Probe | None:

@@ -167,6 +167,7 @@ class Tools:
 
     :param clock: monotonic seconds; the clock of the keeper, too.
     :param wall: seconds since the epoch.
+    :param recover: cleans up after dead runs; what it did, a line each.
     :param hold: makes the hold, armed later, that shares these locks.
     :param spawn: starts an argv; the second one captures its output.
     """
@@ -177,6 +178,7 @@ class Tools:
     processes: ProcessTable
     signals: Signals
     locks: Locks
+    recover: Callable[[], list[str]]
     hold: Callable[[HoldSpec], Hold]
     resolve: Callable[[str], str]
     spawn: Callable[[Sequence[str]], Command]

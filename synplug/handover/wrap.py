@@ -97,6 +97,7 @@ class _Run:
         with self._timeline.phase("arm"):
             try:
                 self._look_at_the_old()
+                self._warnings += self._tools.recover()
                 self._tools.locks.take(timeout_s=self._plan.lock_timeout_s)
                 hold = self._tools.hold(self._plan.spec)
                 self._hold = hold

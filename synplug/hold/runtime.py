@@ -236,6 +236,19 @@ def _is_same(descriptor: int, path: str) -> bool:
         return False
 
 
+def remove_unused_locks() -> None:
+    """Remove the lock files of this network namespace that nobody holds: a dead run's."""
+    folder = _here()
+    for name in os.listdir(folder):
+        if not name.endswith(".lock"):
+            continue
+        descriptor = _try_lock(f"{folder}/{name}", fcntl.LOCK_EX)
+        if descriptor is not None:
+            os.unlink(f"{folder}/{name}")
+            os.close(descriptor)
+    _tidy(folder)
+
+
 class FlushGuard:
     """Keeps a run from removing its table while another run holds packets.
 

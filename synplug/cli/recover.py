@@ -1,0 +1,31 @@
+"""``synplug recover``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from synplug.cli.render import plain
+from synplug.errors import ReleaseError
+from synplug.hold.recover import recover
+from synplug.kernel import procfs
+from synplug.kernel.namespaces import enter_network, network_of
+
+
+def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
+    """Run the verb; 0 if nothing of a dead run is left."""
+    procfs.require_net_admin()
+    if options.netns:
+        enter_network(network_of(options.netns))
+    found = recover()
+    if options.json:
+        print(json.dumps(list(map(asdict, found))))
+    elif not found:
+        print("no dead run in this network namespace")
+    else:
+        for dead in found:
+            words = f"FAILED: {dead.error}" if dead.error else "cleaned up"
+            endpoints = ", ".join(dead.endpoints)
+            print(plain(f"run {dead.run_id}  {endpoints}  {dead.backend}  {words}"))
+    return ReleaseError.exit_code if any(dead.error for dead in found) else 0

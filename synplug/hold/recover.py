@@ -1,0 +1,61 @@
+"""Undo what dead runs left behind: the ledger says what that may be.
+
+A run is dead when its keeper is: a pid with another start time is another process. What lives
+is left alone, and so is everything that the ledger does not name.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+
+from synplug.errors import SynplugError
+from synplug.hold.backends import backends_for
+from synplug.hold.runtime import Entry, Ledger, entries, remove_unused_locks
+from synplug.model import BackendName, Endpoint, HoldSpec
+
+_RUN_ID = re.compile(r"[0-9a-f]{8}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recovered:
+    """A dead run that was cleaned up after; *error* says what could not be."""
+
+    run_id: str
+    backend: str
+    endpoints: tuple[str, ...]
+    error: str = ""
+
+
+def recover() -> list[Recovered]:
+    """Clean up after every dead run of this network namespace. Does nothing the second time."""
+    found = [_recover(entry) for entry in entries() if not entry.is_live]
+    with suppress(OSError):
+        remove_unused_locks()
+    return found
+
+
+def _recover(entry: Entry) -> Recovered:
+    error = ""
+    try:
+        _clean_up(entry)
+        Ledger(entry.run_id).remove()
+    except SynplugError as failure:
+        error = str(failure)
+    return Recovered(
+        run_id=entry.run_id, backend=entry.backend, endpoints=entry.endpoints, error=error
+    )
+
+
+def _clean_up(entry: Entry) -> None:
+    if not _RUN_ID.fullmatch(entry.run_id):
+        raise SynplugError(f"ledger entry with an impossible run id: {entry.run_id!r}")
+    try:
+        name = BackendName(entry.backend)
+    except ValueError:
+        raise SynplugError(f"run {entry.run_id}: unknown backend {entry.backend!r}") from None
+    # Any endpoint will do: what a run created is found by its run id.
+    spec = HoldSpec(endpoints=(Endpoint(port=1),), run_id=entry.run_id, backend=name)
+    for make in backends_for(name):
+        make(spec).clean_up_after_death()
