@@ -41,6 +41,8 @@ class SynplugError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
+        if "\n" in self.remedy:
+            return f"{self.message}; {self.remedy}"
         return f"{self.message} ({self.remedy})" if self.remedy else self.message
 
 

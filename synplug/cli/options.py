@@ -42,12 +42,22 @@ def _nearest(message: str, parser: argparse.ArgumentParser) -> str:
         return message
     import difflib
 
-    known = [name for action in parser._actions for name in action.option_strings]  # noqa: SLF001
+    known = _option_names(parser)
     word = message[len(prefix) :].split(maxsplit=1)[0].partition("=")[0]
     near = difflib.get_close_matches(word, known, n=1)
     if not near:
         return message
     return f"{message}; did you mean {near[0]}?"
+
+
+def _option_names(parser: argparse.ArgumentParser) -> set[str]:
+    """Every option of a parser and of its verbs."""
+    names: set[str] = set()
+    for action in parser._actions:  # noqa: SLF001 -- argparse has no public list of them
+        names.update(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            names.update(*map(_option_names, action.choices.values()))
+    return names
 
 
 def _of(parse: Callable[[str], T]) -> Callable[[str], T]:

@@ -212,7 +212,7 @@ def _who_listens(sockets: SocketTable, processes: ProcessTable) -> str:
 
 def _line(listener: Listener, owners: dict[int, list[Process]]) -> str:
     names = ", ".join(f"{owner.name} (pid {owner.pid})" for owner in owners[listener.inode])
-    return f"  -p {listener}  {names or 'owner not visible'}"
+    return f"  -p {listener.endpoint()}  {names or 'owner not visible'}"
 
 
 def _port_of_line(line: str) -> tuple[int, str]:

@@ -133,6 +133,7 @@ class _Run:
                 with self._timeline.phase("ready"):
                     self._outcome = waiting.until_ready(self._command)
                 self._release()
+                self._note_early_end()
         finally:
             waiting.stop()
         status = self._end_of(self._command)
@@ -212,6 +213,14 @@ class _Run:
             lingering = self._hold.finish()
         if lingering:
             self._warnings.append(f"an empty nftables table stays for a while: {lingering}")
+
+    def _note_early_end(self) -> None:
+        """A hold that somebody else ended before the service was ready is no success."""
+        if self._outcome is Outcome.ERROR and self._result is not None:
+            self._error = KeeperError(
+                f"the hold was ended early ({self._result.reason.value}): what came after that "
+                "was not held"
+            )
 
     def _end_of(self, command: Command) -> int:
         """Wait for a command's end, however long that takes, passing signals on."""

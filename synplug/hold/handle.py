@@ -18,7 +18,7 @@ from synplug.hold.backends import backends_for
 from synplug.hold.base import Backend
 from synplug.hold.channel import Channel, error_from_wire, error_to_wire, result_from_wire
 from synplug.hold.keeper import Keeper, become_keeper
-from synplug.hold.runtime import Ledger, PortLocks
+from synplug.hold.runtime import Ledger, PortLocks, remove_unused_locks
 from synplug.model import Flow, HoldCounts, HoldResult, HoldSpec, ReleaseReason
 
 _ARM_TIMEOUT_S = 15.0
@@ -219,10 +219,13 @@ class KeptHold:
                 opened_at_s=time.monotonic(),
                 counts=HoldCounts(),
             )
-        for make in self._backends:
-            backend = make(self._spec)
-            backend.clean_up_after_death()
+        # One that is in use is known by its name; one that was only being tried may be any.
+        left = [make(self._spec) for make in self._backends]
+        for backend in left:
+            if self.backend in ("", backend.name):
+                backend.clean_up_after_death()
         Ledger(self._spec.run_id).remove()
+        remove_unused_locks()
         raise KeeperError(f"the keeper (pid {pid}) {why}; connections are no longer held")
 
     def _reap(self, *, block: bool) -> None:

@@ -243,9 +243,11 @@ class Keeper:
 
     def _obstacle(self) -> str:
         """Who would lose packets if the rest were removed now; takes the guard if nobody."""
+        if not self._guard.try_alone():
+            return "another synplug run holds connections in this network namespace"
         obstacle = self._backend.obstacle()
-        if not obstacle and not self._guard.try_alone():
-            obstacle = "another synplug run holds connections in this network namespace"
+        if obstacle:
+            self._guard.leave()
         return obstacle
 
 

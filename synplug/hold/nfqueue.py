@@ -23,6 +23,8 @@ from synplug.model import PACKETS_PER_QUEUE, Flow, HoldCounts, HoldSpec, OnFull
 
 _NOTICES_PER_TURN = 4096
 _SETTLE_ROUNDS = 200
+#: The kernel sends a packet's notice before it counts the packet, within one locked section.
+_LOOKS_AT_A_LOSS = 3
 
 
 class Gate(Protocol):
@@ -229,8 +231,12 @@ class QueueBackend(Backend):
         return len(flows)
 
     def check_for_loss(self) -> int:
-        waiting = sum(state.waiting for state in self._bound.states())
-        gone = max(0, len(self._held) - waiting)
+        gone = waiting = 0
+        for _ in range(_LOOKS_AT_A_LOSS):
+            waiting = sum(state.waiting for state in self._bound.states())
+            gone = max(0, len(self._held) - waiting)
+            if not gone:
+                break
         news = max(0, gone - self._ghosts)
         self._count["lost"] += news
         self._ghosts = gone

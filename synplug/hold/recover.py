@@ -7,7 +7,6 @@ is left alone, and so is everything that the ledger does not name.
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 
 from synplug.errors import SynplugError
@@ -31,8 +30,7 @@ class Recovered:
 def recover() -> list[Recovered]:
     """Clean up after every dead run of this network namespace. Does nothing the second time."""
     found = [_recover(entry) for entry in entries() if not entry.is_live]
-    with suppress(OSError):
-        remove_unused_locks()
+    remove_unused_locks()
     return found
 
 

@@ -46,8 +46,12 @@ class Entry:
 
     @property
     def is_live(self) -> bool:
-        """Whether its keeper still runs."""
-        return self.keeper_start != 0 and procfs.start_time(self.keeper) == self.keeper_start
+        """Whether its keeper still runs; a zombie, or another process of its pid, does not."""
+        return (
+            self.keeper_start != 0
+            and procfs.start_time(self.keeper) == self.keeper_start
+            and procfs.is_alive(self.keeper)
+        )
 
 
 def _folder(path: str) -> None:
@@ -216,13 +220,24 @@ def _patiently(path: str, port: int, timeout_s: float) -> int:
 
 def _try_lock(path: str, kind: int) -> int | None:
     """An open, locked file at *path*, or None while another has it."""
+    try:
+        return _lock(path, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+
+
+def _lock(path: str, kind: int) -> int:
+    """An open, locked file at *path*.
+
+    :raises BlockingIOError: another has it, and *kind* says not to wait.
+    """
     while True:
         descriptor = _create(path, 0)
         try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.flock(descriptor, kind)
+        except BaseException:
             os.close(descriptor)
-            return None
+            raise
         if _is_same(descriptor, path):
             return descriptor
         os.close(descriptor)  # its last holder removed it between our open and our lock
@@ -239,9 +254,11 @@ def _is_same(descriptor: int, path: str) -> bool:
 def remove_unused_locks() -> None:
     """Remove the lock files of this network namespace that nobody holds: a dead run's."""
     folder = _here()
-    for name in os.listdir(folder):
-        if not name.endswith(".lock"):
-            continue
+    try:
+        names = [name for name in os.listdir(folder) if name.endswith(".lock")]
+    except FileNotFoundError:
+        return
+    for name in names:
         descriptor = _try_lock(f"{folder}/{name}", fcntl.LOCK_EX)
         if descriptor is not None:
             os.unlink(f"{folder}/{name}")
@@ -264,8 +281,7 @@ class FlushGuard:
 
     def share(self) -> None:
         """Take it for a hold; waits the moment that a removal takes."""
-        while self._descriptor is None:
-            self._descriptor = _try_lock(self._path, fcntl.LOCK_SH)
+        self._descriptor = _lock(self._path, fcntl.LOCK_SH)
 
     def try_alone(self) -> bool:
         """Exchange it for a removal; False while another run holds."""

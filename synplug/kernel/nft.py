@@ -40,6 +40,7 @@ _NFPROTO_INET, _NFPROTO_IPV4, _NFPROTO_IPV6 = 1, 2, 10
 _INET = bytes((_NFPROTO_INET, 0, 0, 0))
 _TABLE_F_OWNER = 0x2
 _HOOK_LOCAL_IN = 1
+_NF_ACCEPT = 1
 PRIORITY_MANGLE = -150
 _REGISTER = 1
 _META_NFPROTO, _META_L4PROTO, _META_MARK = 15, 16, 3
@@ -169,46 +170,58 @@ class HoldTable:
     ) -> None:
         """Create the table with everything in it but the rule that holds.
 
-        Tries the native queue statement first, the compat target where it is missing.
+        Tries the native queue statement first, the compat target where it is missing. The base
+        chain comes last, in a transaction of its own: one that is aborted after it registered a
+        base chain unregisters it again, and that drops what every queue of the network namespace
+        holds (``net/netfilter/nf_tables_api.c``, __nf_tables_abort; measured on 6.18).
+
+        :raises UnsupportedError: the kernel lacks owner tables, or both ways to queue.
         """
         self._probe_mark = probe_mark
-        try:
-            self._create(endpoints, queues, native_queue)
-            self.statement = "queue"
-        except KernelError as error:
-            if error.errno != errno.ENOENT:
-                raise
+        for name, queue in (("queue", native_queue), ("target NFQUEUE", compat_queue)):
             try:
-                self._create(endpoints, queues, compat_queue)
-            except KernelError as second:
-                if second.errno in (errno.ENOENT, errno.EOPNOTSUPP):
+                self._create_rules(endpoints, queues, queue)
+            except KernelError as error:
+                if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
                     raise UnsupportedError(
-                        "this kernel's nftables has neither the queue statement nor the "
-                        "NFQUEUE target",
-                        remedy="load nft_queue or xt_NFQUEUE, or use --backend nfqueue-iptables",
-                    ) from second
-                raise
-            self.statement = "target NFQUEUE"
+                        "this kernel's nftables has no tables that die with their owner",
+                        remedy="Linux 5.12 has; or use --backend nfqueue-iptables",
+                    ) from error
+                if error.errno != errno.ENOENT:
+                    raise
+                continue
+            self.statement = name
+            self._create_base_chain()
+            return
+        raise UnsupportedError(
+            "this kernel's nftables has neither the queue statement nor the NFQUEUE target",
+            remedy="load nft_queue or xt_NFQUEUE, or use --backend nfqueue-iptables",
+        )
 
-    def _create(
+    def _create_rules(
         self, endpoints: Sequence[Endpoint], queues: Sequence[int], queue: Callable[[int], bytes]
     ) -> None:
-        table = text(1, self.name)
-        hook = nested(4, be32(1, _HOOK_LOCAL_IN), be32(2, PRIORITY_MANGLE))
+        """Table and queue statements: no packet comes here yet."""
         requests = [
-            (_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, table + be32(2, _TABLE_F_OWNER)),
-            (_NEWCHAIN, NLM_F_CREATE, text(1, self.name) + text(3, "hold")),
             (
-                _NEWCHAIN,
-                NLM_F_CREATE,
-                text(1, self.name) + text(3, "input") + hook + be32(5, 1) + text(7, "filter"),
+                _NEWTABLE,
+                NLM_F_CREATE | NLM_F_EXCL,
+                text(1, self.name) + be32(2, _TABLE_F_OWNER),
             ),
+            (_NEWCHAIN, NLM_F_CREATE, text(1, self.name) + text(3, "hold")),
         ]
         for endpoint in endpoints:
             for index, number in enumerate(queues):
                 match = _sent_to(endpoint) + _one_share(index, len(queues))
                 requests.append(self._rule("hold", match + _expression("counter") + queue(number)))
         self._transact("create the nftables table", requests)
+
+    def _create_base_chain(self) -> None:
+        """The chain that every packet for this host passes; without a rule so far."""
+        hook = nested(4, be32(1, _HOOK_LOCAL_IN), be32(2, PRIORITY_MANGLE))
+        body = text(1, self.name) + text(3, "input") + hook
+        body += be32(5, _NF_ACCEPT) + text(7, "filter")
+        self._transact("create the nftables chain", [(_NEWCHAIN, NLM_F_CREATE, body)])
 
     def hold(self, words: str) -> None:
         """The one change that makes SYNs wait. *words* is the rule's comment."""

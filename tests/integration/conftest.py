@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from netlab.program import listening_endpoints, wait_until
 from netlab.snapshot import NetworkState
-from netlab.topology import ClientServer
+from netlab.topology import ClientServer, Namespace
+
+SERVER = Path(__file__).with_name("programs") / "simple_server.py"
 
 
 @pytest.fixture
@@ -18,3 +25,57 @@ def lab() -> Iterator[ClientServer]:
         yield made
         left = before.difference(NetworkState.capture(made.server))
         assert not left, f"not as before: {left}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimpleService:
+    """The small server of :mod:`tests/integration/programs/simple_server.py`, run from a script."""
+
+    namespace: Namespace
+    directory: Path
+    port: int = 8080
+
+    @property
+    def pidfile(self) -> Path:
+        """Where its pid stands once it listens."""
+        return self.directory / "pid"
+
+    @property
+    def pid(self) -> int:
+        """That pid."""
+        return int(self.pidfile.read_text())
+
+    def start_argv(self, *options: str) -> list[str]:
+        """A command that starts it in the background, and returns at once."""
+        server = [sys.executable, str(SERVER), str(self.port), "--pidfile", str(self.pidfile)]
+        line = f"setsid {shlex.join([*server, *options])} </dev/null >/dev/null 2>&1 &"
+        return ["sh", "-c", line]
+
+    def restart_argv(self, *options: str) -> list[str]:
+        """A command that ends it, waits for that, and starts it in the background."""
+        return ["sh", "-c", f"{self.stop_line()}\n{self.start_argv(*options)[2]}"]
+
+    def stop_line(self) -> str:
+        """A shell line that ends it and waits for that; a zombie has closed its sockets."""
+        state = f"/proc/{self.pid}/status"
+        alive = f"grep -qs '^State:[[:space:]]*[^ZX[:space:]]' {state}"
+        return f"kill {self.pid}; while {alive}; do sleep 0.01; done"
+
+    def listens(self) -> bool:
+        """Whether it has bound its port."""
+        return self.pidfile.exists() and any(
+            port == self.port for _, port in listening_endpoints(self.pid)
+        )
+
+    def targets(self, lab: ClientServer) -> list[tuple[str, int]]:
+        """Where the client finds it."""
+        return [(address, self.port) for address in lab.server_addresses]
+
+
+@pytest.fixture
+def simple(lab: ClientServer, tmp_path: Path) -> SimpleService:
+    """The small server, started in the server's namespace; ended with it."""
+    service = SimpleService(namespace=lab.server, directory=tmp_path)
+    lab.server.run(service.start_argv())
+    wait_until(service.listens, 10, "the simple server listens")
+    return service

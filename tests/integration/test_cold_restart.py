@@ -16,7 +16,7 @@ from netlab.load_result import LoadResult
 from netlab.program import wait_until
 from netlab.servers import Gunicorn, HAProxy, HttpServer, Nginx, Redis, Service
 from netlab.topology import ClientServer, Namespace
-from tests.integration import operator
+from tests.integration import shell
 
 RESTARTS = 10
 CONTROL_RESTARTS = 4
@@ -95,7 +95,7 @@ def _restart_plainly(service: Service) -> None:
 
 def _restart_wrapped(service: Service) -> None:
     ports = ",".join(map(str, service.ports))
-    outcome = operator.wrap(service.namespace, ["-p", ports], service.restart_argv)
+    outcome = shell.wrap(service.namespace, ["-p", ports], service.restart_argv)
     assert outcome.status == 0, outcome
     report = outcome.report
     assert report["outcome"] == "ready", report

@@ -1,0 +1,46 @@
+"""A small server whose shortcomings can be chosen: ``python simple_server.py PORT [options]``.
+
+Answers every request on IPv4 and IPv6 with 200. With --pidfile it writes its pid once it
+listens; --delay waits before it binds; --backlog is listen(2)'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import socket
+import sys
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("--pidfile")
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--backlog", type=int, default=1024)
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    select.select([], [], [], options.delay)
+    listener = socket.socket(socket.AF_INET6)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    listener.bind(("::", options.port))
+    listener.listen(options.backlog)
+    if options.pidfile:
+        draft = options.pidfile + ".new"
+        with open(draft, "w", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
+        os.rename(draft, options.pidfile)
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(ANSWER)
+
+
+main()

@@ -1,0 +1,131 @@
+"""Whoever is killed while connections are held: traffic flows again, and nothing is in the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from netlab.program import wait_until
+from netlab.topology import ClientServer
+from tests.integration import shell
+from tests.integration.conftest import SimpleService
+from tests.integration.connect import connecting, connects_within, holds_in_force
+
+BACKENDS = ["nfqueue", "nfqueue-iptables"]
+
+
+@pytest.fixture(params=BACKENDS)
+def holding(
+    request: pytest.FixtureRequest, lab: ClientServer, simple: SimpleService
+) -> Iterator[subprocess.Popen[str]]:
+    """A run that holds while its command sleeps; the command is ended afterwards."""
+    argv = ["wrap", "--backend", request.param, "--max-hold", "30s", "-p", "8080", "--"]
+    run = shell.start(lab.server, *argv, "sleep", "60")
+    wait_until(lambda: bool(_children_named(run.pid, "sleep")), 15, "the command runs")
+    assert not connects_within(lab.client, (lab.server_ipv4, 8080), 0.2), "nothing is held"
+    yield run
+    run.kill()
+    run.communicate()
+
+
+def test_the_orchestrator_is_killed(lab: ClientServer, holding: subprocess.Popen[str]) -> None:
+    waiting = connecting(lab.client, (lab.server_ipv6, 8080), 10)
+    keeper = holds_in_force(lab.server)[0]["keeper"]
+    (command,) = _children_named(holding.pid, "sleep")
+    holding.kill()
+    began_s = time.monotonic()
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
+    assert time.monotonic() - began_s < 1.0
+    assert float(waiting.communicate(timeout=10)[0]) < 2.0, "the keeper lets go, it does not drop"
+    wait_until(lambda: not os.path.exists(f"/proc/{keeper}"), 5, "the keeper has ended")
+    os.kill(command, signal.SIGTERM)
+
+
+def test_the_keeper_is_killed(lab: ClientServer, holding: subprocess.Popen[str]) -> None:
+    keeper = holds_in_force(lab.server)[0]["keeper"]
+    (command,) = _children_named(holding.pid, "sleep")
+    os.kill(keeper, signal.SIGKILL)
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
+    assert holding.poll() is None, "the command is seen to its end"
+    os.kill(command, signal.SIGTERM)
+    _, stderr = holding.communicate(timeout=10)
+    assert holding.returncode == 128 + signal.SIGTERM, "the command's status passes"
+    assert "no longer held" in stderr
+
+
+def test_the_keeper_is_killed_and_the_command_succeeds(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    run = shell.start(lab.server, "wrap", "-p", "8080", "--", "sleep", "1")
+    wait_until(lambda: bool(_children_named(run.pid, "sleep")), 15, "the command runs")
+    os.kill(holds_in_force(lab.server)[0]["keeper"], signal.SIGKILL)
+    _, stderr = run.communicate(timeout=10)
+    assert run.returncode == 125, "a hold that was lost is no success"
+    assert "no longer held" in stderr
+    assert "status 0" in stderr, "and it is said that the command ran"
+
+
+def test_both_are_killed(lab: ClientServer, holding: subprocess.Popen[str]) -> None:
+    keeper = holds_in_force(lab.server)[0]["keeper"]
+    (command,) = _children_named(holding.pid, "sleep")
+    holding.send_signal(signal.SIGSTOP)  # so that it cannot clean up between the two
+    os.kill(keeper, signal.SIGKILL)
+    holding.kill()
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
+    os.kill(command, signal.SIGTERM)
+    recovered = shell.run(lab.server, "recover")
+    assert recovered.status == 0, recovered
+    assert "cleaned up" in recovered.stdout
+    assert "no dead run" in shell.run(lab.server, "recover").stdout
+
+
+def test_a_stopped_keeper_is_ended_after_the_deadline(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    run = shell.start(
+        lab.server, "wrap", "--max-hold", "1s", "-p", "8080", "--require-new", "--", "sleep", "3"
+    )
+    wait_until(lambda: bool(_children_named(run.pid, "sleep")), 15, "the command runs")
+    os.kill(holds_in_force(lab.server)[0]["keeper"], signal.SIGSTOP)
+    _, stderr = run.communicate(timeout=20)
+    assert run.returncode == 125
+    assert "did not" in stderr
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
+
+
+def test_sigterm_to_the_keeper_releases(lab: ClientServer, simple: SimpleService) -> None:
+    run = shell.start(lab.server, "wrap", "-p", "8080", "--require-new", "--", "sleep", "2")
+    wait_until(lambda: bool(_children_named(run.pid, "sleep")), 15, "the command runs")
+    waiting = connecting(lab.client, (lab.server_ipv4, 8080), 10)
+    os.kill(holds_in_force(lab.server)[0]["keeper"], signal.SIGTERM)
+    assert float(waiting.communicate(timeout=10)[0]) < 0.9
+    _, stderr = run.communicate(timeout=10)
+    assert "signal" in stderr
+    assert run.returncode == 125, stderr
+
+
+def _children_named(pid: int, name: str) -> list[int]:
+    """The descendants of *pid* that run *name*; nsenter(1) stands between us and synplug."""
+    found = []
+    waiting = [pid]
+    while waiting:
+        parent = waiting.pop()
+        try:
+            with open(f"/proc/{parent}/task/{parent}/children") as file:
+                children = list(map(int, file.read().split()))
+        except OSError:
+            continue
+        for child in children:
+            waiting.append(child)
+            try:
+                with open(f"/proc/{child}/comm") as file:
+                    if file.read().strip() == name:
+                        found.append(child)
+            except OSError:
+                continue
+    return found

@@ -1,0 +1,206 @@
+"""Others in the same network namespace: their rules, their queues, other runs of synplug."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from netlab.load import Load
+from netlab.program import wait_until
+from netlab.topology import ClientServer, Namespace
+from tests.integration import shell
+from tests.integration.conftest import SimpleService
+from tests.integration.connect import connecting, holds_in_force
+
+_QUEUE_USER = Path(__file__).with_name("programs") / "queue_user.py"
+_FOREIGN_NFT = """
+table inet shop {
+    set admins { type ipv4_addr; elements = { 192.0.2.1 } }
+    chain input {
+        type filter hook input priority mangle; policy accept;
+        tcp dport 8080 ip saddr @admins counter packets 3 bytes 180 accept
+        meta mark 0x1 counter packets 5 bytes 300
+    }
+    chain nat {
+        type nat hook prerouting priority dstnat; policy accept;
+        tcp dport 81 redirect to :82
+    }
+}
+table ip synplug_is_not_mine {
+    chain input {
+        type filter hook input priority 0; policy accept;
+    }
+}
+"""
+
+
+@pytest.fixture
+def foreign_rules(lab: ClientServer) -> Iterator[None]:
+    """Rules of somebody else in nftables and both legacy iptables; unchanged afterwards."""
+    lab.server.run(["nft", "-f", "-"], input_text=_FOREIGN_NFT)
+    for tool in ("iptables-legacy", "ip6tables-legacy"):
+        base = [tool, "-w", "-t", "mangle"]
+        lab.server.run([*base, "-N", "shop"])
+        lab.server.run([*base, "-A", "shop", "-p", "tcp", "--dport", "9", "-j", "DROP"])
+        lab.server.run([*base, "-A", "INPUT", "-p", "tcp", "--dport", "9", "-j", "shop"])
+    before = _all_rules(lab.server)
+    assert "shop" in before
+    yield
+    assert _all_rules(lab.server) == before
+    lab.server.run(["nft", "flush", "ruleset"])
+    for tool in ("iptables-legacy", "ip6tables-legacy"):
+        base = [tool, "-w", "-t", "mangle"]
+        for change in (["-F"], ["-X", "shop"]):
+            lab.server.run([*base, *change])
+
+
+def _all_rules(server: Namespace) -> str:
+    """Every rule; of nftables' counters too, since nobody sends what they count."""
+    said = [server.run(["nft", "-a", "list", "ruleset"]).stdout]
+    for tool in ("iptables-legacy-save", "ip6tables-legacy-save"):
+        lines = server.run([tool]).stdout.splitlines()
+        said += [line for line in lines if not line.startswith(("#", ":"))]
+    return "\n".join(said)
+
+
+@contextmanager
+def foreign_queue(lab: ClientServer, port: int, number: int) -> Iterator[subprocess.Popen[str]]:
+    """Somebody else's queue that holds SYNs to *port*."""
+    rule = ["INPUT", "-p", "tcp", "--dport", str(port), "--syn", "-j", "NFQUEUE"]
+    rule += ["--queue-num", str(number)]
+    user = lab.server.popen(
+        [sys.executable, "-S", str(_QUEUE_USER), str(number)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert user.stdin is not None
+    assert user.stdout is not None
+    assert user.stdout.readline() == "bound\n"
+    lab.server.run(["iptables-legacy", "-w", "-A", *rule])
+    yield user
+    lab.server.run(["iptables-legacy", "-w", "-D", *rule])
+    user.stdin.close()
+    assert user.wait(timeout=10) == 0
+    user.stdout.close()
+
+
+@pytest.mark.parametrize("backend", ["nfqueue", "nfqueue-iptables"])
+@pytest.mark.usefixtures("foreign_rules")
+def test_foreign_rules_survive_untouched(
+    lab: ClientServer, simple: SimpleService, backend: str
+) -> None:
+    with Load(lab.client, simple.targets(lab), rate_per_s=300) as load:
+        options = ["-p", "8080", "--backend", backend]
+        outcome = shell.wrap(lab.server, options, simple.restart_argv())
+        result = load.stop()
+    assert outcome.status == 0, outcome
+    assert outcome.report["hold"]["backend"] == backend
+    assert result.failures == 0, result.summary()
+
+
+@pytest.mark.parametrize("backend", ["nfqueue", "nfqueue-iptables"])
+def test_what_a_foreign_queue_holds_is_not_dropped(
+    lab: ClientServer, simple: SimpleService, backend: str
+) -> None:
+    """Removing our table would flush it, so the empty table lingers until it is empty."""
+    other = SimpleService(namespace=lab.server, directory=simple.directory / "o", port=8090)
+    other.directory.mkdir()
+    lab.server.run(other.start_argv())
+    wait_until(other.listens, 10, "the other service listens")
+    with foreign_queue(lab, 8090, 7) as user:
+        assert user.stdin is not None
+        assert user.stdout is not None
+        began_s = time.monotonic()
+        waiting = connecting(lab.client, (lab.server_ipv4, 8090), 10)
+        wait_until(lambda: _waiting_in(lab.server, 7) == 1, 10, "the foreign queue holds a SYN")
+        options = ["-p", "8080", "--backend", backend]
+        outcome = shell.wrap(lab.server, options, simple.restart_argv())
+        assert outcome.status == 0, outcome
+        assert _waiting_in(lab.server, 7) in (1, 2), "it still holds it, perhaps with a copy"
+        if backend == "nfqueue":
+            assert "stays for a while" in " ".join(outcome.report["warnings"])
+            assert f"synplug-{outcome.report['run_id']}" in _all_rules(lab.server)
+        user.stdin.write("\n")
+        user.stdin.flush()
+        seen = int(user.stdout.readline())
+        took_s = float(waiting.communicate(timeout=10)[0])
+    # Had it been dropped, the client would have needed one more retransmission.
+    assert seen >= 1
+    assert took_s < time.monotonic() - began_s
+    wait_until(lambda: "synplug" not in _all_rules(lab.server), 10, "the table is gone")
+    wait_until(lambda: not Path("/run/synplug").exists(), 10, "the keeper has ended")
+
+
+def test_two_runs_at_once_on_different_ports(lab: ClientServer, simple: SimpleService) -> None:
+    """They end in any order, and neither drops what the other one holds."""
+    other = SimpleService(namespace=lab.server, directory=simple.directory / "o", port=8090)
+    other.directory.mkdir()
+    lab.server.run(other.start_argv())
+    wait_until(other.listens, 10, "the other service listens")
+    targets = simple.targets(lab) + other.targets(lab)
+    with Load(lab.client, targets, rate_per_s=400) as load:
+        for delays in (("0.6", "0.1"), ("0.1", "0.6"), ("0.3", "0.3")):
+            runs = [
+                shell.start(
+                    lab.server, "wrap", "-p", str(service.port), "--",
+                    *service.restart_argv("--delay", delay),
+                )
+                for service, delay in zip((simple, other), delays, strict=True)
+            ]  # fmt: skip
+            for run in runs:
+                _, stderr = run.communicate(timeout=30)
+                assert run.returncode == 0, stderr
+        result = load.stop()
+    assert result.failures == 0, result.summary()
+    assert result.retransmitted == 0, result.summary()
+    wait_until(lambda: not Path("/run/synplug").exists(), 10, "the keepers have ended")
+
+
+def test_two_runs_on_the_same_port(lab: ClientServer, simple: SimpleService) -> None:
+    first = shell.start(lab.server, "wrap", "-p", "8080", "--", "sleep", "1.5")
+    wait_until(lambda: bool(holds_in_force(lab.server)), 10, "the first one holds")
+    refused = shell.run(lab.server, "wrap", "-p", "8080", "--", "true")
+    assert refused.status == 125
+    assert "another synplug run has port 8080" in refused.stderr
+    patient = shell.run(lab.server, "wrap", "-p", "8080", "--lock-timeout", "10s", "--", "true")
+    assert patient.status == 0, patient.stderr
+    first.communicate(timeout=10)
+    assert first.returncode == 0
+
+
+def test_a_foreign_flush_while_holding_is_reported_and_survived(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """Somebody reloads the firewall: the kernel drops what we hold, and clients send it again."""
+    command = simple.restart_argv("--delay", "2.5")
+    with Load(lab.client, simple.targets(lab), rate_per_s=200) as load:
+        run = shell.start(lab.server, "wrap", "-p", "8080", "--", *command)
+        wait_until(lambda: bool(holds_in_force(lab.server)), 10, "connections are held")
+        lab.server.run(["nft", "-f", "-"], input_text=_FOREIGN_NFT)
+        wait_until(lambda: _waiting_in_ours(lab.server) > 20, 10, "some wait")
+        lab.server.run(["nft", "flush", "ruleset"])
+        _, stderr = run.communicate(timeout=20)
+        result = load.stop()
+    assert run.returncode == 0, stderr
+    assert "dropped by somebody else" in stderr
+    assert result.failures == 0, result.summary()
+
+
+def _waiting_in(server: Namespace, number: int) -> int:
+    state = server.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout
+    for line in state.splitlines():
+        fields = line.split()
+        if int(fields[0]) == number:
+            return int(fields[2])
+    return 0
+
+
+def _waiting_in_ours(server: Namespace) -> int:
+    state = server.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout
+    return sum(int(line.split()[2]) for line in state.splitlines())
