@@ -289,7 +289,12 @@ class CommandResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """One run, for people and machines; docs/report.md describes its JSON form."""
+    """One run, for people and machines; docs/report.md describes its JSON form.
+
+    :param started_at: seconds since the epoch.
+    :param readiness: ``replaced``, ``settled`` (a reload that kept its listeners), or empty.
+    :param gap_s: seconds for which an old address was served by nobody; None: never.
+    """
 
     run_id: str
     outcome: Outcome
@@ -302,6 +307,7 @@ class Report:
     phases: tuple[Phase, ...] = ()
     old_listeners: tuple[OwnedListener, ...] = ()
     new_listeners: tuple[OwnedListener, ...] = ()
+    readiness: str = ""
     gap_s: float | None = None
     warnings: tuple[str, ...] = ()
     error: str = ""

@@ -23,6 +23,8 @@ exit status:
   125 synplug itself failed (the message says whether the command ran); 126 the command cannot
   be executed; 127 it cannot be found; 128+N ended by signal N
 
+SIGINT, SIGTERM and SIGHUP go to the command, and end the hold.
+
 synplug holds new connections. Those that are established belong to the process that accepted
 them, and end with it: synplug can wait for them a moment (--quiesce), it cannot move them.
 """
@@ -32,7 +34,9 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises, so that one place says what is wrong and picks the exit code."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(_nearest(message, self), remedy=f"see '{self.prog} --help'")
+        # A bad value says itself what a good one looks like.
+        remedy = "" if message.startswith("argument ") else f"see '{self.prog} --help'"
+        raise UsageError(_nearest(message, self), remedy=remedy)
 
 
 def _nearest(message: str, parser: argparse.ArgumentParser) -> str:

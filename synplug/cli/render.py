@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 
 from synplug.model import Outcome, OwnedListener, ReleaseReason, Report
@@ -25,7 +26,7 @@ def plain(text: str) -> str:
 
 def milliseconds(seconds: float) -> str:
     """A duration as people read it."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+    return f"{round(seconds, 2):g} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
 def report_text(report: Report, *, verbose: bool) -> str:
@@ -53,7 +54,12 @@ def report_text(report: Report, *, verbose: bool) -> str:
         rows.append(("error", report.error))
     if report.remedy:
         rows.append(("remedy", report.remedy))
-    head = f"synplug: {_HEADLINES[report.outcome]}, exit {report.exit_code} (run {report.run_id})"
+    headline = _HEADLINES[report.outcome]
+    if report.outcome is Outcome.READY and report.readiness == "settled":
+        headline = "done, the listeners are the same as before"
+    elif report.outcome is Outcome.READY and report.hold is None:
+        headline = "done, without a hold"
+    head = f"synplug: {headline}, exit {report.exit_code} (run {report.run_id})"
     return plain("\n".join([head, *(f"  {name:<10}{value}" for name, value in rows)]))
 
 
@@ -61,6 +67,8 @@ def _hold_rows(report: Report) -> list[tuple[str, str]]:
     hold = report.hold
     if hold is None:
         return [("held", "nothing")]
+    if hold.reason is ReleaseReason.KEEPER_LOST:
+        return [("held", "not known: the keeper was lost, and what it held with it")]
     counts = hold.counts
     words = [
         f"{counts.held} connections waited, {counts.released} released",
@@ -96,10 +104,12 @@ def _drain(report: Report) -> str:
 def _command(report: Report) -> str:
     command = report.command
     if not command.ran:
-        return f"not run: {' '.join(command.argv)}"
+        return f"not run: {shlex.join(command.argv)}"
     status = "still running" if command.status is None else f"status {command.status}"
     took = [phase.duration_s for phase in report.phases if phase.name == "command"]
-    return f"{status}{f' after {milliseconds(took[0])}' if took else ''}: {' '.join(command.argv)}"
+    return (
+        f"{status}{f' after {milliseconds(took[0])}' if took else ''}: {shlex.join(command.argv)}"
+    )
 
 
 def _listeners(listeners: Iterable[OwnedListener]) -> str:

@@ -52,6 +52,7 @@ def report_dict(report: Report) -> dict[str, Any]:
             "quiet": drain.quiet,
             "busy": drain.busy,
         },
+        "readiness": report.readiness,
         "gap_s": report.gap_s,
         "phases": [
             {"name": phase.name, "start_s": phase.start_s, "duration_s": phase.duration_s}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 
 from synplug.cli.render import milliseconds, plain, report_text
@@ -34,6 +35,9 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     if options.dry_run:
         print(plain(_dry_run(plan, target)))
         return 0
+    if not options.quiet:
+        for endpoint in target.unserved:
+            print(f"synplug: nobody listens on {endpoint} so far", file=sys.stderr)
     output = _JsonOutput(options.json)
     with Signals() as signals:
         report = wrap(plan, real_tools(plan.spec, signals=signals, command_stdout=output.diverted))
@@ -86,15 +90,16 @@ def _dry_run(plan: WrapPlan, target: Target) -> str:
         f"{milliseconds(plan.spec.max_hold_s)} and {plan.spec.max_held_packets} SYNs at the most",
         f"wait for the old listener's queues (at most {milliseconds(drain.timeout_s)}) and "
         f"requests in flight (at most {milliseconds(drain.quiesce_s)})",
-        f"run: {' '.join(plan.argv)}",
+        f"run: {shlex.join(plan.argv)}",
         "wait until the new listener is there"
         + (f", {plan.ready.http} answers" if plan.ready.http else "")
-        + (f", {' '.join(plan.ready.command)} succeeds" if plan.ready.command else ""),
+        + (f", {shlex.join(plan.ready.command)} succeeds" if plan.ready.command else ""),
         f"release ({plan.spec.release.value}), and remove everything",
     ]
     if plan.check:
-        steps.insert(0, f"check: {' '.join(plan.check)}")
-    lines = ["synplug would, changing nothing now:"]
+        steps.insert(0, f"check: {shlex.join(plan.check)}")
+    lines = [f"nobody listens on {endpoint} so far" for endpoint in target.unserved]
+    lines.append("synplug would, changing nothing now:")
     lines += [f"  {number}. {step}" for number, step in enumerate(steps, 1)]
     return "\n".join([*lines, "", "the same by hand:", *equivalent_commands(plan.spec)])
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 from synplug.handover.plan import DrainPlan, SocketTable
 from synplug.kernel.sock_diag import Connection
-from synplug.model import DrainResult, Endpoint, Listener
+from synplug.model import DrainResult, Endpoint, Listener, OnDrainTimeout
 
 POLL_S = 0.001
 _RECENT_MS = 100
@@ -70,7 +70,8 @@ class Drain:
             self._unaccepted, self._plan.timeout_s, _EMPTY_LOOKS, clock, pause, stopped
         )
         busy = 0
-        if self._plan.quiesce_s:
+        aborts = bool(left) and self._plan.on_timeout is OnDrainTimeout.ABORT
+        if self._plan.quiesce_s and not aborts:
             busy = self._until(self._busy, self._plan.quiesce_s, 1, clock, pause, stopped)
         return DrainResult(empty=not left, left=left, quiet=not busy, busy=busy)
 

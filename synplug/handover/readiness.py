@@ -20,7 +20,7 @@ from synplug.model import Endpoint, Listener
 class Readiness(enum.Enum):
     """A verdict."""
 
-    NOT_YET = "not yet"
+    NOT_YET = ""
     REPLACED = "replaced"
     SETTLED = "settled"
 
@@ -55,7 +55,8 @@ class ListenerWatch:
         self._gap_from_s: float | None = None
         #: Seconds for which at least one old address was served by nobody; None: there was no gap.
         self.gap_s: float | None = None
-        self.first_new_at_s: float | None = None
+        #: The last verdict.
+        self.verdict = Readiness.NOT_YET
 
     def observe(
         self,
@@ -70,8 +71,6 @@ class ListenerWatch:
         :param processes: the service's pids. :param succeeded: the command has exited with 0.
         """
         new = [listener for listener in listeners if listener.cookie not in self._old]
-        if new and self.first_new_at_s is None:
-            self.first_new_at_s = now_s
         self._note_gap(now_s, listeners)
         seen = (
             frozenset(listener.cookie for listener in listeners),
@@ -80,12 +79,14 @@ class ListenerWatch:
         )
         if seen != self._last_seen:
             self._last_seen, self._changed_at_s = seen, now_s
-        if len(new) == len(listeners) and self._covers(new):
-            return Readiness.REPLACED
         is_still = now_s - self._changed_at_s >= self._settle_s
-        if succeeded and is_still and not self._require_new and self._all_served(listeners):
-            return Readiness.SETTLED
-        return Readiness.NOT_YET
+        if len(new) == len(listeners) and self._covers(new):
+            self.verdict = Readiness.REPLACED
+        elif succeeded and is_still and not self._require_new and self._all_served(listeners):
+            self.verdict = Readiness.SETTLED
+        else:
+            self.verdict = Readiness.NOT_YET
+        return self.verdict
 
     def _covers(self, new: Collection[Listener]) -> bool:
         wanted = self._wanted | self._unserved

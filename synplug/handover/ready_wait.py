@@ -113,7 +113,12 @@ class ReadyWait:
 
     def _complain(self) -> None:
         if not self._probing:
-            self.complaint = "the service had no listener of its own in time"
+            self.complaint = (
+                "no new listener in time, and the old ones were not still for --settle after the "
+                "command's success"
+                if self._tools.sockets.listeners(self._plan.spec.endpoints)
+                else "the service had no listener in time"
+            )
         elif self._probe is not None:
             self.complaint = (
                 f"the readiness check did not pass in time: {self._probe.complaint or 'no answer'}"

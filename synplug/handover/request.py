@@ -68,6 +68,13 @@ def plan_wrap(request: WrapRequest) -> tuple[WrapPlan, Target]:
     """
     if not request.target.argv:
         raise UsageError("no restart command", remedy="write it behind --: synplug wrap -- CMD")
+    longest_s = request.hold.max_hold_s
+    for name, wait_s in (("settle", request.ready.settle_s), ("ready", request.ready.timeout_s)):
+        if wait_s is not None and wait_s > longest_s:
+            raise UsageError(
+                f"the {name} time, {wait_s:g} s, is beyond the longest hold, {longest_s:g} s",
+                remedy="raise --max-hold",
+            )
     target = find_target(
         request.target, sockets=SocketDiagnostics(), processes=procfs, here=network_inode()
     )

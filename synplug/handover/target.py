@@ -35,12 +35,14 @@ class Target:
     """What that stands for.
 
     :param how: where the endpoints come from, for the plan that people read.
+    :param unserved: those on which nobody listens now: a first start, or a slip.
     """
 
     endpoints: tuple[Endpoint, ...]
     pids: tuple[int, ...] = ()
     unit: str = ""
     how: str = "named"
+    unserved: tuple[Endpoint, ...] = ()
 
 
 class Namespaces(Protocol):
@@ -72,7 +74,17 @@ def find_target(
     )
     pids, unit = _processes_of(clue, processes)
     if request.endpoints:
-        return Target(endpoints=_as_served(request.endpoints, sockets), pids=pids, unit=unit)
+        listeners = sockets.listeners(request.endpoints)
+        return Target(
+            endpoints=_as_served(request.endpoints, listeners),
+            pids=pids,
+            unit=unit,
+            unserved=tuple(
+                endpoint
+                for endpoint in request.endpoints
+                if not any(listener.serves(endpoint) for listener in listeners)
+            ),
+        )
     if not (clue.units or clue.pids or clue.pidfiles):
         raise TargetError(
             "cannot tell which ports the command restarts; name them with -p",
@@ -141,7 +153,7 @@ def _unit_members(name: str, processes: ProcessTable) -> tuple[set[int], str]:
             return {read_pidfile(path)}, ""
     raise TargetError(
         f"unit {name} has no running process",
-        remedy="start it first, or name its ports with -p",
+        remedy="start it first; or leave it out, and name its ports with -p",
     )
 
 
@@ -169,9 +181,10 @@ def read_pidfile(path: str) -> int:
 # --- endpoints
 
 
-def _as_served(endpoints: Sequence[Endpoint], sockets: SocketTable) -> tuple[Endpoint, ...]:
+def _as_served(
+    endpoints: Sequence[Endpoint], listeners: Sequence[Listener]
+) -> tuple[Endpoint, ...]:
     """Endpoints as their listeners serve them: ``[::]`` stands for IPv4, too, on a dual socket."""
-    listeners = sockets.listeners(endpoints)
 
     def widened(endpoint: Endpoint) -> Endpoint:
         if endpoint.address != IPv6Address(0):

@@ -23,6 +23,7 @@ from synplug.model import (
     HoldResult,
     Listener,
     OnDrainTimeout,
+    OnFull,
     Outcome,
     OwnedListener,
     ReleaseReason,
@@ -96,9 +97,9 @@ class _Run:
         """Do everything that can fail. Without a hold only ``best_effort`` goes on."""
         with self._timeline.phase("arm"):
             try:
-                self._look_at_the_old()
-                self._warnings += self._tools.recover()
                 self._tools.locks.take(timeout_s=self._plan.lock_timeout_s)
+                self._warnings += self._tools.recover()
+                self._look_at_the_old()  # not before: another run may just have replaced them
                 hold = self._tools.hold(self._plan.spec)
                 self._hold = hold
                 hold.arm()
@@ -252,6 +253,7 @@ class _Run:
             return
         if isinstance(self._error, KeeperError) or self._held_at_s is None:
             hold.close()
+            self._result = self._result or hold.result
             return
         try:
             self._result = self._result or hold.release()
@@ -281,11 +283,23 @@ class _Run:
             phases=self._timeline.phases(),
             old_listeners=self._old_owned,
             new_listeners=self._owned(new),
+            readiness=self._watch.verdict.value if self._watch else "",
             gap_s=self._watch.gap_s if self._watch else None,
-            warnings=(*self._warnings, *result_warnings),
+            warnings=(*self._warnings, *result_warnings, *self._overflow()),
             error=self._error.message if self._error else "",
             remedy=self._error.remedy if self._error else "",
         )
+
+    def _overflow(self) -> tuple[str, ...]:
+        """What became of SYNs that did not fit, if there were any."""
+        overflowed = self._result.counts.overflowed if self._result else 0
+        if not overflowed:
+            return ()
+        became = {
+            OnFull.DROP: "were dropped, and their clients tried again",
+            OnFull.PASS: "were passed, and may have been refused",
+        }[self._plan.spec.on_full]
+        return (f"{overflowed} SYNs beyond --max-held {became}",)
 
     def _owned(self, listeners: list[Listener]) -> tuple[OwnedListener, ...]:
         owners = self._tools.processes.owners({listener.inode for listener in listeners})

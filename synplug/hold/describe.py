@@ -69,7 +69,9 @@ def _iptables(spec: HoldSpec) -> list[str]:
                 "-j NFQUEUE --queue-num N --queue-bypass"
             )
     jump = (
-        f"-p tcp --tcp-flags FIN,SYN,RST,ACK SYN -m mark ! --mark {spec.probe_mark:#x} -j {chain}"
+        "-p tcp --tcp-flags FIN,SYN,RST,ACK SYN "
+        f"-m mark ! --mark {spec.probe_mark:#x} "
+        f'-m comment --comment "synplug run {spec.run_id}" -j {chain}'
     )
     return [
         "# prepare (each for ip6tables-legacy, too, where IPv6 is held)",

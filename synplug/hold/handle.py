@@ -37,6 +37,10 @@ class Hold(Protocol):
     def warnings(self) -> tuple[str, ...]:
         """What the operator should know of it."""
 
+    @property
+    def result(self) -> HoldResult | None:
+        """The result, if the hold has ended, as far as is known."""
+
     def arm(self) -> None:
         """Do all that can fail; nothing is held.
 
@@ -84,6 +88,11 @@ class KeptHold:
         self.backend = ""
         self.warnings: tuple[str, ...] = ()
         self.traces: dict[str, str] = {}
+
+    @property
+    def result(self) -> HoldResult | None:
+        """The result, if the hold has ended, as far as is known."""
+        return self._result
 
     @property
     def keeper_pid(self) -> int:

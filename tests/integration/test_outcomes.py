@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_a_service_that_never_binds_is_released_at_the_deadline(
     assert report["outcome"] == "deadline"
     assert report["hold"]["reason"] == "deadline"
     assert 0.7 <= report["hold"]["duration_s"] < 1.2
-    assert "no listener" in " ".join(report["warnings"])
+    assert "had no listener in time" in " ".join(report["warnings"])
 
 
 def test_ready_timeout_ends_the_hold_before_the_deadline(
@@ -138,7 +139,7 @@ def test_best_effort_runs_the_command_without_a_hold(
 def test_nothing_inferred_lists_who_listens(lab: ClientServer, simple: SimpleService) -> None:
     outcome = shell.run(lab.server, "wrap", "--", "./restart-everything")
     assert outcome.status == 125
-    assert f"*:8080  python3 (pid {simple.pid})" in outcome.stderr.replace("python3.11", "python3")
+    assert re.search(rf"-p \*:8080  python\S* \(pid {simple.pid}\)", outcome.stderr)
     assert "-p" in outcome.stderr
 
 
