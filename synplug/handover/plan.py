@@ -132,7 +132,7 @@ class Signals(Protocol):
 class Locks(Protocol):
     """The locks of the run's ports; :class:`synplug.hold.runtime.PortLocks`."""
 
-    def take(self, *, timeout_s: float) -> None:
+    def take(self, *, timeout_s: float, interrupted: Callable[[], bool]) -> None:
         """Take them, or raise LockError."""
 
     def drop(self) -> None:

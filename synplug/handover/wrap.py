@@ -97,7 +97,10 @@ class _Run:
         """Do everything that can fail. Without a hold only ``best_effort`` goes on."""
         with self._timeline.phase("arm"):
             try:
-                self._tools.locks.take(timeout_s=self._plan.lock_timeout_s)
+                self._tools.locks.take(
+                    timeout_s=self._plan.lock_timeout_s,
+                    interrupted=lambda: self._take_signals() is not None,
+                )
                 self._warnings += self._tools.recover()
                 self._look_at_the_old()  # not before: another run may just have replaced them
                 hold = self._tools.hold(self._plan.spec)
@@ -120,7 +123,7 @@ class _Run:
 
     def restart(self) -> None:
         """Hold, drain, run the command, wait until it is ready, release, see the command end."""
-        if self._hold is not None:
+        if self._hold is not None and self._take_signals() is None:
             self._begin(self._hold)
         if self._take_signals() is not None:
             self._outcome = Outcome.INTERRUPTED

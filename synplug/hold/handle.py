@@ -22,7 +22,12 @@ from synplug.hold.runtime import Ledger, PortLocks, remove_unused_locks
 from synplug.model import Flow, HoldCounts, HoldResult, HoldSpec, ReleaseReason
 
 _ARM_TIMEOUT_S = 15.0
-_ANSWER_TIMEOUT_S = 2.0
+#: Its loop never blocks for long, so a keeper that lives answers soon.
+_ANSWER_S = 2.0
+#: A keeper that is silent for so long after the deadline is stuck, and ended.
+_SILENCE_S = 0.5
+#: One that has said that it releases may have tens of thousands to let go, or a lock to wait for.
+_RELEASE_S = 10.0
 _GONE_TIMEOUT_S = 1.0
 
 
@@ -83,6 +88,7 @@ class KeptHold:
         self._pid = 0
         self._held_at_s = 0.0
         self._result: HoldResult | None = None
+        self._releasing = False
         self._gone = False
         self._lingering = ""
         self.backend = ""
@@ -112,7 +118,7 @@ class KeptHold:
 
     def hold(self) -> float:
         self._say("hold")
-        self._held_at_s = float(self._expect("holding", _ANSWER_TIMEOUT_S)["at_s"])
+        self._held_at_s = float(self._expect("holding", _ARM_TIMEOUT_S)["at_s"])
         return self._held_at_s
 
     def let_through(self, flow: Flow) -> None:
@@ -121,17 +127,21 @@ class KeptHold:
     def ended(self) -> HoldResult | None:
         while self._result is None and self._readable(0):
             self._take(self._receive())
-        overdue_s = time.monotonic() - self._held_at_s - self._spec.max_hold_s
-        if self._result is None and self._held_at_s and overdue_s > _ANSWER_TIMEOUT_S:
+        if self._result is None and self._held_at_s and time.monotonic() > self._patience_end_s():
             self._kill("did not release at the deadline")
         return self._result
+
+    def _patience_end_s(self) -> float:
+        """When a keeper that has not released yet is given up."""
+        deadline_s = self._held_at_s + self._spec.max_hold_s
+        return deadline_s + (_RELEASE_S if self._releasing else _SILENCE_S)
 
     def release(self) -> HoldResult:
         self.ended()
         if self._result is None:
             self._say("release")
-            left_s = self._held_at_s + self._spec.max_hold_s - time.monotonic()
-            self._expect("released", max(left_s, 0) + _ANSWER_TIMEOUT_S)
+            self._expect("releasing", _ANSWER_S)
+            self._expect("released", self._patience_end_s() - time.monotonic())
         assert self._result is not None
         return self._result
 
@@ -155,7 +165,9 @@ class KeptHold:
                 self.release()
         self._channel.close()  # the keeper reads its end of file, and ends the hold
         self._channel = None
-        if not self._lingering:
+        if self._lingering:
+            self._reap_later()
+        else:
             self._reap(block=True)
 
     # --- the channel
@@ -186,12 +198,16 @@ class KeptHold:
             raise error_from_wire(message["error"])
         if event == "released":
             self._result = result_from_wire(message["result"])
+        elif event == "releasing":
+            self._releasing = True
         elif event == "lingering":
             self._lingering = f"{message['obstacle']}; pid {message['pid']} waits for that"
         elif event == "gone":
             self._gone = True
 
     def _expect(self, event: str, timeout_s: float) -> dict[str, Any]:
+        if event == "releasing" and self._releasing:
+            return {}
         deadline_s = time.monotonic() + timeout_s
         while self._readable(deadline_s - time.monotonic()):
             message = self._receive()
@@ -242,6 +258,13 @@ class KeptHold:
             with suppress(ChildProcessError):
                 os.waitpid(self._pid, 0 if block else os.WNOHANG)
             self._pid = 0
+
+    def _reap_later(self) -> None:
+        """Have a keeper that outlives us collected, if we go on as a library in a program."""
+        import threading
+
+        pid, self._pid = self._pid, 0
+        threading.Thread(target=os.waitpid, args=(pid, 0), daemon=True).start()
 
 
 def _live_as_keeper(

@@ -190,6 +190,7 @@ class Keeper:
 
     def _release(self) -> None:
         """Let go at the listeners' pace, then open."""
+        self._channel.send("releasing")
         diagnostics = SocketDiagnostics()
         pacer = Pacer(
             endpoints=self._spec.endpoints,

@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -174,15 +174,17 @@ class PortLocks:
         """The open files that carry the locks."""
         return tuple(self._taken)
 
-    def take(self, *, timeout_s: float) -> None:
+    def take(self, *, timeout_s: float, interrupted: Callable[[], bool] = lambda: False) -> None:
         """Take them all, waiting up to *timeout_s* seconds for another run.
 
-        :raises LockError: it took longer.
+        :param interrupted: says that the wait has lost its point.
+        :raises LockError: it took longer, or was interrupted.
         """
         deadline_s = time.monotonic() + timeout_s
         try:
             for port, path in self._paths.items():
-                self._taken.append(_patiently(path, port, deadline_s - time.monotonic()))
+                left_s = deadline_s - time.monotonic()
+                self._taken.append(_patiently(path, port, left_s, interrupted))
         except BaseException:
             self.drop()
             raise
@@ -197,14 +199,14 @@ class PortLocks:
         _tidy(self._folder)
 
 
-def _patiently(path: str, port: int, timeout_s: float) -> int:
+def _patiently(path: str, port: int, timeout_s: float, interrupted: Callable[[], bool]) -> int:
     """Lock the file at *path*; retries only when somebody has it, since importing costs."""
     descriptor = _try_lock(path, fcntl.LOCK_EX)
     if descriptor is None and timeout_s > 0:
-        from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+        from tenacity import Retrying, retry_if_result, stop_after_delay, stop_any, wait_fixed
 
         attempts = Retrying(
-            stop=stop_after_delay(timeout_s),
+            stop=stop_any(stop_after_delay(timeout_s), lambda _: interrupted()),
             wait=wait_fixed(_LOCK_POLL_S),
             retry=retry_if_result(lambda found: found is None),
             retry_error_callback=lambda _: None,

@@ -101,6 +101,8 @@ def owners(
 ) -> dict[int, list[Process]]:
     """Who has these sockets open, by inode; looks at every process unless told at which."""
     wanted = set(inodes)
+    if not wanted:
+        return {}
     found: dict[int, list[Process]] = {inode: [] for inode in wanted}
     for pid in sorted(pids() if candidates is None else candidates):
         for inode in wanted & socket_inodes(pid):

@@ -174,6 +174,29 @@ def test_two_runs_on_the_same_port(lab: ClientServer, simple: SimpleService) -> 
     assert first.returncode == 0
 
 
+def test_a_run_that_waited_for_another_restarts_under_its_own_hold(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """What it saw of the listeners before it had the lock is out of date."""
+    other = SimpleService(namespace=lab.server, directory=simple.directory / "second")
+    other.directory.mkdir()
+    with Load(lab.client, simple.targets(lab), rate_per_s=300) as load:
+        first = shell.start(lab.server, "wrap", "-p", "8080", "--", *simple.restart_argv())
+        wait_until(lambda: bool(holds_in_force(lab.server)), 10, "the first one holds")
+        # The second one stops whoever serves when its command runs.
+        stop = f"pid=$(cat {simple.pidfile}); kill $pid; "
+        stop += "while grep -qs '^State:[[:space:]]*[^ZX[:space:]]' /proc/$pid/status; "
+        stop += "do sleep 0.01; done"
+        command = ["sh", "-c", f"{stop}\n{other.start_argv('--delay', '0.3')[2]}"]
+        options = ["-p", "8080", "--lock-timeout", "10s"]
+        second = shell.wrap(lab.server, options, command)
+        first.communicate(timeout=20)
+        result = load.stop()
+    assert (first.returncode, second.status) == (0, 0), second
+    assert second.report["hold"]["duration_s"] > 0.3, second.report
+    assert result.failures == 0, result.summary()
+
+
 def test_a_foreign_flush_while_holding_is_reported_and_survived(
     lab: ClientServer, simple: SimpleService
 ) -> None:
