@@ -181,7 +181,8 @@ def test_a_run_that_waited_for_another_restarts_under_its_own_hold(
     other = SimpleService(namespace=lab.server, directory=simple.directory / "second")
     other.directory.mkdir()
     with Load(lab.client, simple.targets(lab), rate_per_s=300) as load:
-        first = shell.start(lab.server, "wrap", "-p", "8080", "--", *simple.restart_argv())
+        restart = simple.restart_argv("--delay", "0.6")
+        first = shell.start(lab.server, "wrap", "-p", "8080", "--", *restart)
         wait_until(lambda: bool(holds_in_force(lab.server)), 10, "the first one holds")
         # The second one stops whoever serves when its command runs.
         stop = f"pid=$(cat {simple.pidfile}); kill $pid; "
