@@ -6,7 +6,6 @@ tables that it opens stay there.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import select
@@ -14,32 +13,29 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
+from ipaddress import ip_address
 
 import pytest
 
-from synplug.errors import (
-    KeeperError,
-    LockError,
-    PrivilegeError,
-    ReleaseError,
-    SynplugError,
-    UnsupportedError,
-    UsageError,
-)
-from synplug.hold import iptables_gate
+from synplug.errors import KeeperError
 from synplug.hold.handle import KeptHold
-from synplug.hold.iptables_gate import IptablesGate, port_shares
+from synplug.hold.iptables_gate import IptablesGate
 from synplug.hold.runtime import PortLocks
 from synplug.kernel import xtables
-from synplug.kernel.namespaces import unshare_network
 from synplug.kernel.nfqueue import PacketQueues, queue_states
-from synplug.model import PROBE_MARK, BackendName, Endpoint, Family, HoldSpec
+from synplug.model import PROBE_MARK, Endpoint, Family, HoldSpec
+from tests.unit.legacy_tables import (
+    apart,
+    cycle,
+    put_foreign_rules,
+    rules_only,
+    saved,
+    saved_one,
+    spec_of,
+)
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("iptc") is None,
@@ -51,70 +47,6 @@ _STILL_WAITS_S = 0.15
 _IP_OPTIONS_NOP = b"\x01" * 4
 _IPV6_DSTOPTS, _DESTINATION_OPTIONS_PAD = 59, b"\x00\x00\x01\x04\x00\x00\x00\x00"
 _TOTAL_RETRANS_OFFSET = 100  # in struct tcp_info, <linux/tcp.h>
-_FOREIGN_RULES = """\
-*mangle
-:PREROUTING ACCEPT [11:22]
-:INPUT ACCEPT [33:44]
-:FORWARD DROP [0:0]
-:OUTPUT ACCEPT [55:66]
-:POSTROUTING ACCEPT [77:88]
-:shop - [0:0]
-:a-chain-name-of-28-charactrs - [0:0]
-[5:500] -A PREROUTING -m conntrack --ctstate INVALID -m comment --comment "not mine" -j DROP
-[123456789012:98765432109876] -A INPUT -p tcp -m tcp --dport 9 -j shop
-[6:600] -A INPUT -p udp -m limit --limit 5/min --limit-burst 7 -j RETURN
-[7:700] -A INPUT -p tcp -m tcp --dport 9 -j NFQUEUE --queue-num 3 --queue-bypass
-[8:800] -A FORWARD -m mark --mark 0x7/0xff -j CONNMARK --save-mark --nfmask 0xff --ctmask 0xff
-[9:900] -A shop -m multiport --dports 9,19 -j MARK --set-xmark 0x7/0xffffffff
-[1:100] -A shop -g a-chain-name-of-28-charactrs
-[2:200] -A a-chain-name-of-28-charactrs -j RETURN
-COMMIT
-*filter
-:INPUT ACCEPT [1:2]
-:FORWARD ACCEPT [3:4]
-:OUTPUT ACCEPT [5:6]
-[10:1000] -A INPUT -p tcp -m tcp --dport 9 -m state --state NEW -j ACCEPT
-COMMIT
-"""
-
-
-@pytest.fixture
-def apart(request: pytest.FixtureRequest) -> Callable[[Callable[[], None]], None]:
-    """Runs a function in a child that has a network namespace of its own."""
-
-    def run(body: Callable[[], None]) -> None:
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                unshare_network()
-                body()
-                status = 0
-            except BaseException:
-                os.write(writer, traceback.format_exc().encode()[:60_000])
-            finally:
-                os._exit(status)
-        os.close(writer)
-        with os.fdopen(reader, "rb") as pipe:
-            said = pipe.read().decode()
-        _, status = os.waitpid(child, 0)
-        assert status == 0, said or f"wait status {status}"
-
-    return run
-
-
-Apart = Callable[[Callable[[], None]], None]
-
-
-def spec_of(*endpoints: Endpoint, run_id: str = "0badcafe", max_held: int = 1000) -> HoldSpec:
-    return HoldSpec(
-        endpoints=endpoints,
-        run_id=run_id,
-        backend=BackendName.NFQUEUE_IPTABLES,
-        max_hold_s=20.0,
-        max_held_packets=max_held,
-    )
 
 
 @contextmanager
@@ -171,24 +103,6 @@ def connects_at_once(host: str, port: int, *, mark: int = 0) -> bool:
         return is_connected(made, _AT_ONCE_S)
 
 
-def saved(*options: str) -> str:
-    """All legacy rules of both IP versions, without the dates."""
-    said = ""
-    for tool in ("iptables-legacy-save", "ip6tables-legacy-save"):
-        done = subprocess.run([tool, *options], check=True, capture_output=True, text=True)
-        said += "\n".join(line for line in done.stdout.splitlines() if line[:1] != "#")
-    return said
-
-
-def iptables(*words: str, tool: str = "iptables-legacy") -> None:
-    subprocess.run([tool, "-w", "-t", "mangle", *words], check=True)
-
-
-def put_foreign_rules() -> None:
-    for tool in ("iptables-legacy-restore", "ip6tables-legacy-restore"):
-        subprocess.run([tool, "-w", "-c"], input=_FOREIGN_RULES, text=True, check=True)
-
-
 # --- connections
 
 
@@ -196,7 +110,7 @@ def put_foreign_rules() -> None:
 @pytest.mark.parametrize("odd_headers", [False, True], ids=["plain", "IP options"])
 @pytest.mark.parametrize("max_held", [1000, 100_000], ids=["one queue", "two queues"])
 def test_a_connection_waits_and_comes_through_without_a_retransmission(
-    apart: Apart, host: str, odd_headers: bool, max_held: int
+    host: str, odd_headers: bool, max_held: int
 ) -> None:
     def body() -> None:
         put_foreign_rules()
@@ -222,15 +136,10 @@ def test_a_connection_waits_and_comes_through_without_a_retransmission(
     apart(body)
 
 
-def rules_only(text: str) -> list[str]:
-    """Without counters: the connections of these tests met some of the rules."""
-    return [line.split("] ")[-1].split(" [")[0] for line in text.splitlines()]
-
-
-def test_other_ports_other_addresses_and_probes_do_not_wait(apart: Apart) -> None:
+def test_other_ports_other_addresses_and_probes_do_not_wait() -> None:
     def body() -> None:
         with listener("0.0.0.0") as port, listener("127.0.0.1") as other, ExitStack() as stack:
-            held = Endpoint(port=port, address=xtables_address("127.0.0.7"))
+            held = Endpoint(port=port, address=ip_address("127.0.0.7"))
             hold = stack.enter_context(hold_of(spec_of(held)))
             hold.hold()
             waiting = stack.enter_context(client("127.0.0.7", port))
@@ -246,17 +155,7 @@ def test_other_ports_other_addresses_and_probes_do_not_wait(apart: Apart) -> Non
     apart(body)
 
 
-def xtables_address(words: str) -> xtables.Address:
-    import ipaddress
-
-    return ipaddress.ip_address(words)
-
-
-def saved_one(tool: str) -> str:
-    return subprocess.run([tool], check=True, capture_output=True, text=True).stdout
-
-
-def test_one_client_fills_several_queues_evenly(apart: Apart) -> None:
+def test_one_client_fills_several_queues_evenly() -> None:
     """Its address is always the same; only its source port tells connections apart."""
 
     def body() -> None:
@@ -276,7 +175,7 @@ def test_one_client_fills_several_queues_evenly(apart: Apart) -> None:
     apart(body)
 
 
-def test_what_finds_the_queue_full_is_counted(apart: Apart) -> None:
+def test_what_finds_the_queue_full_is_counted() -> None:
     def body() -> None:
         with listener("127.0.0.1") as port, ExitStack() as stack:
             hold = stack.enter_context(hold_of(spec_of(Endpoint(port=port), max_held=16)))
@@ -289,10 +188,17 @@ def test_what_finds_the_queue_full_is_counted(apart: Apart) -> None:
     apart(body)
 
 
+def wait_until(is_so: Callable[[], bool], what: str) -> None:
+    deadline_s = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < deadline_s, what
+        select.select([], [], [], 0.005)
+
+
 # --- death
 
 
-def test_after_sigkill_new_connections_pass_and_the_rest_is_cleaned_up(apart: Apart) -> None:
+def test_after_sigkill_new_connections_pass_and_the_rest_is_cleaned_up() -> None:
     def body() -> None:
         put_foreign_rules()
         before = saved()
@@ -303,9 +209,7 @@ def test_after_sigkill_new_connections_pass_and_the_rest_is_cleaned_up(apart: Ap
             os.kill(hold.keeper_pid, signal.SIGKILL)
             wait_until(lambda: not queue_states(), "the kernel has taken the queue back")
             assert "synplug" in saved(), "the rules are still there, and inert"
-            for host in ("127.0.0.1", "127.0.0.2"):
-                with client(host, port) as made:
-                    assert is_connected(made, _AT_ONCE_S) or host == "127.0.0.2"
+            assert connects_at_once("127.0.0.1", port)
             with pytest.raises(KeeperError):
                 hold.release()
             assert rules_only(saved()) == rules_only(before)
@@ -315,14 +219,21 @@ def test_after_sigkill_new_connections_pass_and_the_rest_is_cleaned_up(apart: Ap
     apart(body)
 
 
-def wait_until(is_so: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + 10
-    while not is_so():
-        assert time.monotonic() < deadline_s, what
-        select.select([], [], [], 0.005)
+def test_after_sigkill_of_an_armed_keeper_nothing_is_left_either() -> None:
+    def body() -> None:
+        put_foreign_rules()
+        before = saved("-c")
+        with hold_of(spec_of(Endpoint(port=80))) as hold:
+            assert "synplug" in saved()
+            os.kill(hold.keeper_pid, signal.SIGKILL)
+            with pytest.raises(KeeperError):
+                hold.hold()
+            assert saved("-c") == before
+
+    apart(body)
 
 
-def test_cleaning_up_where_nothing_is_leaves_no_table_behind(apart: Apart) -> None:
+def test_cleaning_up_where_nothing_is_leaves_no_table_behind() -> None:
     def body() -> None:
         IptablesGate(spec_of(Endpoint(port=1))).clean_up_after_death()
         assert not xtables.is_in_use(Family.IPV4)
@@ -336,26 +247,103 @@ def test_cleaning_up_where_nothing_is_leaves_no_table_behind(apart: Apart) -> No
 
 
 @pytest.mark.parametrize("extensions", ["found", "unknown"])
-def test_foreign_rules_keep_their_bytes_and_counters(apart: Apart, extensions: str) -> None:
+def test_foreign_rules_keep_their_bytes_and_counters(extensions: str) -> None:
     """Whether or not their extensions can be loaded here."""
 
     def body() -> None:
         if extensions == "unknown":
             os.environ["XTABLES_LIBDIR"] = "/nonexistent"
+            xtables.describe()
+            del os.environ["XTABLES_LIBDIR"]  # iptables(8) itself needs them
         put_foreign_rules()
         before = saved("-c")
         assert "[123456789012:98765432109876]" in before
         gate = IptablesGate(spec_of(Endpoint(port=80), Endpoint(port=443)))
         gate.prepare((20_000, 20_001))
         gate.hold()
-        assert saved("-c").replace("synplug", "") != before
+        held = saved("-c")
+        assert held.count("-A INPUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m mark ") == 2
+        assert [line for line in held.splitlines() if "synplug" not in line] == before.splitlines()
         gate.open()
         gate.remove()
         gate.close()
         assert saved("-c") == before
 
-    def with_extensions_for_iptables_itself() -> None:
-        global saved  # noqa: PLW0603 -- restored by the end of this process
-        body()
+    apart(body)
 
-    apart(with_extensions_for_iptables_itself)
+
+def test_no_other_table_is_touched() -> None:
+    """Opening the nat table would switch connection tracking on."""
+
+    def body() -> None:
+        gate = IptablesGate(spec_of(Endpoint(port=80)))
+        cycle(gate)
+        for names in ("ip_tables_names", "ip6_tables_names"):
+            with open(f"/proc/thread-self/net/{names}") as file:
+                assert file.read().split() == ["mangle"]
+
+    apart(body)
+
+
+def test_what_a_foreign_queue_holds_stays_there() -> None:
+    """Though the first use of the mangle table registers its hooks."""
+
+    def body() -> None:
+        queue = PacketQueues(count=1, length_packets=10, fail_open=False)
+        number = queue.numbers[0]
+        rule = f"INPUT -p tcp --syn -j NFQUEUE --queue-num {number}".split()
+        subprocess.run(["iptables-legacy", "-w", "-A", *rule], check=True)
+        assert not xtables.is_in_use(Family.IPV4)
+        with client("127.0.0.1", 1):
+            for _ in range(3):
+                gate = IptablesGate(spec_of(Endpoint(port=80)))
+                assert not gate.flushes_queues()
+                for step in (lambda g: g.prepare((20_000,)), *_STEPS):
+                    step(gate)
+                    assert [state.waiting for state in queue.states()] == [1]
+
+    apart(body)
+
+
+_STEPS = (IptablesGate.hold, IptablesGate.open, IptablesGate.remove, IptablesGate.close)
+
+
+def test_nothing_is_lost_while_iptables_changes_the_same_table() -> None:
+    keep = "iptables-legacy -w -t mangle -A INPUT -p udp --dport $n -j DROP"
+    come = "iptables-legacy -w -t mangle -I INPUT -p sctp --dport $n -j DROP"
+    go = "iptables-legacy -w -t mangle -D INPUT -p sctp --dport $n -j DROP"
+
+    def body() -> None:
+        add = f"n=1; while [ $n -le 150 ]; do {keep} || exit 1; n=$((n+1)); done"
+        flap = f"n=1; while [ $n -le 100 ]; do {come} && {go} || exit 1; n=$((n+1)); done"
+        others = [subprocess.Popen(["sh", "-c", line]) for line in (add, flap)]
+        cycles = 0
+        while cycles < 20 or any(other.poll() is None for other in others):
+            cycle(IptablesGate(spec_of(Endpoint(port=80), run_id=f"{cycles:08x}")))
+            cycles += 1
+        assert [other.wait() for other in others] == [0, 0]
+        after = saved()
+        assert after.count("-p udp") == 150
+        assert "sctp" not in after
+        assert "synplug" not in after
+
+    apart(body)
+
+
+def test_two_gates_take_turns() -> None:
+    def body() -> None:
+        first = IptablesGate(spec_of(Endpoint(port=80), run_id="aaaaaaaa"))
+        second = IptablesGate(spec_of(Endpoint(port=81), run_id="bbbbbbbb"))
+        first.prepare((20_000,))
+        second.prepare((20_001,))
+        first.hold()
+        second.hold()
+        first.open()
+        first.remove()
+        assert saved().count("-j synplug-bbbbbbbb") == 2
+        assert "aaaaaaaa" not in saved()
+        second.open()
+        second.remove()
+        assert "synplug" not in saved()
+
+    apart(body)

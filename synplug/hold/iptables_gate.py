@@ -1,0 +1,243 @@
+"""A gate of legacy iptables rules, for kernels whose nftables will not do.
+
+In table mangle of each IP version that is held::
+
+    -A INPUT -p tcp --tcp-flags FIN,SYN,RST,ACK SYN -m mark ! --mark PROBE
+             -m comment --comment "synplug run RUN" -j synplug-RUN        this rule holds
+    -A synplug-RUN … the same, and the endpoint … -j NFQUEUE --queue-num N --queue-bypass
+
+The kernel does not remove these rules with their maker. After a SIGKILL they let everything
+pass (nobody is bound to the queue: bypass) and stay until :meth:`clean_up_after_death`. What
+stays for good in the network namespace is an empty mangle table, if there was none, and the
+lock file of iptables(8), as after any use of that program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from synplug.errors import ReleaseError, SynplugError, UnsupportedError
+from synplug.kernel.xtables import (
+    TABLE,
+    MangleTable,
+    MangleTables,
+    SynMatch,
+    has_ipv6,
+    is_in_use,
+    jump_target,
+    queue_target,
+)
+from synplug.model import BackendName, Family, HoldSpec
+
+_BASE_CHAIN = "INPUT"
+_PATIENCE_S = 5.0
+#: A keeper that does not answer within 2 s is killed: say sooner what is the matter.
+_SHORT_PATIENCE_S = 1.5
+_PORTS = 1 << 16
+_BLOCKS_MIN, _BLOCKS_PER_QUEUE = 64, 16
+
+
+def port_shares(queues: int) -> list[list[tuple[int, int]]]:
+    """For each queue the ranges of source ports whose connections it gets.
+
+    The ports are dealt out in blocks, since no iptables match takes single bits of a port and
+    walks IPv6's extension headers. ``--queue-balance`` would hash the addresses alone: all
+    connections from one proxy would meet in one queue, and overflow it.
+
+    :param queues: how many; a power of two.
+    """
+    if queues == 1:
+        return [[(0, _PORTS - 1)]]
+    blocks = max(_BLOCKS_MIN, _BLOCKS_PER_QUEUE * queues)
+    size = _PORTS // blocks
+    return [
+        [(block * size, (block + 1) * size - 1) for block in range(index, blocks, queues)]
+        for index in range(queues)
+    ]
+
+
+class IptablesGate:
+    """Rules of legacy iptables; see the module.
+
+    Everything is done by one thread, in the network namespace of the first call.
+
+    :raises SynplugError: every method, where the lock, the table or a privilege is missing.
+    """
+
+    def __init__(self, spec: HoldSpec) -> None:
+        self.name = "nfqueue-iptables"
+        self._spec = spec
+        self._chain = f"synplug-{spec.run_id}"
+        self._comment = f"synplug run {spec.run_id}"
+        self._tables = MangleTables()
+        self._touched: list[Family] = []  # where something of ours may stand
+        self._matched: int | None = None  # all there will ever be, once it is open
+
+    def traces(self) -> dict[str, str]:
+        return {"iptables chain": f"{TABLE} {self._chain}"}
+
+    # --- armed and holding
+
+    def prepare(self, queues: tuple[int, ...]) -> None:
+        """Create our chains. Their rules need every extension that the jump will need."""
+        with self._tables.locked(patience_s=_PATIENCE_S):
+            for family in self._families():
+                self._create_chain(family, list(self._queue_rules(family, queues)))
+
+    def hold(self) -> None:
+        """Put the jumps in, of all families or of none."""
+        with self._tables.locked(patience_s=_SHORT_PATIENCE_S):
+            try:
+                for family in self._touched:
+                    self._insert_jump(family)
+            except SynplugError:
+                self._delete_jumps()
+                raise
+
+    def _create_chain(self, family: Family, rules: list[bytes]) -> None:
+        def create(table: MangleTable) -> None:
+            table.create_chain(self._chain, rules)
+            if family not in self._touched:
+                self._touched.append(family)
+
+        self._tables.change(family, create)
+
+    def _insert_jump(self, family: Family) -> None:
+        match = SynMatch(probe_mark=self._spec.probe_mark, comment=self._comment)
+        rule = match.rule(family, jump_target(self._chain))
+
+        def insert(table: MangleTable) -> None:
+            if not table.has_chain(self._chain):
+                raise SynplugError(
+                    f"somebody removed chain {self._chain} from table {TABLE}, IPv{family.value}"
+                )
+            table.insert_first(_BASE_CHAIN, rule)
+
+        self._tables.change(family, insert)
+
+    def open(self) -> None:
+        """Delete the jumps.
+
+        The counters are final then: the kernel waits until every packet has left the old
+        rules (``net/netfilter/x_tables.c``, xt_replace_table).
+        """
+        with self._tables.locked(patience_s=_SHORT_PATIENCE_S):
+            self._delete_jumps()
+            self._matched = self._count()
+
+    def matched(self) -> int:
+        if self._matched is not None:
+            return self._matched
+        with self._tables.locked(patience_s=_SHORT_PATIENCE_S):
+            return self._count()
+
+    def _count(self) -> int:
+        return sum(self._tables.read(family, self._packets) for family in self._touched)
+
+    def flushes_queues(self) -> bool:
+        """No: the table's hooks stay registered, whatever becomes of its rules."""
+        return False
+
+    # --- the end
+
+    def remove(self) -> None:
+        with self._tables.locked(patience_s=_PATIENCE_S):
+            self._erase(self._touched)
+
+    def close(self) -> None:
+        if self._touched:
+            self.remove()
+
+    def clean_up_after_death(self) -> None:
+        """Remove what a dead keeper of this run left; needs no :meth:`prepare`.
+
+        Where no mangle table is in use there is nothing, and none is made by looking.
+        """
+        families = [family for family in self._families() if is_in_use(family)]
+        if not families:
+            return
+        try:
+            with self._tables.locked(patience_s=_PATIENCE_S):
+                self._erase(families)
+        except UnsupportedError:
+            if self._spec.backend is BackendName.NFQUEUE_IPTABLES:
+                raise
+            # The keeper looked for a backend with this very Python: it had no python-iptables.
+
+    def _erase(self, families: Iterable[Family]) -> None:
+        """Remove our rules and chains from the tables, and look whether they are gone."""
+        failures: list[SynplugError] = []
+        for family in tuple(families):
+            try:
+                self._erase_one(family)
+            except SynplugError as error:
+                failures.append(error)
+            else:
+                with suppress(ValueError):
+                    self._touched.remove(family)
+        if failures:
+            raise failures[0]
+
+    def _erase_one(self, family: Family) -> None:
+        def has_chain(table: MangleTable) -> bool:
+            return table.has_chain(self._chain)
+
+        if not self._tables.read(family, has_chain):
+            return
+        cause: SynplugError | None = None
+        try:
+            self._tables.change(family, self._erase_from)
+        except SynplugError as error:
+            cause = error
+        if cause or self._tables.read(family, has_chain):
+            tool = "iptables-legacy" if family is Family.IPV4 else "ip6tables-legacy"
+            because = f": {cause.message}" if cause else ""
+            raise ReleaseError(
+                f"chain {self._chain} is still in table {TABLE} of {tool}{because}",
+                remedy=f"delete the rules that jump there, then {tool} -w -t {TABLE} "
+                f"-F {self._chain} and -X {self._chain}",
+            ) from cause
+
+    def _erase_from(self, table: MangleTable) -> None:
+        table.delete_jumps(_BASE_CHAIN, self._chain)
+        table.delete_chain(self._chain)
+
+    def _delete_jumps(self) -> None:
+        """Out of every table, even if one fails."""
+        failures: list[SynplugError] = []
+        for family in self._touched:
+            try:
+                self._tables.change(
+                    family, lambda table: table.delete_jumps(_BASE_CHAIN, self._chain)
+                )
+            except SynplugError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    # --- what the rules say
+
+    def _families(self) -> list[Family]:
+        wanted = {family for endpoint in self._spec.endpoints for family in endpoint.families}
+        if Family.IPV4 in wanted and not has_ipv6():
+            wanted.discard(Family.IPV6)
+        return sorted(wanted, key=lambda family: family.value)
+
+    def _queue_rules(self, family: Family, queues: tuple[int, ...]) -> Iterable[bytes]:
+        for endpoint in self._spec.endpoints:
+            if family not in endpoint.families:
+                continue
+            for number, ranges in zip(queues, port_shares(len(queues)), strict=True):
+                for source_ports in ranges:
+                    match = SynMatch(
+                        probe_mark=self._spec.probe_mark,
+                        comment=self._comment,
+                        port=endpoint.port,
+                        address=endpoint.exact_address,
+                        source_ports=source_ports,
+                    )
+                    yield match.rule(family, queue_target(number))
+
+    def _packets(self, table: MangleTable) -> int:
+        return table.packets(self._chain) if table.has_chain(self._chain) else 0

@@ -1,0 +1,423 @@
+"""The mangle tables of legacy iptables, through python-iptables (``iptc``) and libiptc.
+
+Source: ``include/uapi/linux/netfilter_ipv4/ip_tables.h``, ``…_ipv6/ip6_tables.h``,
+``…/netfilter/x_tables.h``, ``xt_tcpudp.h``, ``xt_mark.h``, ``xt_comment.h``, ``xt_NFQUEUE.h``;
+iptables-extensions(8); libiptc of iptables 1.8.
+
+A legacy table is changed as a whole: libiptc reads it, edits its copy and puts all of it back,
+foreign rules as the very bytes that the kernel gave, counters added on. Two that do this at
+once undo each other, so all is done under the lock of iptables(8), on a copy read under it.
+
+Of python-iptables only ``Table`` is used, and a new one each time. Its cache ignores that
+setns(2) changed the network namespace; its default commits by itself and swallows failures;
+and its ``Rule``, ``Match`` and ``Target`` parse foreign rules and fail on extensions that they
+do not know, point file descriptor 1 elsewhere, and open every table to find out whether a name
+is a chain, which registers the hooks of all five, nat with its connection tracking included.
+Rules are therefore built here, as the kernel's structures. What iptables(8) does to the rules
+of others it does here, too: their counters stay, but what ``limit``, ``quota`` and their like
+remember in the kernel starts anew with each change of the table.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from synplug.errors import (
+    KernelError,
+    LockError,
+    PrivilegeError,
+    SynplugError,
+    UnsupportedError,
+    UsageError,
+)
+from synplug.kernel.namespaces import network_inode
+from synplug.model import Address, Family
+
+TABLE = "mangle"
+_BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+LOCK_FILE = "/run/xtables.lock"
+#: ``XT_EXTENSION_MAXNAMELEN`` less the end of the string.
+CHAIN_NAME_MAX = 28
+#: Others wait in a queue that we are not in: look often, and not in step with them.
+_LOCK_POLL_MAX_S = 0.005
+_TRIES = 5
+_NAMES = {Family.IPV4: "ip_tables_names", Family.IPV6: "ip6_tables_names"}
+_NEEDS = "run it as root, or with CAP_NET_ADMIN and CAP_NET_RAW"
+_Seen = TypeVar("_Seen")
+
+# --- rules, as the kernel's structures
+
+
+_ALIGNMENT = struct.calcsize("@BQ") - 8
+_HEAD = struct.Struct("@H29sB")  # of xt_entry_match and xt_entry_target
+_ANY_PORT = (0, 65_535)
+_FLAGS_MASK, _FLAGS_SYN = 0x17, 0x02  # FIN, SYN, RST, ACK
+_IPPROTO_TCP = 6
+_IP6T_F_PROTO = 1
+_NFQUEUE_BYPASS = 1
+
+
+def _extension(name: str, revision: int, data: bytes) -> bytes:
+    """A match or a target."""
+    size = -(-(_HEAD.size + len(data)) // _ALIGNMENT) * _ALIGNMENT
+    return (_HEAD.pack(size, name.encode(), revision) + data).ljust(size, b"\0")
+
+
+def queue_target(number: int) -> bytes:
+    """``-j NFQUEUE --queue-num N --queue-bypass``: ``struct xt_NFQ_info_v3``."""
+    return _extension("NFQUEUE", 3, struct.pack("@HHH", number, 1, _NFQUEUE_BYPASS))
+
+
+def jump_target(chain: str) -> bytes:
+    """``-j CHAIN``; libiptc turns the name into the chain's offset."""
+    return _extension(chain, 0, bytes(4))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SynMatch:
+    """Bare SYNs (``--tcp-flags FIN,SYN,RST,ACK SYN``) without the mark of a probe.
+
+    :param comment: at most 255 bytes are kept.
+    :param port: destination port; None for any. :param address: destination; None for any.
+    :param source_ports: the first and the last one.
+    """
+
+    probe_mark: int
+    comment: str
+    port: int | None = None
+    address: Address | None = None
+    source_ports: tuple[int, int] = _ANY_PORT
+
+    def rule(self, family: Family, target: bytes) -> bytes:
+        """The whole rule: ``struct ipt_entry`` or ``ip6t_entry``, matches, target."""
+        ports = (self.port, self.port) if self.port is not None else _ANY_PORT
+        tcp = struct.pack("@4H4B", *self.source_ports, *ports, 0, _FLAGS_MASK, _FLAGS_SYN, 0)
+        matches = (
+            _extension("tcp", 0, tcp)
+            + _extension("mark", 1, struct.pack("@IIB", self.probe_mark, 0xFFFFFFFF, 1))
+            + _extension("comment", 0, self.comment.encode()[:255].ljust(256, b"\0"))
+        )
+        return _entry(family, self.address, len(matches), len(target)) + matches + target
+
+
+def _entry(family: Family, address: Address | None, matches_size: int, target_size: int) -> bytes:
+    width = 4 if family is Family.IPV4 else 16
+    packed, mask = (address.packed, b"\xff" * width) if address else (b"", b"")
+    addresses = struct.pack(
+        f"@{width}s{width}s{width}s{width}s64x", b"", packed, b"", mask
+    )  # source and destination, then their masks; no interfaces
+    if family is Family.IPV4:
+        head = addresses + struct.pack("@HBB", _IPPROTO_TCP, 0, 0)
+    else:
+        head = addresses + struct.pack("@HBBB3x", _IPPROTO_TCP, 0, _IP6T_F_PROTO, 0)
+    size = struct.calcsize(f"@{len(head)}sIHHIQQ")
+    offset = size + matches_size
+    return struct.pack(f"@{len(head)}sIHHIQQ", head, 0, offset, offset + target_size, 0, 0, 0)
+
+
+# --- python-iptables
+
+
+def _load() -> Any:
+    """Import python-iptables. It takes a third of a second, and runs ldconfig, and gcc or ld.
+
+    :raises UnsupportedError: it is not installed, or misses iptables' libraries.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it uses what newer Pythons deprecate
+            import iptc
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            "python-iptables is not installed", remedy="pip install 'synplug[iptables]'"
+        ) from error
+    except Exception as error:  # whatever its search for libraries runs into
+        raise UnsupportedError(
+            f"python-iptables does not work here: {error!r}",
+            remedy="install iptables with its libraries and extensions (Debian: apt-get install "
+            "iptables), and synplug[iptables] anew",
+        ) from error
+    return iptc
+
+
+def describe() -> str:
+    """Which python-iptables there is.
+
+    :raises UnsupportedError: none that works.
+    """
+    iptc = _load()
+    return f"{iptc.version.__version__}, libxtables {iptc.xtables.xtables_version}"
+
+
+def _fresh_table(family: Family) -> Any:
+    """An ``iptc.Table`` outside of python-iptables' cache, not open yet.
+
+    Its *code* is the errno of what failed last: the message alone does not tell.
+    """
+    iptc = _load()
+    import ctypes
+
+    base: Any = iptc.Table if family is Family.IPV4 else iptc.Table6
+    errno_location = ctypes.CDLL(None)["__errno_location"]
+    errno_location.restype = ctypes.POINTER(ctypes.c_int)
+
+    class FreshTable(base):  # type: ignore[misc]  # python-iptables has no types
+        def __new__(cls) -> Any:
+            return object.__new__(cls)
+
+        def __init__(self) -> None:
+            self._handle = None
+            self.code = 0
+
+        def open(self) -> None:
+            self._init(TABLE, autocommit=False)
+
+        def strerror(self) -> Any:
+            self.code = int(errno_location()[0])
+            return super().strerror()
+
+        def delete_number(self, chain: str, number: int) -> None:
+            if not self._iptc.iptc_delete_num_entry(chain.encode(), number, self._handle):
+                raise iptc.IPTCError(f"can't delete rule {number} of {chain}: {self.strerror()}")
+
+    return FreshTable()
+
+
+class MangleTable:
+    """A copy of one IP version's mangle table, as it is now; :meth:`commit` puts it back.
+
+    :raises UnsupportedError: the kernel has none. :raises PrivilegeError: EPERM.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._table = _fresh_table(family)
+        self._error: type[Exception] = _load().IPTCError
+        with self._translated("open"):
+            self._table.open()
+
+    def has_chain(self, chain: str) -> bool:
+        """Whether there is one of this name."""
+        return bool(self._table.is_chain(chain))
+
+    def create_chain(self, chain: str, rules: Iterable[bytes]) -> None:
+        """A chain of our own; nothing jumps there."""
+        if len(chain) > CHAIN_NAME_MAX:
+            raise UsageError(f"{chain} is too long for the name of an iptables chain")
+        with self._translated(f"create chain {chain} in"):
+            self._table.create_chain(chain)
+            for rule in rules:
+                self._table.append_entry(chain, _buffer(rule))
+
+    def insert_first(self, chain: str, rule: bytes) -> None:
+        """Put a rule before all others of a chain."""
+        with self._translated(f"insert a rule into chain {chain} of"):
+            self._table.insert_entry(chain, _buffer(rule), 0)
+
+    def delete_jumps(self, base: str, chain: str) -> None:
+        """Delete every rule of *base* that jumps to *chain*, and no other."""
+        with self._translated(f"delete the jump to {chain} from"):
+            targets = [self._table.get_target(rule) for rule in self._rules(base)]
+            for number in reversed(range(len(targets))):
+                if targets[number] == chain.encode():
+                    self._table.delete_number(base, number)
+
+    def delete_chain(self, chain: str) -> None:
+        """Delete a chain with its rules."""
+        with self._translated(f"delete chain {chain} from"):
+            self._table.flush_entries(chain)
+            self._table.delete_chain(chain)
+
+    def packets(self, chain: str) -> int:
+        """How many packets the chain's rules have met."""
+        return sum(int(rule.counters.pcnt) for rule in self._rules(chain))
+
+    def commit(self) -> None:
+        """Put all of it into the kernel, in one step.
+
+        :raises KernelError: it was refused; EAGAIN: somebody who ignores the lock has changed
+            the table meanwhile. :raises UnsupportedError: an extension is missing.
+        """
+        with self._translated("commit"):
+            for chain in _BUILT_IN:
+                # libiptc would put the policy's counters to zero, as iptables(8) itself does.
+                self._table.set_policy(chain, *self._table.get_policy(chain))
+            self._table.commit()
+
+    def close(self) -> None:
+        """Forget the copy."""
+        self._table.close()
+
+    def _rules(self, chain: str) -> Iterator[Any]:
+        """The rules' heads, unparsed: foreign extensions need not be known here."""
+        rule = self._table.first_rule(chain)
+        while rule:
+            yield rule
+            rule = self._table.next_rule(rule)
+
+    @contextmanager
+    def _translated(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except self._error as error:
+            raise _meaning(action, self._family, self._table.code) from error
+
+
+def _buffer(rule: bytes) -> Any:
+    import ctypes
+
+    return ctypes.create_string_buffer(rule, len(rule))
+
+
+def _meaning(action: str, family: Family, code: int) -> SynplugError:
+    """The error that stands for an errno of libiptc."""
+    words = f"{action} the {TABLE} table of legacy iptables, IPv{family.value}"
+    if code in (errno.EPERM, errno.EACCES):
+        return PrivilegeError(f"{words}: not permitted", capability="CAP_NET_ADMIN", remedy=_NEEDS)
+    if action == "open" and code in (errno.ENOENT, errno.ENOPROTOOPT):
+        return UnsupportedError(
+            f"this kernel has no {TABLE} table of legacy iptables, IPv{family.value}",
+            remedy="load iptable_mangle and ip6table_mangle, or use --backend nfqueue",
+        )
+    if action == "commit" and code == errno.ENOENT:
+        return UnsupportedError(
+            f"{words}: this kernel lacks one of the extensions tcp, mark, comment and NFQUEUE",
+            remedy="load xt_tcpudp, xt_mark, xt_comment and xt_NFQUEUE, or use --backend nfqueue",
+        )
+    return KernelError(words, code)
+
+
+# --- transactions
+
+
+class MangleTables:
+    """The mangle tables of one network namespace, that of the first use, under the lock."""
+
+    def __init__(self) -> None:
+        self._network = 0
+
+    @contextmanager
+    def locked(self, *, patience_s: float) -> Iterator[None]:
+        """Have iptables(8)'s lock. Other threads are kept out by it, too.
+
+        :param patience_s: how long to wait for another, in seconds.
+        :raises LockError: it took longer. :raises SynplugError: another network namespace.
+        """
+        network = network_inode()
+        if self._network not in (0, network):
+            raise SynplugError(
+                "this process has left the network namespace whose iptables it changed"
+            )
+        self._network = network
+        descriptor = _lock(os.environ.get("XTABLES_LOCKFILE") or LOCK_FILE, patience_s)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def read(self, family: Family, look: Callable[[MangleTable], _Seen]) -> _Seen:
+        """What *look* finds in the table."""
+        table = MangleTable(family)
+        try:
+            return look(table)
+        finally:
+            table.close()
+
+    def change(self, family: Family, edit: Callable[[MangleTable], None]) -> None:
+        """Commit what *edit* does to the table.
+
+        Done anew, a few times, when somebody who ignores the lock was faster.
+
+        :raises SynplugError: see :class:`MangleTable`; nothing was changed.
+        """
+
+        def edit_and_commit(table: MangleTable) -> None:
+            edit(table)
+            table.commit()
+
+        for left in reversed(range(_TRIES)):
+            try:
+                self.read(family, edit_and_commit)
+            except KernelError as error:
+                if error.errno != errno.EAGAIN or not left:
+                    raise
+            else:
+                return
+
+
+def _lock(path: str, patience_s: float) -> int:
+    """Lock the file as iptables(8) does."""
+    descriptor = _open_lock(path)
+    if not _try_lock(descriptor) and not _lock_patiently(descriptor, patience_s):
+        os.close(descriptor)
+        raise LockError(
+            f"another program has had {path}, the lock of iptables, for {patience_s:g} s",
+            remedy=f"'fuser -v {path}' names it",
+        )
+    return descriptor
+
+
+def _lock_patiently(descriptor: int, patience_s: float) -> bool:
+    """Retry; importing what retries is left to those who have to."""
+    from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
+
+    attempts = Retrying(
+        stop=stop_after_delay(patience_s),
+        wait=wait_random(0, _LOCK_POLL_MAX_S),
+        retry=retry_if_result(lambda taken: not taken),
+        retry_error_callback=lambda _: False,
+    )
+    return bool(attempts(_try_lock, descriptor))
+
+
+def _open_lock(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except PermissionError as error:
+        raise PrivilegeError(
+            f"cannot open {path}, the lock of iptables", capability="CAP_DAC_OVERRIDE"
+        ) from error
+    except OSError as error:
+        raise KernelError(f"open {path}, the lock of iptables", error.errno or 0) from error
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+# --- what there is
+
+
+def has_ipv6() -> bool:
+    """Whether this kernel speaks IPv6 at all; if not, no SYN can come that way."""
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_CLOEXEC).close()
+    except OSError:
+        return False
+    return True
+
+
+def is_in_use(family: Family) -> bool:
+    """Whether the mangle table exists in this network namespace. Looking does not create it."""
+    try:
+        with open(f"/proc/thread-self/net/{_NAMES[family]}") as file:
+            return TABLE in file.read().split()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise PrivilegeError(
+            f"cannot read the names of the IPv{family.value} tables", capability="CAP_NET_ADMIN"
+        ) from error
