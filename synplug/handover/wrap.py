@@ -247,8 +247,10 @@ class _Run:
 
     def close(self) -> None:
         """Whatever happened: nothing is held any more."""
-        self._close_hold()
-        self._tools.locks.drop()
+        try:
+            self._close_hold()
+        finally:
+            self._tools.locks.drop()
 
     def _close_hold(self) -> None:
         hold, self._hold = self._hold, None
@@ -262,7 +264,8 @@ class _Run:
             self._result = self._result or hold.release()
         except SynplugError as error:
             self._error = self._error or error
-        hold.close()
+        finally:
+            hold.close()
 
     def report(self) -> Report:
         """The account of it all."""
