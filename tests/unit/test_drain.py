@@ -1,0 +1,182 @@
+"""Waiting for the old listener's queues and for requests in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from synplug.handover.drain import Drain, is_busy
+from synplug.handover.plan import DrainPlan
+from synplug.kernel.sock_diag import Connection
+from synplug.model import DrainResult, Listener
+from tests.unit.fakes import HTTP, FakeSockets, World, connection, listener
+
+# --- busy, or not
+
+
+@pytest.mark.parametrize(
+    ("why", "found", "busy"),
+    [
+        ("answered long ago", connection(), False),
+        ("unread bytes", connection(unread=1), True),
+        ("unacknowledged bytes", connection(unsent=1), True),
+        ("still in an accept queue", connection(accepted=False), True),
+        ("received a moment ago", connection(since_received_ms=99, since_sent_ms=5000), True),
+        ("sent a moment ago", connection(since_sent_ms=99, since_received_ms=5000), True),
+        ("just not a moment ago", connection(since_sent_ms=100, since_received_ms=200), False),
+        ("the peer spoke last", connection(since_received_ms=4000, since_sent_ms=5000), True),
+        ("we spoke last", connection(since_received_ms=5000, since_sent_ms=4000), False),
+        # a tie: the byte counters decide; the SYN is one acknowledged byte
+        (
+            "a tie, data came, none answered",
+            connection(since_sent_ms=5000, since_received_ms=5000, received=10, acked=1),
+            True,
+        ),
+        (
+            "a tie, kernel does not count",
+            connection(since_sent_ms=5000, since_received_ms=5000, received=10, acked=0),
+            True,
+        ),
+        (
+            "a tie, answered",
+            connection(since_sent_ms=5000, since_received_ms=5000, received=10, acked=2),
+            False,
+        ),
+        (
+            "a tie, nothing ever came",
+            connection(since_sent_ms=5000, since_received_ms=5000, received=0, acked=1),
+            False,
+        ),
+    ],
+)
+def test_busy(why: str, found: Connection, busy: bool) -> None:
+    assert is_busy(found) is busy, why
+
+
+# --- the wait
+
+
+class Waited:
+    """A drain that is waited for."""
+
+    def __init__(self, *old: Listener, plan: DrainPlan | None = None) -> None:
+        self.world = World(0.0)
+        self.sockets = FakeSockets(self.world, old)
+        self.old = old
+        self.plan = plan or DrainPlan(timeout_s=1.0, quiesce_s=1.0)
+        self.pauses: list[float] = []
+        self.stopped: Callable[[], bool] = lambda: False
+
+    def result(self) -> DrainResult:
+        drain = Drain(plan=self.plan, endpoints=(HTTP,), old=self.old, sockets=self.sockets)
+        return drain.wait(clock=self.world.clock, pause=self._pause, stopped=self._stopped)
+
+    def _pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.world.wait(seconds)
+
+    def _stopped(self) -> bool:
+        return self.stopped()
+
+
+def test_empty_queues_take_two_looks() -> None:
+    waited = Waited(listener(1))
+    assert waited.result() == DrainResult()
+    assert len(waited.pauses) == 1
+    assert waited.sockets.asked_ports == [(80,), (80,), (80,)]  # twice queues, once connections
+
+
+def test_one_empty_look_is_not_enough() -> None:
+    """A SYN that was on its way shows up at the second look."""
+    waited = Waited(listener(1), plan=DrainPlan(timeout_s=1.0, quiesce_s=0.0))
+    waited.world.after(0.0005, lambda: setattr(waited.sockets, "requests", 2))
+    waited.world.after(0.1, lambda: setattr(waited.sockets, "requests", 0))
+    assert waited.result().empty
+    assert waited.world.now_s >= 0.1
+
+
+def test_it_waits_for_the_accept_queue_and_then_for_request_sockets() -> None:
+    waited = Waited(listener(1, accept_queue=5))
+    waited.sockets.requests = 1
+    waited.world.after(0.2, lambda: setattr(waited.sockets, "now", [listener(1)]))
+    waited.world.after(0.4, lambda: setattr(waited.sockets, "requests", 0))
+    assert waited.result().empty
+    assert waited.world.now_s == pytest.approx(0.4, abs=0.01)
+
+
+def test_the_queues_of_new_listeners_do_not_matter() -> None:
+    waited = Waited(listener(1))
+    waited.sockets.now = [listener(1), listener(2, accept_queue=50)]
+    assert waited.result().empty
+    assert waited.world.now_s < 0.01
+
+
+def test_what_is_left_after_the_timeout_is_counted() -> None:
+    waited = Waited(listener(1, accept_queue=5), listener(2, accept_queue=6))
+    result = waited.result()
+    assert (result.empty, result.left) == (False, 11)
+    assert waited.world.now_s == pytest.approx(1.0, abs=0.01)
+
+
+def test_no_old_listener_no_wait() -> None:
+    waited = Waited()
+    waited.sockets.requests = 1
+    waited.sockets.established = [connection(unread=1)]
+    assert waited.result() == DrainResult()
+    assert waited.world.now_s == 0
+    assert waited.sockets.asked_ports == []
+
+
+def test_a_timeout_of_0_looks_once() -> None:
+    waited = Waited(listener(1, accept_queue=1), plan=DrainPlan(timeout_s=0.0, quiesce_s=0.0))
+    assert waited.result().left == 1
+    assert waited.world.now_s == 0
+
+
+def test_quiesce_waits_until_nothing_is_in_flight() -> None:
+    waited = Waited(listener(1))
+    waited.sockets.established = [connection(), connection(unread=3)]
+    waited.world.after(0.3, lambda: setattr(waited.sockets, "established", [connection()]))
+    result = waited.result()
+    assert (result.quiet, result.busy) == (True, 0)
+    assert waited.world.now_s == pytest.approx(0.3, abs=0.01)
+
+
+def test_quiesce_has_a_time_of_its_own() -> None:
+    waited = Waited(listener(1, accept_queue=1), plan=DrainPlan(timeout_s=0.5, quiesce_s=0.25))
+    waited.sockets.established = [connection(unread=3), connection(unsent=1), connection()]
+    result = waited.result()
+    assert (result.empty, result.left, result.quiet, result.busy) == (False, 1, False, 2)
+    assert waited.world.now_s == pytest.approx(0.75, abs=0.01)
+
+
+def test_quiesce_off_looks_at_no_connection() -> None:
+    waited = Waited(listener(1), plan=DrainPlan(quiesce_s=0.0))
+    waited.sockets.established = [connection(unread=3)]
+    assert waited.result().quiet
+    assert "look at the connections" not in waited.world.log
+
+
+def test_it_ends_when_it_has_lost_its_point() -> None:
+    waited = Waited(listener(1, accept_queue=1))
+    waited.sockets.established = [connection(unread=3)]
+    waited.stopped = lambda: waited.world.now_s >= 0.1
+    result = waited.result()
+    assert (result.left, result.busy) == (1, 1)
+    assert waited.world.now_s == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_look_that_costs_much_is_followed_by_a_longer_pause() -> None:
+    """At most a fifth of a processor is taken from the service that is to finish."""
+    waited = Waited(listener(1, accept_queue=1), plan=DrainPlan(quiesce_s=0.0))
+    cheap = waited.sockets.listeners
+
+    def dear(endpoints: object = None) -> list[Listener]:
+        waited.world.now_s += 0.02
+        return cheap([HTTP])
+
+    waited.sockets.listeners = dear  # type: ignore[method-assign]
+    waited.result()
+    assert waited.pauses[0] == pytest.approx(0.08)
+    assert waited.world.now_s <= 1.05
