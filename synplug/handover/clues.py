@@ -34,7 +34,7 @@ _PIDFILE_FLAGS_OF = {
     "gunicorn": ("-p", "--pid"),
     "uwsgi": ("--reload", "--stop"),
 }
-_NGINX_PID = re.compile(r"^\s*pid\s+([^;\s]+)\s*;", re.MULTILINE)
+_NGINX_PID = re.compile(r"^(?:[^#\n]*[;{}])?\s*pid\s+([^;\s]+)\s*;", re.MULTILINE)
 _NGINX_BUILT_IN = re.compile(r"--pid-path=(\S+)")
 _NGINX_CONF_BUILT_IN = re.compile(r"--conf-path=(\S+)")
 
