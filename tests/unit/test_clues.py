@@ -1,0 +1,238 @@
+"""What a restart command tells about its service, and what it does not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from synplug.handover import clues
+from synplug.handover.clues import Clue, clue_of, output_of
+
+NOTHING = Clue()
+
+
+@pytest.fixture(autouse=True)
+def _no_nginx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No program is asked for its built-in paths."""
+    monkeypatch.setattr(clues, "output_of", lambda argv: "")
+
+
+def units(*names: str) -> Clue:
+    return Clue(units=names)
+
+
+def pids(*numbers: int) -> Clue:
+    return Clue(pids=numbers)
+
+
+@pytest.mark.parametrize(
+    ("command", "clue"),
+    [
+        # systemctl
+        ("systemctl restart nginx", units("nginx")),
+        ("systemctl reload nginx.service", units("nginx.service")),
+        ("/usr/bin/systemctl restart nginx", units("nginx")),
+        ("systemctl --no-block restart a b", units("a", "b")),
+        ("systemctl restart --wait app@1.service", units("app@1.service")),
+        ("systemctl try-restart app", units("app")),
+        ("systemctl reload-or-restart app", units("app")),
+        ("systemctl try-reload-or-restart app", units("app")),
+        ("systemctl kill app", units("app")),
+        ("systemctl stop app", units("app")),
+        ("systemctl status app", NOTHING),
+        ("systemctl daemon-reload", NOTHING),
+        ("systemctl isolate rescue.target", NOTHING),
+        ("systemctl --user restart app", NOTHING),
+        ("systemctl restart --user app", NOTHING),
+        ("systemctl", NOTHING),
+        # service
+        ("service haproxy restart", units("haproxy")),
+        ("service haproxy", NOTHING),
+        ("service --status-all", NOTHING),
+        # kill
+        ("kill 123", pids(123)),
+        ("kill -HUP 123", pids(123)),
+        ("kill -1 123 456", pids(123, 456)),
+        ("kill -s HUP 123", pids(123)),
+        ("kill --signal HUP 123", pids(123)),
+        ("kill -n 1 123", pids(123)),
+        ("kill -TERM -- 123", pids(123)),
+        ("kill -- 123", pids(123)),
+        ("kill -HUP -- -123", NOTHING),
+        ("kill -HUP", NOTHING),
+        ("kill 0", NOTHING),
+        ("kill %1", NOTHING),
+        ("kill 123 app", NOTHING),
+        ("kill", NOTHING),
+        # haproxy
+        ("haproxy -D -f x.cfg -sf 11 12", pids(11, 12)),
+        ("haproxy -st 11", pids(11)),
+        ("haproxy -sf 11 12 -D", pids(11, 12)),
+        ("haproxy -D -f x.cfg", NOTHING),
+        # what runs it
+        ("sudo systemctl restart nginx", units("nginx")),
+        ("sudo env LANG=C systemctl restart nginx", units("nginx")),
+        ("env A=1 B=2 kill -HUP 9", pids(9)),
+        ("nice ionice nohup setsid doas systemctl restart x", units("x")),
+        ("sudo -u app systemctl restart nginx", NOTHING),
+        ("sudo", NOTHING),
+        ("env A=1", NOTHING),
+        # what is not read
+        ("sh -c 'systemctl restart nginx'", NOTHING),
+        ("bash restart.sh --unit nginx", NOTHING),
+        ("ssh other systemctl restart nginx", NOTHING),
+        ("make restart", NOTHING),
+        ("", NOTHING),
+    ],
+)
+def test_what_a_command_tells(command: str, clue: Clue) -> None:
+    import shlex
+
+    assert clue_of(shlex.split(command)) == clue
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "app --pidfile={}",
+        "app --pidfile {}",
+        "app --pid-file={}",
+        "app --pid-file {} --daemon",
+        "haproxy -D -p {}",
+        "haproxy -p {} -f x.cfg",
+        "gunicorn -p {} app:app",
+        "gunicorn --pid {} app:app",
+        "gunicorn --pid={} app:app",
+        "start-stop-daemon --stop --pidfile {} --retry 5",
+        "start-stop-daemon -K -p {}",
+        "uwsgi --reload {}",
+        "sudo uwsgi --stop {}",
+    ],
+)
+def test_a_pidfile_that_is_named_counts_if_it_is_there(command: str, tmp_path: Path) -> None:
+    pidfile = tmp_path / "app.pid"
+    words = command.format(pidfile).split()
+    assert clue_of(words) == NOTHING
+    pidfile.write_text("1\n")
+    assert clue_of(words) == Clue(pidfiles=(str(pidfile),))
+
+
+@pytest.mark.parametrize("command", ["app -p {}", "nc -p {}", "app --pid {}", "app --pidfile"])
+def test_flags_that_mean_something_else_elsewhere(command: str, tmp_path: Path) -> None:
+    pidfile = tmp_path / "app.pid"
+    pidfile.write_text("1\n")
+    assert clue_of(command.format(pidfile).split()) == NOTHING
+
+
+def test_haproxys_pids_win_over_its_pidfile(tmp_path: Path) -> None:
+    pidfile = tmp_path / "haproxy.pid"
+    pidfile.write_text("1\n")
+    assert clue_of(["haproxy", "-p", str(pidfile), "-sf", "7"]) == pids(7)
+
+
+# --- nginx
+
+
+class Nginx:
+    """A configuration with a pidfile, and another pidfile that is built in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pidfile, self.built_in = folder / "nginx.pid", folder / "built-in.pid"
+        self.config = folder / "nginx.conf"
+        self.pidfile.write_text("1\n")
+        self.built_in.write_text("2\n")
+        self.version = f"configure arguments: --pid-path={self.built_in}"
+
+    def configure(self, text: str) -> None:
+        self.config.write_text(text)
+
+
+@pytest.fixture
+def nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nginx:
+    installed = Nginx(tmp_path)
+    monkeypatch.setattr(clues, "output_of", lambda argv: installed.version)
+    return installed
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["pid {};", "\tpid   {} ;", 'pid "{}";', "pid '{}';", "user www;\npid {};\nevents {{}}"],
+)
+def test_nginxs_pidfile_is_read_from_its_configuration(nginx: Nginx, line: str) -> None:
+    nginx.configure(line.format(nginx.pidfile))
+    words = ["nginx", "-c", str(nginx.config), "-s", "reload"]
+    assert clue_of(words) == Clue(pidfiles=(str(nginx.pidfile),))
+
+
+def test_a_comment_is_no_setting_of_nginx(nginx: Nginx) -> None:
+    nginx.configure(f"# pid {nginx.pidfile};\n")
+    assert clue_of(["nginx", "-c", str(nginx.config)]) == Clue(pidfiles=(str(nginx.built_in),))
+
+
+def test_nginxs_dash_g_wins(nginx: Nginx) -> None:
+    nginx.configure("pid /elsewhere.pid;")
+    words = ["nginx", "-g", f"daemon on;\npid {nginx.pidfile};", "-c", str(nginx.config)]
+    assert clue_of(words) == Clue(pidfiles=(str(nginx.pidfile),))
+
+
+def test_nginxs_dash_g_with_several_settings_on_one_line(nginx: Nginx) -> None:
+    words = ["nginx", "-g", f"daemon off; pid {nginx.pidfile};"]
+    assert clue_of(words) == Clue(pidfiles=(str(nginx.pidfile),))
+
+
+def test_nginxs_configuration_is_found_where_it_was_built_to_be(nginx: Nginx) -> None:
+    nginx.configure(f"pid {nginx.pidfile};")
+    nginx.version = f"--conf-path={nginx.config} --pid-path={nginx.built_in}"
+    assert clue_of(["nginx", "-s", "reload"]) == Clue(pidfiles=(str(nginx.pidfile),))
+
+
+def test_without_a_pid_line_nginxs_pidfile_is_where_it_was_built_to_be(nginx: Nginx) -> None:
+    nginx.configure("events {}\n")
+    words = ["nginx", "-c", str(nginx.config), "-s", "quit"]
+    assert clue_of(words) == Clue(pidfiles=(str(nginx.built_in),))
+
+
+def test_settings_of_nginx_on_one_line(nginx: Nginx) -> None:
+    nginx.configure(f"user www; pid {nginx.pidfile}; events {{}}\n")
+    assert clue_of(["nginx", "-c", str(nginx.config)]) == Clue(pidfiles=(str(nginx.pidfile),))
+
+
+def test_a_comment_behind_a_setting_is_none(nginx: Nginx) -> None:
+    nginx.configure(f"user www; # was: a; pid {nginx.pidfile};\n")
+    assert clue_of(["nginx", "-c", str(nginx.config)]) == Clue(pidfiles=(str(nginx.built_in),))
+
+
+@pytest.mark.xfail(strict=True, reason="reported: guesses another nginx's pidfile")
+def test_a_configuration_of_nginx_that_cannot_be_read_tells_nothing(nginx: Nginx) -> None:
+    assert clue_of(["nginx", "-c", "/nonexistent/nginx.conf", "-s", "quit"]) == NOTHING
+
+
+@pytest.mark.xfail(strict=True, reason="reported: asks the nginx on PATH")
+def test_the_very_nginx_that_is_run_is_asked(nginx: Nginx, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def version(argv: list[str]) -> str:
+        asked.append(argv[0])
+        return nginx.version
+
+    monkeypatch.setattr(clues, "output_of", version)
+    clue_of(["/opt/nginx/sbin/nginx", "-s", "reload"])
+    assert asked == ["/opt/nginx/sbin/nginx"]
+
+
+def test_a_pidfile_of_nginx_that_is_not_there(nginx: Nginx) -> None:
+    nginx.configure("pid /nonexistent/nginx.pid;")
+    assert clue_of(["nginx", "-c", str(nginx.config)]) == NOTHING
+
+
+# --- programs that are asked
+
+
+def test_output_of_a_program_and_of_one_that_is_not_there(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho out; echo err >&2; exit 3\n")
+    os.chmod(program, 0o755)
+    assert sorted(output_of([str(program)]).split()) == ["err", "out"]
+    assert output_of([str(tmp_path / "none")]) == ""
