@@ -18,22 +18,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from synplug.errors import ReleaseError, SynplugError, UnsupportedError
-from synplug.kernel.xtables import (
-    TABLE,
-    MangleTable,
-    MangleTables,
-    SynMatch,
-    has_ipv6,
-    is_in_use,
-    jump_target,
-    queue_target,
-)
+from synplug.kernel.xt_rules import SynMatch, jump_target, queue_target
+from synplug.kernel.xtables import TABLE, MangleTable, MangleTables, has_ipv6, is_in_use
 from synplug.model import BackendName, Family, HoldSpec
 
 _BASE_CHAIN = "INPUT"
 _PATIENCE_S = 5.0
-#: A keeper that does not answer within 2 s is killed: say sooner what is the matter.
-_SHORT_PATIENCE_S = 1.5
 _PORTS = 1 << 16
 _BLOCKS_MIN, _BLOCKS_PER_QUEUE = 64, 16
 
@@ -87,7 +77,7 @@ class IptablesGate:
 
     def hold(self) -> None:
         """Put the jumps in, of all families or of none."""
-        with self._tables.locked(patience_s=_SHORT_PATIENCE_S):
+        with self._tables.locked(patience_s=_PATIENCE_S):
             try:
                 for family in self._touched:
                     self._insert_jump(family)
@@ -122,14 +112,14 @@ class IptablesGate:
         The counters are final then: the kernel waits until every packet has left the old
         rules (``net/netfilter/x_tables.c``, xt_replace_table).
         """
-        with self._tables.locked(patience_s=_SHORT_PATIENCE_S):
+        with self._tables.locked(patience_s=_PATIENCE_S):
             self._delete_jumps()
             self._matched = self._count()
 
     def matched(self) -> int:
         if self._matched is not None:
             return self._matched
-        with self._tables.locked(patience_s=_SHORT_PATIENCE_S):
+        with self._tables.locked(patience_s=_PATIENCE_S):
             return self._count()
 
     def _count(self) -> int:

@@ -68,7 +68,6 @@ class Keeper:
         try:
             self._arm()
         except SynplugError as error:
-            self._ledger.remove()
             self._channel.send("failed", error=error_to_wire(error))
             return
         gc.freeze()
@@ -94,7 +93,8 @@ class Keeper:
                 self._write_ledger(backend, "arming")
                 backend.arm()
             except SynplugError as error:
-                backend.close()
+                backend.close()  # if that fails, the ledger keeps what is left for recover
+                self._ledger.remove()
                 if isinstance(error, PrivilegeError) or number == len(self._backends):
                     raise
                 self._warnings.append(f"backend {backend.name} is not available: {error.message}")

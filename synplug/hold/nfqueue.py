@@ -246,7 +246,13 @@ class QueueBackend(Backend):
         return news
 
     def open(self) -> int:
-        self._gate.open()
+        try:
+            self._gate.open()
+        finally:  # even if the rule stays: what waits must not wait for that to be mended
+            burst = self._let_all_go()
+        return burst
+
+    def _let_all_go(self) -> int:
         self._open = True
         self.check_for_loss()
         burst = self.release_next(len(self._held))

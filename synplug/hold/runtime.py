@@ -203,10 +203,12 @@ def _patiently(path: str, port: int, timeout_s: float, interrupted: Callable[[],
     """Lock the file at *path*; retries only when somebody has it, since importing costs."""
     descriptor = _try_lock(path, fcntl.LOCK_EX)
     if descriptor is None and timeout_s > 0:
-        from tenacity import Retrying, retry_if_result, stop_after_delay, stop_any, wait_fixed
+        from tenacity import Retrying, retry_if_result, wait_fixed
+
+        end_s = time.monotonic() + timeout_s
 
         attempts = Retrying(
-            stop=stop_any(stop_after_delay(timeout_s), lambda _: interrupted()),
+            stop=lambda _: interrupted() or time.monotonic() >= end_s,
             wait=wait_fixed(_LOCK_POLL_S),
             retry=retry_if_result(lambda found: found is None),
             retry_error_callback=lambda _: None,
