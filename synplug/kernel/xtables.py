@@ -11,9 +11,10 @@ setns(2) changed the network namespace; its default commits by itself and swallo
 and its ``Rule``, ``Match`` and ``Target`` parse foreign rules and fail on extensions that they
 do not know, point file descriptor 1 elsewhere, and open every table to find out whether a name
 is a chain, which registers the hooks of all five, nat with its connection tracking included.
-Rules are therefore built as the kernel's structures (:mod:`synplug.kernel.xt_rules`). What iptables(8) does to the rules
-of others it does here, too: their counters stay, but what ``limit``, ``quota`` and their like
-remember in the kernel starts anew with each change of the table.
+Rules are therefore built as the kernel's structures (:mod:`synplug.kernel.xt_rules`).
+
+What iptables(8) does to the rules of others happens here, too: their counters stay, but what
+``limit``, ``quota`` and their like remember in the kernel starts anew with each change.
 """
 
 from __future__ import annotations
