@@ -12,8 +12,8 @@ from synplug.handover.process import NoSignals
 from synplug.handover.request import HoldOptions, WrapRequest, hold_spec, plan_wrap
 from synplug.handover.target import TargetRequest
 from synplug.handover.wrap import wrap as wrap_sequence
-from synplug.hold.handle import KeptHold
-from synplug.hold.runtime import PortLocks
+from synplug.holding.handle import KeptHold
+from synplug.holding.runtime import PortLocks
 from synplug.kernel import procfs
 from synplug.model import (
     PACKETS_PER_QUEUE,

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from synplug.cli.render import plain
 from synplug.errors import ReleaseError
-from synplug.hold.recover import recover
+from synplug.holding.recover import recover
 from synplug.kernel import procfs
 from synplug.kernel.namespaces import enter_network, network_of
 

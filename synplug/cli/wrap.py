@@ -15,7 +15,7 @@ from synplug.handover.process import Signals
 from synplug.handover.request import HoldOptions, WrapRequest, plan_wrap
 from synplug.handover.target import Target, TargetRequest
 from synplug.handover.wrap import wrap
-from synplug.hold.describe import equivalent_commands
+from synplug.holding.describe import equivalent_commands
 from synplug.kernel import procfs
 from synplug.kernel.namespaces import enter_network, network_of
 from synplug.model import BackendName, OnDrainTimeout, OnFull, ReleaseMode, Report

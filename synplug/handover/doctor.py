@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from synplug.errors import SynplugError
-from synplug.hold.runtime import ROOT, check_root
-from synplug.hold.selftest import try_hold
+from synplug.holding.runtime import ROOT, check_root
+from synplug.holding.selftest import try_hold
 from synplug.kernel import procfs
 from synplug.kernel.nfqueue import queue_states
 from synplug.kernel.nft import tables

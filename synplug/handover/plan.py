@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from synplug.hold.handle import Hold
+from synplug.holding.handle import Hold
 from synplug.kernel.sock_diag import Connection
 from synplug.model import Endpoint, Flow, HoldSpec, Listener, OnDrainTimeout, Process
 
@@ -130,7 +130,7 @@ class Signals(Protocol):
 
 
 class Locks(Protocol):
-    """The locks of the run's ports; :class:`synplug.hold.runtime.PortLocks`."""
+    """The locks of the run's ports; :class:`synplug.holding.runtime.PortLocks`."""
 
     def take(self, *, timeout_s: float, interrupted: Callable[[], bool]) -> None:
         """Take them, or raise LockError."""

@@ -15,7 +15,7 @@ from synplug.handover.process import reached_the_command_too
 from synplug.handover.readiness import ListenerWatch
 from synplug.handover.ready_wait import ReadyWait
 from synplug.handover.timeline import Timeline
-from synplug.hold.handle import Hold
+from synplug.holding.handle import Hold
 from synplug.model import (
     CommandResult,
     DrainResult,

@@ -7,7 +7,7 @@ import subprocess
 import traceback
 from collections.abc import Callable
 
-from synplug.hold.iptables_gate import IptablesGate
+from synplug.holding.iptables_gate import IptablesGate
 from synplug.kernel.namespaces import unshare_network
 from synplug.model import BackendName, Endpoint, HoldSpec
 

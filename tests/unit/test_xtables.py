@@ -13,6 +13,7 @@ from contextlib import suppress
 from itertools import pairwise
 
 import pytest
+from synplug.holding import iptables_gate
 
 from synplug.errors import (
     LockError,
@@ -21,8 +22,7 @@ from synplug.errors import (
     UnsupportedError,
     UsageError,
 )
-from synplug.hold import iptables_gate
-from synplug.hold.iptables_gate import IptablesGate, port_shares
+from synplug.holding.iptables_gate import IptablesGate, port_shares
 from synplug.kernel import xtables
 from synplug.kernel.namespaces import unshare_network
 from synplug.model import Endpoint, Family, HoldSpec
@@ -191,7 +191,7 @@ def test_threads_take_turns() -> None:
 @pytest.mark.parametrize("capability", ["net_admin", "net_raw"])
 def test_a_missing_capability_is_named(capability: str) -> None:
     code = (
-        "from synplug.hold.iptables_gate import IptablesGate as G\n"
+        "from synplug.holding.iptables_gate import IptablesGate as G\n"
         "from synplug.model import *\n"
         "from synplug.errors import PrivilegeError\n"
         "try: G(HoldSpec(endpoints=(Endpoint(port=1),), run_id='0'*8)).prepare((20000,))\n"

@@ -14,11 +14,11 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from synplug.errors import KeeperError, SynplugError
-from synplug.hold.backends import backends_for
-from synplug.hold.base import Backend
-from synplug.hold.channel import Channel, error_from_wire, error_to_wire, result_from_wire
-from synplug.hold.keeper import Keeper, become_keeper
-from synplug.hold.runtime import Ledger, PortLocks, remove_unused_locks
+from synplug.holding.backends import backends_for
+from synplug.holding.base import Backend
+from synplug.holding.channel import Channel, error_from_wire, error_to_wire, result_from_wire
+from synplug.holding.keeper import Keeper, become_keeper
+from synplug.holding.runtime import Ledger, PortLocks, remove_unused_locks
 from synplug.model import Flow, HoldCounts, HoldResult, HoldSpec, ReleaseReason
 
 _ARM_TIMEOUT_S = 15.0

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from synplug.errors import PrivilegeError, SynplugError
-from synplug.hold.base import Backend
-from synplug.hold.channel import Channel, error_to_wire, result_to_wire
-from synplug.hold.pace import Pacer
-from synplug.hold.runtime import Entry, FlushGuard, Ledger, PortLocks
+from synplug.holding.base import Backend
+from synplug.holding.channel import Channel, error_to_wire, result_to_wire
+from synplug.holding.pace import Pacer
+from synplug.holding.runtime import Entry, FlushGuard, Ledger, PortLocks
 from synplug.kernel import procfs
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason

@@ -1,7 +1,7 @@
 """Holding with nfnetlink_queue: SYNs wait in the kernel until their verdict.
 
 What sends them there is a *gate*: nftables (:class:`NftGate`) or legacy iptables
-(:mod:`synplug.hold.iptables_gate`). This module keeps account of what waits.
+(:mod:`synplug.holding.iptables_gate`). This module keeps account of what waits.
 
 A client retransmits its SYN while it waits. Then the copy that waited is dropped, and the new
 one takes its place in the order. Keeping the newer one costs nothing, and is what survives a
@@ -15,7 +15,7 @@ import errno
 from typing import NamedTuple, Protocol
 
 from synplug.errors import KernelError, ReleaseError
-from synplug.hold.base import Backend
+from synplug.holding.base import Backend
 from synplug.kernel.namespaces import wait_for_packets_in_flight
 from synplug.kernel.nfqueue import NF_ACCEPT, NF_DROP, Notice, PacketQueues, queue_states
 from synplug.kernel.nft import HoldTable, tables

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 
 from synplug.errors import SynplugError
-from synplug.hold.backends import backends_for
-from synplug.hold.runtime import Entry, Ledger, entries, remove_unused_locks
+from synplug.holding.backends import backends_for
+from synplug.holding.runtime import Entry, Ledger, entries, remove_unused_locks
 from synplug.model import BackendName, Endpoint, HoldSpec
 
 _RUN_ID = re.compile(r"[0-9a-f]{8}")

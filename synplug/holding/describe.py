@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from synplug.hold.nfqueue import queue_plan
+from synplug.holding.nfqueue import queue_plan
 from synplug.kernel.nft import BALANCE_SHIFT
 from synplug.model import BackendName, Endpoint, HoldSpec
 

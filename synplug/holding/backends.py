@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from synplug.hold.base import Backend
-from synplug.hold.nfqueue import NftGate, QueueBackend
+from synplug.holding.base import Backend
+from synplug.holding.nfqueue import NftGate, QueueBackend
 from synplug.model import BackendName, HoldSpec
 
 MakeBackend = Callable[[HoldSpec], Backend]
@@ -18,7 +18,7 @@ def nfqueue(spec: HoldSpec) -> Backend:
 
 def nfqueue_iptables(spec: HoldSpec) -> Backend:
     """Netfilter queues behind legacy iptables rules."""
-    from synplug.hold.iptables_gate import IptablesGate
+    from synplug.holding.iptables_gate import IptablesGate
 
     return QueueBackend(spec, IptablesGate(spec))
 

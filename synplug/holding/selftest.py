@@ -11,8 +11,8 @@ import select
 import socket
 
 from synplug.errors import SynplugError
-from synplug.hold.handle import KeptHold
-from synplug.hold.runtime import PortLocks
+from synplug.holding.handle import KeptHold
+from synplug.holding.runtime import PortLocks
 from synplug.kernel.namespaces import unshare_network
 from synplug.kernel.nfqueue import queue_states
 from synplug.kernel.nft import tables
