@@ -195,7 +195,7 @@ class HoldCounts:
     :param let_through: SYNs of the run's own readiness checks, which did not wait.
     :param overflowed: SYNs beyond ``max_held_packets``, dropped or passed as ``on_full`` says.
     :param lost: SYNs that the kernel dropped from the hold: somebody removed a netfilter hook
-        or a device, or the keeper could not keep up.
+        or a device, or the keeper could not keep up. Sent again, they are counted as held again.
     :param waiting: still held.
     :param peak: the most that waited at once.
     """

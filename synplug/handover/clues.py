@@ -27,6 +27,21 @@ _SYSTEMCTL_VERBS = frozenset(
         "force-reload",
     }
 )
+_SYSTEMCTL_FLAGS = frozenset(
+    {
+        "--system",
+        "--no-block",
+        "--no-ask-password",
+        "--quiet",
+        "-q",
+        "--now",
+        "--wait",
+        "--show-transaction",
+        "--no-wall",
+        "--force",
+        "-f",
+    }
+)
 _PIDFILE_FLAGS = ("--pidfile", "--pid-file")
 _PIDFILE_FLAGS_OF = {
     "haproxy": ("-p",),
@@ -55,7 +70,7 @@ def clue_of(argv: Sequence[str]) -> Clue:
         return Clue()
     name, rest = os.path.basename(words[0]), words[1:]
     reader = _READERS.get(name)
-    clue = reader(rest) if reader else Clue()
+    clue = reader(words) if reader else Clue()
     if clue == Clue():
         pidfiles = _values_of(rest, _PIDFILE_FLAGS + _PIDFILE_FLAGS_OF.get(name, ()))
         clue = Clue(pidfiles=tuple(path for path in pidfiles if os.path.exists(path)))
@@ -83,20 +98,27 @@ def _values_of(words: Sequence[str], flags: Sequence[str]) -> list[str]:
     return found
 
 
-def _systemctl(words: list[str]) -> Clue:
-    plain = [word for word in words if not word.startswith("-")]
-    if "--user" in words or not plain or plain[0] not in _SYSTEMCTL_VERBS:
+def _systemctl(argv: list[str]) -> Clue:
+    """Only options that take no value, or are understood: -H and -M mean another machine."""
+    words = [word for word in argv[1:] if word not in _SYSTEMCTL_FLAGS]
+    for flag in ("-s", "--signal"):
+        if flag in words:
+            del words[words.index(flag) : words.index(flag) + 2]
+    words = [word for word in words if not word.startswith(("--signal=", "--kill-who="))]
+    if len(words) < 2 or words[0] not in _SYSTEMCTL_VERBS:
         return Clue()
-    return Clue(units=tuple(plain[1:]))
+    if any(word.startswith("-") for word in words):
+        return Clue()
+    return Clue(units=tuple(words[1:]))
 
 
-def _service(words: list[str]) -> Clue:
-    plain = [word for word in words if not word.startswith("-")]
+def _service(argv: list[str]) -> Clue:
+    plain = [word for word in argv[1:] if not word.startswith("-")]
     return Clue(units=(plain[0],)) if len(plain) >= 2 else Clue()
 
 
-def _kill(words: list[str]) -> Clue:
-    rest = list(words)
+def _kill(argv: list[str]) -> Clue:
+    rest = argv[1:]
     if rest and rest[0] in ("-s", "--signal", "-n"):
         rest = rest[2:]
     elif rest and rest[0].startswith("-") and rest[0] != "--":
@@ -108,30 +130,29 @@ def _kill(words: list[str]) -> Clue:
     return Clue(pids=tuple(map(int, rest)))
 
 
-def _haproxy(words: list[str]) -> Clue:
+def _haproxy(argv: list[str]) -> Clue:
     pids: list[int] = []
-    for index, word in enumerate(words):
+    for index, word in enumerate(argv):
         if word in ("-sf", "-st"):
-            for value in words[index + 1 :]:
+            for value in argv[index + 1 :]:
                 if not value.isdigit():
                     break
                 pids.append(int(value))
-    pidfiles = tuple(path for path in _values_of(words, ("-p",)) if os.path.exists(path))
+    pidfiles = tuple(path for path in _values_of(argv, ("-p",)) if os.path.exists(path))
     return Clue(pids=tuple(pids), pidfiles=() if pids else pidfiles)
 
 
-def _nginx(words: list[str]) -> Clue:
+def _nginx(argv: list[str]) -> Clue:
     """The pidfile that nginx itself would use: -g, then the configuration, then built in."""
-    said = "\n".join(_values_of(words, ("-g",)))
-    match = _NGINX_PID.search(said)
-    built_in = "" if match else output_of(["nginx", "-V"])
+    match = _NGINX_PID.search("\n".join(_values_of(argv, ("-g",))))
+    built_in = "" if match else output_of([argv[0], "-V"])
     if not match:
-        paths = _values_of(words, ("-c",)) or _NGINX_CONF_BUILT_IN.findall(built_in)
+        paths = _values_of(argv, ("-c",)) or _NGINX_CONF_BUILT_IN.findall(built_in)
         try:
             with open(paths[0], encoding="utf-8", errors="replace") as file:
                 match = _NGINX_PID.search(file.read())
-        except (OSError, IndexError):
-            match = None
+        except (OSError, IndexError):  # then nginx itself will fail, and nobody's is meant
+            return Clue()
     match = match or _NGINX_BUILT_IN.search(built_in)
     path = match.group(1).strip("\"'") if match else ""
     return Clue(pidfiles=(path,)) if os.path.exists(path) else Clue()

@@ -8,7 +8,7 @@ Everything that can fail comes before *hold*; the command runs only when connect
 
 from __future__ import annotations
 
-from synplug.errors import CheckError, DrainError, KeeperError, SynplugError
+from synplug.errors import CheckError, DrainError, KeeperError, LockError, SynplugError
 from synplug.handover.drain import Drain
 from synplug.handover.plan import Command, Tools, WrapPlan
 from synplug.handover.process import reached_the_command_too
@@ -162,6 +162,11 @@ class _Run:
                 pause=self._tools.signals.pause,
                 stopped=lambda: self._take_signals() is not None or self._hold_ended() is not None,
             )
+        if self._hold_ended() is not None:
+            raise DrainError(
+                "the hold ended before the old listener had run empty",
+                remedy="raise --max-hold, or lower --drain-timeout and --quiesce",
+            )
         if not self._drain.empty:
             words = f"{self._drain.left} connections were still in the old listener's queues"
             if self._plan.drain.on_timeout is OnDrainTimeout.ABORT:
@@ -240,7 +245,11 @@ class _Run:
 
     def fail(self, error: SynplugError) -> None:
         """Note what went wrong; a command that runs is still seen to its end."""
-        self._error, self._outcome = error, Outcome.ERROR
+        gave_up = isinstance(error, (LockError, DrainError)) and self._signal is not None
+        if gave_up and self._command is None:  # because we were told to
+            self._outcome = Outcome.INTERRUPTED
+        else:
+            self._error, self._outcome = error, Outcome.ERROR
         self._close_hold()
         if self._command is not None:
             self._end_of(self._command)

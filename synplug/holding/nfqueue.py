@@ -137,7 +137,6 @@ class QueueBackend(Backend):
             ("held", "held_local", "released", "duplicates", "superseded", "let_through", "lost"), 0
         )
         self._peak = 0
-        self._ghosts = 0  # entries of _held whose packets the kernel has lost
         self._open = False
         self._final: HoldCounts | None = None
 
@@ -231,19 +230,24 @@ class QueueBackend(Backend):
         return len(flows)
 
     def check_for_loss(self) -> int:
-        gone = waiting = 0
+        gone = 0
         for _ in range(_LOOKS_AT_A_LOSS):
-            waiting = sum(state.waiting for state in self._bound.states())
-            gone = max(0, len(self._held) - waiting)
-            if not gone:
-                break
-        news = max(0, gone - self._ghosts)
-        self._count["lost"] += news
-        self._ghosts = gone
-        if gone and not waiting:
-            self._held.clear()
-            self._ghosts = 0
-        return news
+            states = self._bound.states()
+            gone = len(self._held) - sum(state.waiting for state in states)
+            if gone <= 0:
+                return 0
+        waiting = {state.number: state.waiting for state in states}
+        for number in self._bound.numbers:
+            self._forget_oldest(number, waiting.get(number, 0))
+        self._count["lost"] += gone
+        return gone
+
+    def _forget_oldest(self, number: int, waiting: int) -> None:
+        """Strike out what a queue no longer holds: what was there when it was flushed."""
+        mine = [(place.packet, flow) for flow, place in self._held.items() if place.queue == number]
+        mine.sort(key=lambda entry: entry[0])
+        for _, flow in mine[: max(0, len(mine) - waiting)]:
+            del self._held[flow]
 
     def open(self) -> int:
         try:
@@ -256,7 +260,6 @@ class QueueBackend(Backend):
         self._open = True
         self.check_for_loss()
         burst = self.release_next(len(self._held))
-        self._count["released"] -= self._ghosts
         self.absorb()
         return burst
 

@@ -24,6 +24,16 @@ from synplug.kernel.namespaces import network_inode
 ROOT = "/run/synplug"
 _FORMAT = 1
 _LOCK_POLL_S = 0.01
+#: Entries are files, and files can say anything.
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "run_id": str,
+    "keeper": int,
+    "keeper_start": int,
+    "backend": str,
+    "state": str,
+    "deadline_s": (int, float),
+    "traces": dict,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,18 +153,21 @@ def entries() -> Iterator[Entry]:
     for name in names:
         if not name.endswith(".json"):
             continue
-        with suppress(OSError, ValueError, TypeError, KeyError):
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             yield _entry(f"{folder}/{name}")
 
 
 def _entry(path: str) -> Entry:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor) as file:
-        data: dict[str, Any] = json.load(file)
-    if data.pop("format") != _FORMAT:
+        data: Any = json.load(file)
+    if not isinstance(data, dict) or data.pop("format") != _FORMAT:
         raise ValueError("another version's ledger entry")
     data["endpoints"] = tuple(map(str, data["endpoints"]))
-    return Entry(**data)
+    entry = Entry(**data)
+    if not all(isinstance(getattr(entry, name), kind) for name, kind in _FIELDS.items()):
+        raise TypeError("a field of another type")
+    return entry
 
 
 class PortLocks:

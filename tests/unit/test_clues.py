@@ -204,12 +204,10 @@ def test_a_comment_behind_a_setting_is_none(nginx: Nginx) -> None:
     assert clue_of(["nginx", "-c", str(nginx.config)]) == Clue(pidfiles=(str(nginx.built_in),))
 
 
-@pytest.mark.xfail(strict=True, reason="reported: guesses another nginx's pidfile")
 def test_a_configuration_of_nginx_that_cannot_be_read_tells_nothing(nginx: Nginx) -> None:
     assert clue_of(["nginx", "-c", "/nonexistent/nginx.conf", "-s", "quit"]) == NOTHING
 
 
-@pytest.mark.xfail(strict=True, reason="reported: asks the nginx on PATH")
 def test_the_very_nginx_that_is_run_is_asked(nginx: Nginx, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

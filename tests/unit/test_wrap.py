@@ -381,7 +381,6 @@ def test_a_signal_before_the_command_means_it_never_runs(restart: Restart) -> No
     assert restart.world.now_s - 1000.0 == pytest.approx(0.2, abs=0.01)
 
 
-@pytest.mark.xfail(strict=True, reason="reported: the exit code is 125, not 128 + N")
 def test_a_signal_while_waiting_for_a_lock_ends_the_wait(restart: Restart) -> None:
     restart.locks.error = LockError("another run has port 80")
     restart.world.after(0.2, lambda: restart.signals.arrive(signal.SIGTERM))
@@ -400,7 +399,6 @@ def test_a_signal_that_came_while_arming_means_that_nothing_is_held(restart: Res
     assert (report.exit_code, report.outcome) == (128 + 15, Outcome.INTERRUPTED)
 
 
-@pytest.mark.xfail(strict=True, reason="reported: --on-drain-timeout abort hides the signal")
 def test_a_signal_while_draining_is_no_drain_timeout(restart: Restart) -> None:
     restart.sockets.requests = 1
     restart.world.after(0.2, lambda: restart.signals.arrive(signal.SIGTERM))
@@ -545,7 +543,6 @@ def test_busy_connections_delay_the_command_no_longer_than_quiesce(restart: Rest
     assert report.exit_code == 0
 
 
-@pytest.mark.xfail(strict=True, reason="reported: the command runs though nothing is held")
 def test_a_hold_that_ended_while_draining_never_runs_the_command(restart: Restart) -> None:
     restart.sockets.requests = 4
     plan = restart.plan(max_hold_s=1.0, drain=DrainPlan(timeout_s=20.0))

@@ -13,7 +13,6 @@ from contextlib import suppress
 from itertools import pairwise
 
 import pytest
-from synplug.holding import iptables_gate
 
 from synplug.errors import (
     LockError,
@@ -22,6 +21,7 @@ from synplug.errors import (
     UnsupportedError,
     UsageError,
 )
+from synplug.holding import iptables_gate
 from synplug.holding.iptables_gate import IptablesGate, port_shares
 from synplug.kernel import xtables
 from synplug.kernel.namespaces import unshare_network

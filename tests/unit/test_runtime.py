@@ -1,0 +1,468 @@
+"""The ledger, the locks and the guard below /run/synplug."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synplug.errors import LockError, PrivilegeError, SynplugError
+from synplug.holding import runtime
+from synplug.holding.runtime import (
+    Entry,
+    FlushGuard,
+    Ledger,
+    PortLocks,
+    check_root,
+    entries,
+    remove_unused_locks,
+)
+from synplug.kernel import procfs
+
+ENTRY = Entry(
+    run_id="0123abcd",
+    keeper=os.getpid(),
+    keeper_start=procfs.start_time(os.getpid()),
+    backend="nfqueue",
+    state="holding",
+    endpoints=("*:80", "[::1]:443"),
+    deadline_s=12.5,
+    traces={"nft table": "inet synplug-0123abcd"},
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Instead of /run/synplug."""
+    path = tmp_path / "synplug"
+    monkeypatch.setattr(runtime, "ROOT", str(path))
+    return path
+
+
+@pytest.fixture
+def here(root: Path) -> Path:
+    """The folder of this network namespace, as a run would make it."""
+    folder = Path(runtime._here())
+    folder.mkdir(parents=True)
+    return folder
+
+
+# --- the ledger
+
+
+def test_an_entry_comes_back_as_it_was_written(root: Path) -> None:
+    ledger = Ledger("0123abcd")
+    ledger.write(ENTRY)
+    assert list(entries()) == [ENTRY]
+    assert not list(root.rglob("*.new"))
+    ledger.remove()
+    assert list(entries()) == []
+    assert not root.exists()
+
+
+def test_an_entry_is_replaced_as_a_whole(root: Path) -> None:
+    ledger = Ledger("0123abcd")
+    ledger.write(ENTRY)
+    shorter = Entry(**(ENTRY.__dict__ | {"state": "armed", "traces": {}}))
+    ledger.write(shorter)
+    assert list(entries()) == [shorter]
+
+
+def test_removing_what_is_not_there_is_no_error(root: Path) -> None:
+    Ledger("0123abcd").remove()
+    assert not root.exists()
+
+
+def test_folders_are_ours_alone(root: Path) -> None:
+    Ledger("0123abcd").write(ENTRY)
+    for path in (root, *root.iterdir()):
+        assert path.stat().st_mode & 0o777 == 0o700
+    (file,) = root.rglob("*.json")
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_folder_of_another_run_stays(root: Path) -> None:
+    Ledger("0123abcd").write(ENTRY)
+    other = Entry(**(ENTRY.__dict__ | {"run_id": "ffffffff"}))
+    Ledger("ffffffff").write(other)
+    Ledger("0123abcd").remove()
+    assert list(entries()) == [other]
+
+
+def _document(**changes: Any) -> str:
+    return json.dumps({"format": 1, **ENTRY.__dict__, **changes})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("", id="empty"),
+        pytest.param(_document()[:40], id="truncated"),
+        pytest.param("\0\xff", id="no text"),
+        pytest.param(_document(format=2), id="another format"),
+        pytest.param(json.dumps(ENTRY.__dict__), id="no format"),
+        pytest.param(_document(surprise=1), id="an unknown field"),
+        pytest.param('{"format": 1}', id="missing fields"),
+        pytest.param("[]", id="a list"),
+        pytest.param('"text"', id="a text"),
+        pytest.param("null", id="null"),
+        pytest.param("17", id="a number"),
+        pytest.param("[" * 100_000, id="nested without end"),
+        pytest.param(_document(endpoints=5), id="endpoints of a wrong type"),
+        pytest.param(_document(run_id=5), id="a run id of a wrong type"),
+        pytest.param(_document(keeper="x"), id="a keeper of a wrong type"),
+        pytest.param(_document(keeper_start=None), id="a start of a wrong type"),
+        pytest.param(_document(deadline_s="soon"), id="a deadline of a wrong type"),
+        pytest.param(_document(traces=[1]), id="traces of a wrong type"),
+        pytest.param(_document(backend=["nfqueue"]), id="a backend of a wrong type"),
+    ],
+)
+def test_what_cannot_be_read_as_an_entry_is_passed_over(here: Path, content: str) -> None:
+    (here / "00000000.json").write_text(content, encoding="latin-1")
+    Ledger("0123abcd").write(ENTRY)
+    assert list(entries()) == [ENTRY]
+
+
+def test_only_plain_files_are_entries(here: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_text(_document())
+    (here / "11111111.json").symlink_to(elsewhere)
+    (here / "22222222.json").mkdir()
+    (here / "33333333.txt").write_text(_document())
+    (here / "44444444.json.new").write_text(_document())
+    assert list(entries()) == []
+
+
+def test_a_fifo_in_the_ledger_blocks_nobody(here: Path) -> None:
+    os.mkfifo(here / "11111111.json")
+    found: list[Entry] = []
+    reader = threading.Thread(target=lambda: found.extend(entries()), daemon=True)
+    reader.start()
+    reader.join(timeout=5)
+    assert not reader.is_alive()
+    assert found == []
+
+
+def test_a_draft_that_is_a_link_is_not_followed(here: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (here / "0123abcd.json.new").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        Ledger("0123abcd").write(ENTRY)
+    assert victim.read_text() == "precious"
+
+
+# --- who is alive
+
+
+def test_this_process_is_alive() -> None:
+    assert ENTRY.is_live
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keeper_start": ENTRY.keeper_start + 1},
+        {"keeper_start": 0},
+        {"keeper": 4_194_303},
+        {"keeper": 4_194_303, "keeper_start": 0},
+    ],
+)
+def test_another_process_of_that_pid_is_not_the_keeper(changes: dict[str, int]) -> None:
+    assert not Entry(**(ENTRY.__dict__ | changes)).is_live
+
+
+def test_a_zombie_is_dead() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    try:
+        assert procfs.start_time(pid) != 0
+        started = {"keeper": pid, "keeper_start": procfs.start_time(pid)}
+        assert not Entry(**(ENTRY.__dict__ | started)).is_live
+    finally:
+        os.waitpid(pid, 0)
+
+
+# --- folders
+
+
+def test_a_root_that_is_a_link_is_refused(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    root.symlink_to(tmp_path / "real")
+    with pytest.raises(SynplugError, match="only its owner can write"):
+        check_root()
+    with pytest.raises(SynplugError, match="only its owner can write"):
+        Ledger("0123abcd").write(ENTRY)
+    assert list((tmp_path / "real").iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o1777])
+def test_a_root_that_others_can_write_to_is_refused(root: Path, mode: int) -> None:
+    root.mkdir()
+    root.chmod(mode)
+    with pytest.raises(SynplugError, match="only its owner can write"):
+        PortLocks([80]).take(timeout_s=0)
+
+
+def test_a_root_of_somebody_else_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root.mkdir(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(SynplugError, match="only its owner can write"):
+        check_root()
+
+
+def test_a_root_that_is_a_file_is_refused(root: Path) -> None:
+    root.write_text("")
+    with pytest.raises(SynplugError, match="only its owner can write"):
+        check_root()
+
+
+def test_a_root_that_cannot_be_made(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mkdir(path: str, mode: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(PrivilegeError, match="cannot make") as error:
+        check_root()
+    assert "RuntimeDirectory=" in error.value.remedy
+
+
+def test_checking_the_root_leaves_nothing(root: Path) -> None:
+    check_root()
+    assert not root.exists()
+
+
+def test_a_folder_that_is_removed_by_another_run_is_made_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between making the folder and opening the file, its last user removes it."""
+    make, races = runtime._folder, [3]
+
+    def race(path: str) -> None:
+        make(path)
+        if path != str(root) and races[0]:
+            races[0] -= 1
+            os.rmdir(path)
+
+    monkeypatch.setattr(runtime, "_folder", race)
+    Ledger("0123abcd").write(ENTRY)
+    assert races == [0]
+    assert list(entries()) == [ENTRY]
+
+
+def test_a_folder_that_keeps_vanishing_is_an_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_folder", lambda path: None)
+    with pytest.raises(SynplugError, match="keeps vanishing"):
+        Ledger("0123abcd").write(ENTRY)
+
+
+# --- locks
+
+
+def test_a_lock_is_a_file_while_it_is_held(root: Path) -> None:
+    locks = PortLocks([443, 80, 80])
+    locks.take(timeout_s=0)
+    names = sorted(path.name for path in root.rglob("*.lock"))
+    assert names == ["port-443.lock", "port-80.lock"]
+    assert len(locks.descriptors) == 2
+    locks.drop()
+    assert not root.exists()
+    assert not locks.descriptors
+    locks.drop()
+
+
+def test_two_runs_cannot_have_the_same_port(root: Path) -> None:
+    first, second, other = PortLocks([80]), PortLocks([80, 81]), PortLocks([82])
+    first.take(timeout_s=0)
+    with pytest.raises(LockError, match="another synplug run has port 80") as error:
+        second.take(timeout_s=0)
+    assert "--lock-timeout" in error.value.remedy
+    other.take(timeout_s=0)
+    first.drop()
+    second.take(timeout_s=0)
+    other.drop()
+    second.drop()
+    assert not root.exists()
+
+
+def test_a_run_that_gets_one_of_two_gives_it_back(root: Path) -> None:
+    first, second, third = PortLocks([81]), PortLocks([80, 81]), PortLocks([80])
+    first.take(timeout_s=0)
+    with pytest.raises(LockError):
+        second.take(timeout_s=0)
+    third.take(timeout_s=0)
+
+
+def test_waiting_for_a_lock_ends_with_its_time(root: Path) -> None:
+    first = PortLocks([80])
+    first.take(timeout_s=0)
+    with pytest.raises(LockError):
+        PortLocks([80]).take(timeout_s=0.02)
+
+
+def test_waiting_for_a_lock_ends_when_it_is_given_back(root: Path) -> None:
+    first, second = PortLocks([80]), PortLocks([80])
+    first.take(timeout_s=0)
+
+    def give_back() -> bool:
+        first.drop()
+        return False
+
+    second.take(timeout_s=60, interrupted=give_back)
+    assert [path.name for path in root.rglob("*.lock")] == ["port-80.lock"]
+    second.drop()
+    assert not root.exists()
+
+
+def test_waiting_for_a_lock_ends_when_it_is_interrupted(root: Path) -> None:
+    first = PortLocks([80])
+    first.take(timeout_s=0)
+    with pytest.raises(LockError):
+        PortLocks([80]).take(timeout_s=600, interrupted=lambda: True)
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last holder removes the file between our open and our lock."""
+    flock, races = fcntl.flock, [2]
+
+    def race(descriptor: int, kind: int) -> None:
+        if races[0]:
+            races[0] -= 1
+            os.unlink(os.readlink(f"/proc/self/fd/{descriptor}"))
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", race)
+    locks = PortLocks([80])
+    locks.take(timeout_s=0)
+    assert races == [0]
+    with pytest.raises(LockError):
+        PortLocks([80]).take(timeout_s=0)
+
+
+def test_dropping_does_not_remove_the_file_of_another_run(root: Path) -> None:
+    first = PortLocks([80])
+    first.take(timeout_s=0)
+    (file,) = root.rglob("*.lock")
+    file.unlink()
+    second = PortLocks([80])
+    second.take(timeout_s=0)
+    first.drop()
+    assert file.exists()
+    second.drop()
+    assert not root.exists()
+
+
+def test_a_lock_file_that_is_a_link_is_not_followed(here: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (here / "port-80.lock").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        PortLocks([80]).take(timeout_s=0)
+
+
+def test_locks_of_dead_runs_are_removed_and_those_of_live_ones_stay(here: Path) -> None:
+    (here / "port-81.lock").touch()
+    live = PortLocks([80])
+    live.take(timeout_s=0)
+    remove_unused_locks()
+    assert [path.name for path in here.iterdir()] == ["port-80.lock"]
+    live.drop()
+
+
+def test_without_a_folder_there_are_no_unused_locks(root: Path) -> None:
+    remove_unused_locks()
+    assert not root.exists()
+
+
+# --- the guard
+
+
+def test_several_holds_share_the_guard_and_keep_a_removal_away(root: Path) -> None:
+    first, second, remover = FlushGuard(), FlushGuard(), FlushGuard()
+    first.share()
+    second.share()
+    assert not remover.try_alone()
+    first.leave()
+    assert not remover.try_alone()
+    second.leave()
+    assert remover.try_alone()
+    remover.leave()
+    assert not root.exists()
+
+
+def test_the_last_hold_may_remove_and_one_of_two_may_not(root: Path) -> None:
+    first, second = FlushGuard(), FlushGuard()
+    first.share()
+    assert first.try_alone()
+    first.leave()
+    first.share()
+    second.share()
+    assert not first.try_alone()
+    second.leave()
+    assert first.try_alone()
+
+
+def test_only_one_removes_at_a_time(root: Path) -> None:
+    first, second = FlushGuard(), FlushGuard()
+    assert first.try_alone()
+    assert not second.try_alone()
+    first.leave()
+    assert second.try_alone()
+
+
+def test_a_hold_waits_for_a_removal(root: Path) -> None:
+    remover, hold = FlushGuard(), FlushGuard()
+    assert remover.try_alone()
+    holding = threading.Event()
+
+    def share() -> None:
+        hold.share()
+        holding.set()
+
+    waiting = threading.Thread(target=share, daemon=True)
+    waiting.start()
+    assert not holding.wait(0.05)
+    remover.leave()
+    assert holding.wait(10)
+    waiting.join()
+    assert not remover.try_alone()
+    hold.leave()
+    assert not root.exists()
+
+
+def test_leaving_twice_is_no_error(root: Path) -> None:
+    guard = FlushGuard()
+    guard.leave()
+    guard.share()
+    guard.leave()
+    guard.leave()
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("end", [PortLocks.drop, lambda locks: None])
+def test_a_forked_process_keeps_the_lock(root: Path, end: Callable[[PortLocks], None]) -> None:
+    """The keeper has it, too: the lock is on the open description."""
+    locks = PortLocks([80])
+    locks.take(timeout_s=0)
+    kept = [os.dup(descriptor) for descriptor in locks.descriptors]
+    for descriptor in locks.descriptors:
+        os.close(descriptor)
+    locks._taken.clear()
+    end(locks)
+    with pytest.raises(LockError):
+        PortLocks([80]).take(timeout_s=0)
+    for descriptor in kept:
+        os.close(descriptor)
+    PortLocks([80]).take(timeout_s=0)
