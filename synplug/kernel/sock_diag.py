@@ -25,6 +25,7 @@ _ID = struct.Struct("!HH16s16s")
 _ANSWER = struct.Struct("=BBBB")
 _COUNTS = struct.Struct("=IIIII")  # expires, rqueue, wqueue, uid, inode
 _ANSWER_BYTES = 72
+_MAPPED = bytes(10) + b"\xff\xff"
 # struct tcp_info: tcpi_last_data_sent, _last_data_recv, _bytes_acked, _bytes_received.
 _TCP_INFO = struct.Struct("=44xI4xI64xQQ")
 
@@ -113,8 +114,13 @@ def _listener(body: memoryview) -> Listener:
     v6only = any(
         kind == _INET_DIAG_SKV6ONLY and payload[0] for kind, payload in attributes(body[72:])
     )
+    address = ip_address(source[: 4 if family == Family.IPV4.af else 16])
+    if (
+        address.version == 6
+    ):  # a dual socket bound to an IPv4 address serves that (RFC 4291, 2.5.5.2)
+        address = address.ipv4_mapped or address
     return Listener(
-        address=ip_address(source[: 4 if family == Family.IPV4.af else 16]),
+        address=address,
         port=port,
         inode=inode,
         cookie=int.from_bytes(body[44:52], sys.byteorder),
@@ -125,8 +131,12 @@ def _listener(body: memoryview) -> Listener:
 
 
 def _flow(body: memoryview) -> Flow:
-    size = 4 if body[0] == Family.IPV4.af else 16
-    return Flow(bytes(body[8 : 8 + size]) + bytes(body[24 : 24 + size]) + bytes(body[4:8]))
+    source, destination = bytes(body[8:24]), bytes(body[24:40])
+    if body[0] == Family.IPV4.af:
+        source, destination = source[:4], destination[:4]
+    elif destination.startswith(_MAPPED):  # an IPv6 socket, IPv4 packets
+        source, destination = source[12:], destination[12:]
+    return Flow(source + destination + bytes(body[4:8]))
 
 
 def _connection(body: memoryview) -> Connection:
