@@ -1,0 +1,211 @@
+"""Decoding what sock_diag says."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synplug.kernel import sock_diag
+from synplug.kernel.netlink import attribute
+from synplug.kernel.sock_diag import Connection, SocketDiagnostics
+from synplug.model import Endpoint, Listener
+
+LISTEN, ESTABLISHED, SYN_SENT, SYN_RECV = 10, 1, 2, 3
+
+
+def answer(
+    source: tuple[str, int],
+    destination: tuple[str, int] = ("0.0.0.0", 0),
+    *attributes: bytes,
+    state: int = LISTEN,
+    cookie: int = 0x1122334455667788,
+    received: int = 0,
+    sent: int = 0,
+    inode: int = 4711,
+) -> bytes:
+    """``struct inet_diag_msg`` with attributes behind it."""
+    family = socket.AF_INET if ip_address(source[0]).version == 4 else socket.AF_INET6
+    addresses = [ip_address(host).packed.ljust(16, b"\0") for host in (source[0], destination[0])]
+    return (
+        struct.pack("=BBBB", family, state, 0, 0)
+        + struct.pack("!HH16s16s", source[1], destination[1], *addresses)
+        + struct.pack("=I", 0)
+        + cookie.to_bytes(8, sys.byteorder)
+        + struct.pack("=IIIII", 0, received, sent, 0, inode)
+        + b"".join(attributes)
+    )
+
+
+def tcp_info(
+    *, since_sent: int, since_received: int, acked: int, received: int, size: int = 232
+) -> bytes:
+    """``struct tcp_info``: the offsets are those of include/uapi/linux/tcp.h."""
+    info = bytearray(232)
+    struct.pack_into("=I", info, 44, since_sent)
+    struct.pack_into("=I", info, 52, since_received)
+    struct.pack_into("=QQ", info, 120, acked, received)
+    return attribute(2, bytes(info[:size]))
+
+
+class Kernel:
+    """Answers dumps from a table, by family and states."""
+
+    def __init__(self) -> None:
+        self.sockets: list[bytes] = []
+        self.requests: list[tuple[int, int, int, int, int]] = []
+
+    def dump(self, action: str, kind: int, body: bytes) -> list[memoryview]:
+        assert kind == 20
+        family, protocol, extension, states = struct.unpack_from("=BBBxI", body)
+        assert protocol == socket.IPPROTO_TCP
+        source, destination = struct.unpack_from("!HH", body, 8)
+        self.requests.append((family, states, source, destination, extension))
+        return [
+            memoryview(found)
+            for found in self.sockets
+            if len(found) < 72
+            or (
+                found[0] == family
+                and states >> found[1] & 1
+                and source in (0, struct.unpack_from("!H", found, 4)[0])
+                and destination in (0, struct.unpack_from("!H", found, 6)[0])
+            )
+        ]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    made = Kernel()
+    factory: Callable[[int], Kernel] = lambda protocol: made  # noqa: E731
+    monkeypatch.setattr(sock_diag, "NetlinkSocket", factory)
+    return made
+
+
+def test_a_listener(kernel: Kernel) -> None:
+    kernel.sockets = [answer(("10.0.0.1", 80), received=3, sent=128)]
+    assert SocketDiagnostics().listeners() == [
+        Listener(
+            address=ip_address("10.0.0.1"),
+            port=80,
+            inode=4711,
+            cookie=0x1122334455667788,
+            backlog=128,
+            accept_queue=3,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "v6only"),
+    [([], False), ([attribute(11, b"\1")], True), ([attribute(11, b"\0")], False)],
+)
+def test_v6only(kernel: Kernel, attributes: list[bytes], v6only: bool) -> None:
+    kernel.sockets = [answer(("::", 80), ("::", 0), *attributes)]
+    (found,) = SocketDiagnostics().listeners()
+    assert found.address == ip_address("::")
+    assert found.v6only is v6only
+
+
+def test_a_dual_socket_bound_to_an_ipv4_address_serves_that(kernel: Kernel) -> None:
+    """As Java binds: the kernel shows ::ffff:10.0.0.1, and packets are IPv4."""
+    kernel.sockets = [answer(("::ffff:10.0.0.1", 80), ("::", 0))]
+    (found,) = SocketDiagnostics().listeners([Endpoint(port=80, address=ip_address("10.0.0.1"))])
+    assert str(found.endpoint()) == "10.0.0.1:80"
+
+
+def test_listeners_of_endpoints_are_asked_for_by_port(kernel: Kernel) -> None:
+    kernel.sockets = [
+        answer(("10.0.0.1", 80), inode=1),
+        answer(("10.0.0.2", 80), inode=2),
+        answer(("::1", 80), ("::", 0), inode=3),
+        answer(("10.0.0.1", 81), inode=4),
+        answer(("10.0.0.1", 82), inode=5),
+    ]
+    wanted = [Endpoint(port=80, address=ip_address("10.0.0.1")), Endpoint(port=81)]
+    assert [found.inode for found in SocketDiagnostics().listeners(wanted)] == [1, 4]
+    assert {source for _, _, source, _, _ in kernel.requests} == {80, 81}
+    assert {states for _, states, _, _, _ in kernel.requests} == {1 << LISTEN}
+    assert {family for family, *_ in kernel.requests} == {socket.AF_INET, socket.AF_INET6}
+
+
+def test_request_sockets_are_counted_over_ports_and_families(kernel: Kernel) -> None:
+    kernel.sockets = [
+        answer(("10.0.0.1", 80), state=SYN_RECV),
+        answer(("fd00::1", 81), ("fd00::2", 9), state=SYN_RECV),
+        answer(("10.0.0.1", 80), state=ESTABLISHED),
+        answer(("10.0.0.1", 82), state=SYN_RECV),
+    ]
+    assert SocketDiagnostics().request_sockets([80, 81]) == 2
+
+
+def test_a_connection(kernel: Kernel) -> None:
+    info = tcp_info(since_sent=11, since_received=22, acked=1 << 40, received=44)
+    kernel.sockets = [
+        answer(("10.0.0.1", 80), ("10.0.0.2", 999), info, state=ESTABLISHED, received=5, sent=6)
+    ]
+    assert SocketDiagnostics().connections([80]) == [
+        Connection(
+            accepted=True,
+            unread_bytes=5,
+            unsent_bytes=6,
+            since_sent_ms=11,
+            since_received_ms=22,
+            acked_bytes=1 << 40,
+            received_bytes=44,
+        )
+    ]
+    assert {extension for *_, extension in kernel.requests} == {1 << 1}
+
+
+def test_a_connection_that_nobody_has_accepted_has_no_inode(kernel: Kernel) -> None:
+    kernel.sockets = [answer(("10.0.0.1", 80), state=ESTABLISHED, inode=0)]
+    (found,) = SocketDiagnostics().connections([80])
+    assert not found.accepted
+
+
+@pytest.mark.parametrize("size", [0, 44, 104, 120, 128])
+def test_an_older_kernel_tells_less(kernel: Kernel, size: int) -> None:
+    info = tcp_info(since_sent=11, since_received=22, acked=33, received=44, size=size)
+    kernel.sockets = [answer(("10.0.0.1", 80), ("10.0.0.2", 9), info, state=ESTABLISHED)]
+    (found,) = SocketDiagnostics().connections([80])
+    assert found.since_sent_ms == (11 if size >= 48 else 0)
+    assert found.received_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "flow"),
+    [
+        ("10.0.0.1", "10.0.0.2", "0a000001 0a000002 9c40 0050"),
+        ("::ffff:10.0.0.1", "::ffff:10.0.0.2", "0a000001 0a000002 9c40 0050"),
+        ("fd00::1", "fd00::2", f"fd{'00' * 14}01 fd{'00' * 14}02 9c40 0050"),
+    ],
+)
+def test_who_connects(kernel: Kernel, source: str, destination: str, flow: str) -> None:
+    """The flow is that of the packets, as the queue shows them: IPv4 for mapped addresses."""
+    kernel.sockets = [answer((source, 40_000), (destination, 80), state=SYN_SENT)]
+    assert SocketDiagnostics().connecting([80]) == [(4711, bytes.fromhex(flow.replace(" ", "")))]
+    assert {(port, to) for _, _, port, to, _ in kernel.requests} == {(0, 80)}
+
+
+def test_answers_that_are_too_short_are_passed_over(kernel: Kernel) -> None:
+    kernel.sockets = [answer(("10.0.0.1", 80))[:71], b""]
+    assert SocketDiagnostics().listeners() == []
+
+
+@settings(max_examples=300)
+@given(st.binary(min_size=72, max_size=400), st.sampled_from((2, 10)))
+def test_hostile_answers(data: bytes, family: int) -> None:
+    body = memoryview(bytes((family,)) + data[1:])
+    assert 0 <= sock_diag._listener(body).port < 1 << 16
+    assert sock_diag._connection(body).unread_bytes >= 0
+    assert len(sock_diag._flow(body)) in (12, 36)
