@@ -1,7 +1,9 @@
 """A small server whose shortcomings can be chosen: ``python simple_server.py PORT [options]``.
 
 Answers every request on IPv4 and IPv6 with 200. With --pidfile it writes its pid once it
-listens; --delay waits before it binds; --backlog is listen(2)'s.
+listens; --delay waits before it binds; --backlog is listen(2)'s; --think is how long a request
+takes, each in a thread; --lazy is a rest after each accept(2). SIGTERM ends it at once, whatever
+is in flight.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 import select
 import signal
 import socket
-import sys
+import threading
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
@@ -23,8 +25,10 @@ def main() -> None:
     parser.add_argument("--pidfile")
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--backlog", type=int, default=1024)
+    parser.add_argument("--think", type=float, default=0.0)
+    parser.add_argument("--lazy", type=float, default=0.0)
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     select.select([], [], [], options.delay)
     listener = socket.socket(socket.AF_INET6)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -38,9 +42,19 @@ def main() -> None:
         os.rename(draft, options.pidfile)
     while True:
         connection, _ = listener.accept()
-        with connection:
-            connection.recv(4096)
-            connection.sendall(ANSWER)
+        if options.think:
+            threading.Thread(target=answer, args=(connection, options.think)).start()
+        else:
+            answer(connection, 0.0)
+        select.select([], [], [], options.lazy)
+
+
+def answer(connection: socket.socket, think_s: float) -> None:
+    """Read a request, think, answer it."""
+    with connection:
+        connection.recv(4096)
+        select.select([], [], [], think_s)
+        connection.sendall(ANSWER)
 
 
 main()
