@@ -60,7 +60,12 @@ def report_text(report: Report, *, verbose: bool) -> str:
     elif report.outcome is Outcome.READY and report.hold is None:
         headline = "done, without a hold"
     head = f"synplug: {headline}, exit {report.exit_code} (run {report.run_id})"
-    return plain("\n".join([head, *(f"  {name:<10}{value}" for name, value in rows)]))
+    return "\n".join([head, *(f"  {name:<10}{_one_line(value)}" for name, value in rows)])
+
+
+def _one_line(text: str) -> str:
+    """Text of unknown origin that must not look like a row of its own."""
+    return plain(text).replace("\n", "\\x0a")
 
 
 def _hold_rows(report: Report) -> list[tuple[str, str]]:
