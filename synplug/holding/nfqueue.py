@@ -237,17 +237,20 @@ class QueueBackend(Backend):
             if gone <= 0:
                 return 0
         waiting = {state.number: state.waiting for state in states}
-        for number in self._bound.numbers:
-            self._forget_oldest(number, waiting.get(number, 0))
-        self._count["lost"] += gone
-        return gone
+        lost = sum(
+            self._forget_oldest(number, waiting.get(number, 0)) for number in self._bound.numbers
+        )
+        self._count["lost"] += lost
+        return lost
 
-    def _forget_oldest(self, number: int, waiting: int) -> None:
+    def _forget_oldest(self, number: int, waiting: int) -> int:
         """Strike out what a queue no longer holds: what was there when it was flushed."""
         mine = [(place.packet, flow) for flow, place in self._held.items() if place.queue == number]
         mine.sort(key=lambda entry: entry[0])
-        for _, flow in mine[: max(0, len(mine) - waiting)]:
+        gone = mine[: max(0, len(mine) - waiting)]
+        for _, flow in gone:
             del self._held[flow]
+        return len(gone)
 
     def open(self) -> int:
         try:

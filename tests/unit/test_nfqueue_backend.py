@@ -294,6 +294,18 @@ def test_a_loss_before_a_paced_release_is_not_called_released() -> None:
     assert (counts.held, counts.released, counts.lost) == (3, 2, 1)
 
 
+def test_a_loss_in_one_queue_is_counted_whatever_has_come_to_another() -> None:
+    held = Held(max_held=100_000)
+    held.arrive(1, queue=100)
+    held.arrive(2, queue=100)
+    held.queues.flush(100)
+    held.queues.arrive(flow_of(3), queue=101)  # its notice is not read yet
+    assert held.backend.check_for_loss() == 2
+    held.finish()
+    counts = held.backend.counts()
+    assert (counts.held, counts.released, counts.lost) == (3, 1, 2)
+
+
 def test_unread_notices_are_lost_packets_and_no_error() -> None:
     held = Held()
     held.arrive(1)
