@@ -1,0 +1,121 @@
+"""Cleaning up after dead runs touches what the ledger names, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from synplug.errors import ReleaseError
+from synplug.holding import recover as recover_module
+from synplug.holding import runtime
+from synplug.holding.recover import recover
+from synplug.holding.runtime import Entry, Ledger, PortLocks, entries
+from synplug.kernel import procfs
+from synplug.model import BackendName, HoldSpec
+
+DEAD = Entry(
+    run_id="0123abcd",
+    keeper=4_194_303,
+    keeper_start=1,
+    backend="nfqueue",
+    state="holding",
+    endpoints=("*:80",),
+)
+
+
+class Remains:
+    """What dead runs left; backends that clean it up."""
+
+    def __init__(self) -> None:
+        self.cleaned: list[str] = []
+        self.error: ReleaseError | None = None
+
+    def backends_for(self, name: BackendName) -> tuple[object, ...]:
+        return (self._make,)
+
+    def _make(self, spec: HoldSpec) -> Remains:
+        self._run_id = spec.run_id
+        return self
+
+    def clean_up_after_death(self) -> None:
+        if self.error is not None:
+            raise self.error
+        self.cleaned.append(self._run_id)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "synplug"
+    monkeypatch.setattr(runtime, "ROOT", str(path))
+    return path
+
+
+@pytest.fixture
+def remains(root: Path, monkeypatch: pytest.MonkeyPatch) -> Remains:
+    made = Remains()
+    monkeypatch.setattr(recover_module, "backends_for", made.backends_for)
+    return made
+
+
+def test_a_dead_run_is_cleaned_up_once(root: Path, remains: Remains) -> None:
+    Ledger(DEAD.run_id).write(DEAD)
+    locks = PortLocks([80])
+    locks.take(timeout_s=0)
+    for descriptor in locks.descriptors:
+        os.close(descriptor)  # as the kernel does at a process's end
+    (found,) = recover()
+    assert (found.run_id, found.backend, found.endpoints, found.error) == (
+        "0123abcd",
+        "nfqueue",
+        ("*:80",),
+        "",
+    )
+    assert remains.cleaned == ["0123abcd"]
+    assert not root.exists()
+    assert recover() == []
+
+
+def test_a_live_run_is_left_alone(root: Path, remains: Remains) -> None:
+    start = procfs.start_time(os.getpid())
+    live = replace(DEAD, keeper=os.getpid(), keeper_start=start)
+    Ledger(DEAD.run_id).write(live)
+    assert recover() == []
+    assert remains.cleaned == []
+    assert list(entries()) == [live]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"run_id": "../../etc"}, {"run_id": "0123ABCD"}, {"backend": "magic"}],
+)
+def test_an_entry_that_makes_no_sense_is_told_and_touches_nothing(
+    root: Path, remains: Remains, changes: dict[str, str]
+) -> None:
+    Ledger("00000000").write(Entry(**(DEAD.__dict__ | changes)))
+    (found,) = recover()
+    assert next(iter(changes.values())) in found.error
+    assert remains.cleaned == []
+    assert len(list(root.rglob("*.json"))) == 1
+
+
+def test_a_failed_clean_up_is_told_and_tried_again(root: Path, remains: Remains) -> None:
+    Ledger(DEAD.run_id).write(DEAD)
+    remains.error = ReleaseError("the chain is still there", remedy="delete it")
+    (found,) = recover()
+    assert found.error == "the chain is still there (delete it)"
+    remains.error = None
+    (found,) = recover()
+    assert found.error == ""
+    assert not root.exists()
+
+
+def test_one_failure_does_not_keep_another_run_from_its_clean_up(
+    root: Path, remains: Remains
+) -> None:
+    Ledger("00000000").write(replace(DEAD, run_id="not hex!"))
+    Ledger("ffffffff").write(replace(DEAD, run_id="ffffffff"))
+    assert [bool(found.error) for found in recover()] == [True, False]
+    assert remains.cleaned == ["ffffffff"]
