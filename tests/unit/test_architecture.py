@@ -102,22 +102,23 @@ def test_modules_stay_readable(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= LINES
 
 
-def test_the_top_of_wrap_imports_nothing_dear() -> None:
-    program = "import sys, synplug.cli.main, synplug.cli.wrap; print(*sys.modules)"
-    found = subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True
+def fresh(program: str) -> list[str]:
+    """The words that a program prints in a fresh interpreter, with this very package."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT.parent, capture_output=True, text=True, check=True
     )
-    loaded = set(found.stdout.split())
+    return done.stdout.split()
+
+
+def test_the_top_of_wrap_imports_nothing_dear() -> None:
+    loaded = set(fresh("import sys, synplug.cli.main, synplug.cli.wrap; print(*sys.modules)"))
     assert "synplug.handover.wrap" in loaded
     assert loaded & DEAR == set()
 
 
 def test_the_package_itself_imports_nothing() -> None:
-    program = "import sys, synplug; print(*sys.modules)"
-    found = subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True
-    )
-    assert [name for name in found.stdout.split() if name.startswith("synplug.")] == []
+    loaded = fresh("import sys, synplug; print(*sys.modules)")
+    assert [name for name in loaded if name.startswith("synplug.")] == []
 
 
 def test_every_public_name_is_there() -> None:
@@ -136,4 +137,4 @@ def test_public_functions_stay_functions_whatever_is_imported() -> None:
         "assert callable(synplug.hold), synplug.hold\n"
         "assert callable(synplug.wrap), synplug.wrap\n"
     )
-    subprocess.run([sys.executable, "-I", "-c", program], check=True)
+    fresh(program)
