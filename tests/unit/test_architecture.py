@@ -99,7 +99,8 @@ def test_only_the_command_line_prints(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=title)
 def test_modules_stay_readable(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= LINES
+    lines = len(path.read_text().splitlines())
+    assert lines <= LINES
 
 
 def fresh(program: str) -> list[str]:
