@@ -316,4 +316,5 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether the service was restarted, ready, and every connection held until then."""
-        return self.exit_code == 0 and self.outcome is Outcome.READY
+        was_held = self.hold is not None
+        return was_held and self.exit_code == 0 and self.outcome is Outcome.READY

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import NoReturn, TypeVar
 
 from synplug import __version__
 from synplug.cli import values
-from synplug.errors import UsageError
+from synplug.cli.parser import Parser, value_of
 from synplug.handover.request import HoldOptions
 from synplug.model import BackendName, OnDrainTimeout, OnFull, ReleaseMode
-
-T = TypeVar("T")
 
 _HOLD = HoldOptions()
 
@@ -28,52 +24,6 @@ SIGINT, SIGTERM and SIGHUP go to the command, and end the hold.
 synplug holds new connections. Those that are established belong to the process that accepted
 them, and end with it: synplug can wait for them a moment (--quiesce), it cannot move them.
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that raises, so that one place says what is wrong and picks the exit code."""
-
-    def error(self, message: str) -> NoReturn:
-        # A bad value says itself what a good one looks like.
-        remedy = "" if message.startswith("argument ") else f"see '{self.prog} --help'"
-        raise UsageError(_nearest(message, self), remedy=remedy)
-
-
-def _nearest(message: str, parser: argparse.ArgumentParser) -> str:
-    """The message, with the option that was probably meant."""
-    prefix = "unrecognized arguments: "
-    if not message.startswith(prefix):
-        return message
-    import difflib
-
-    known = _option_names(parser)
-    word = message[len(prefix) :].split(maxsplit=1)[0].partition("=")[0]
-    near = difflib.get_close_matches(word, known, n=1)
-    if not near:
-        return message
-    return f"{message}; did you mean {near[0]}?"
-
-
-def _option_names(parser: argparse.ArgumentParser) -> set[str]:
-    """Every option of a parser and of its verbs."""
-    names: set[str] = set()
-    for action in parser._actions:  # noqa: SLF001 -- argparse has no public list of them
-        names.update(action.option_strings)
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            names.update(*map(_option_names, action.choices.values()))
-    return names
-
-
-def _of(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """A parser of values as argparse wants it: its own words in the error, not a type's name."""
-
-    def convert(text: str) -> T:
-        try:
-            return parse(text)
-        except UsageError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return convert
 
 
 def parser() -> Parser:
@@ -128,7 +78,7 @@ def _target_options(verb: Parser) -> None:
         "--port",
         dest="endpoints",
         action="extend",
-        type=_of(values.endpoints),
+        type=value_of(values.endpoints),
         default=[],
         metavar="ENDPOINT[,…]",
         help="80, 80,443, 0.0.0.0:80 or [::1]:80; repeatable",
@@ -145,7 +95,7 @@ def _target_options(verb: Parser) -> None:
         "--pid",
         dest="pids",
         action="append",
-        type=_of(values.pid),
+        type=value_of(values.pid),
         default=[],
         metavar="PID",
         help="what this process and its children listen on",
@@ -173,14 +123,14 @@ def _hold_options(verb: Parser) -> None:
     group = verb.add_argument_group("holding")
     group.add_argument(
         "--max-hold",
-        type=_of(values.positive_duration),
+        type=value_of(values.positive_duration),
         default=_HOLD.max_hold_s,
         metavar="TIME",
         help="release at the latest after this long (default 10s)",
     )
     group.add_argument(
         "--max-held",
-        type=_of(values.count),
+        type=value_of(values.count),
         default=_HOLD.max_held,
         metavar="N",
         help=f"hold at most N SYNs (default {_HOLD.max_held})",
@@ -210,7 +160,7 @@ def _drain_options(verb: Parser) -> None:
     group = verb.add_argument_group("draining the old listener, before CMD")
     group.add_argument(
         "--drain-timeout",
-        type=_of(values.duration),
+        type=value_of(values.duration),
         default=1.0,
         metavar="TIME",
         help="wait so long for its accept queues and handshakes (default 1s)",
@@ -223,7 +173,7 @@ def _drain_options(verb: Parser) -> None:
     )
     group.add_argument(
         "--quiesce",
-        type=_of(values.duration),
+        type=value_of(values.duration),
         default=1.0,
         metavar="TIME",
         help="wait so long at the most for requests in flight on established connections; "
@@ -238,20 +188,20 @@ def _ready_options(verb: Parser) -> None:
     )
     group.add_argument(
         "--ready-cmd",
-        type=_of(values.argv),
+        type=value_of(values.argv),
         default=(),
         metavar="CMD",
         help="this command, too, must succeed; split like a shell does, run without one",
     )
     group.add_argument(
         "--ready-timeout",
-        type=_of(values.positive_duration),
+        type=value_of(values.positive_duration),
         metavar="TIME",
         help="give up so long after CMD's start (default: at the hold's deadline)",
     )
     group.add_argument(
         "--settle",
-        type=_of(values.duration),
+        type=value_of(values.duration),
         default=0.3,
         metavar="TIME",
         help="where CMD keeps the listeners (a reload): release when they and the service's "
@@ -268,7 +218,7 @@ def _safety_options(verb: Parser) -> None:
     group = verb.add_argument_group("safety")
     group.add_argument(
         "--check",
-        type=_of(values.argv),
+        type=value_of(values.argv),
         default=(),
         metavar="CMD",
         help="run this before anything is held; if it fails, so does the run, without CMD",
@@ -278,7 +228,7 @@ def _safety_options(verb: Parser) -> None:
     )
     group.add_argument(
         "--lock-timeout",
-        type=_of(values.duration),
+        type=value_of(values.duration),
         default=0.0,
         metavar="TIME",
         help="wait so long for another run on the same ports (default 0)",

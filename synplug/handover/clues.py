@@ -149,7 +149,11 @@ def _nginx(argv: list[str]) -> Clue:
     if not match:
         paths = _values_of(argv, ("-c",)) or _NGINX_CONF_BUILT_IN.findall(built_in)
         try:
-            with open(paths[0], encoding="utf-8", errors="replace") as file:
+            with open(
+                os.path.join(*_values_of(argv, ("-p",))[:1], paths[0]),
+                encoding="utf-8",
+                errors="replace",
+            ) as file:
                 match = _NGINX_PID.search(file.read())
         except (OSError, IndexError):  # then nginx itself will fail, and nobody's is meant
             return Clue()

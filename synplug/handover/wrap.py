@@ -9,6 +9,7 @@ Everything that can fail comes before *hold*; the command runs only when connect
 from __future__ import annotations
 
 from synplug.errors import CheckError, DrainError, KeeperError, LockError, SynplugError
+from synplug.handover.account import exit_code, overflow_warnings, with_owners
 from synplug.handover.drain import Drain
 from synplug.handover.plan import Command, Tools, WrapPlan
 from synplug.handover.process import reached_the_command_too
@@ -23,15 +24,12 @@ from synplug.model import (
     HoldResult,
     Listener,
     OnDrainTimeout,
-    OnFull,
     Outcome,
     OwnedListener,
     ReleaseReason,
     Report,
 )
 
-EXIT_DEADLINE = 124
-_SIGNAL_BASE = 128
 _LONG_S = 3600.0
 
 
@@ -114,7 +112,7 @@ class _Run:
 
     def _look_at_the_old(self) -> None:
         self._old = self._tools.sockets.listeners(self._plan.spec.endpoints)
-        self._old_owned = self._owned(self._old)
+        self._old_owned = with_owners(self._old, self._tools.processes)
         for endpoint in self._plan.spec.endpoints:
             if not any(listener.serves(endpoint) for listener in self._old):
                 self._warnings.append(f"nobody listened on {endpoint} before the command")
@@ -279,12 +277,13 @@ class _Run:
     def report(self) -> Report:
         """The account of it all."""
         status = None if self._command is None else self._command.poll()
-        new = self._tools.sockets.listeners(self._plan.spec.endpoints)
         result_warnings = self._result.warnings if self._result else ()
         return Report(
             run_id=self._plan.spec.run_id,
             outcome=self._outcome,
-            exit_code=self._exit_code(status),
+            exit_code=exit_code(
+                status=status, error=self._error, outcome=self._outcome, signal=self._signal
+            ),
             endpoints=self._plan.spec.endpoints,
             command=CommandResult(
                 argv=self._plan.argv,
@@ -297,40 +296,22 @@ class _Run:
             drain=self._drain,
             phases=self._timeline.phases(),
             old_listeners=self._old_owned,
-            new_listeners=self._owned(new),
+            new_listeners=with_owners(self._listeners_now(), self._tools.processes),
             readiness=self._watch.verdict.value if self._watch else "",
             gap_s=self._watch.gap_s if self._watch else None,
-            warnings=(*self._warnings, *result_warnings, *self._overflow()),
+            warnings=(
+                *self._warnings,
+                *result_warnings,
+                *overflow_warnings(self._result, self._plan.spec),
+            ),
             error=self._error.message if self._error else "",
             remedy=self._error.remedy if self._error else "",
         )
 
-    def _overflow(self) -> tuple[str, ...]:
-        """What became of SYNs that did not fit, if there were any."""
-        overflowed = self._result.counts.overflowed if self._result else 0
-        if not overflowed:
-            return ()
-        became = {
-            OnFull.DROP: "were dropped, and their clients tried again",
-            OnFull.PASS: "were passed, and may have been refused",
-        }[self._plan.spec.on_full]
-        return (f"{overflowed} SYNs beyond --max-held {became}",)
-
-    def _owned(self, listeners: list[Listener]) -> tuple[OwnedListener, ...]:
-        owners = self._tools.processes.owners({listener.inode for listener in listeners})
-        return tuple(
-            OwnedListener(listener=listener, owners=tuple(owners[listener.inode]))
-            for listener in listeners
-        )
-
-    def _exit_code(self, status: int | None) -> int:
-        """The command's own status before anything else, if it is not 0."""
-        if status:
-            return status
-        if self._error is not None:
-            return self._error.exit_code
-        if self._outcome is Outcome.DEADLINE:
-            return EXIT_DEADLINE
-        if self._outcome is Outcome.INTERRUPTED and status is None:
-            return _SIGNAL_BASE + (self._signal or 0)
-        return 0
+    def _listeners_now(self) -> list[Listener]:
+        """Those that the report calls new; a failure to look is no reason to say nothing."""
+        try:
+            return self._tools.sockets.listeners(self._plan.spec.endpoints)
+        except SynplugError as error:
+            self._warnings.append(f"the new listeners could not be read: {error}")
+            return []

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from synplug.holding.base import Backend
-from synplug.holding.nfqueue import NftGate, QueueBackend
+from synplug.holding.gates import NftGate
+from synplug.holding.nfqueue import QueueBackend
 from synplug.model import BackendName, HoldSpec
 
 MakeBackend = Callable[[HoldSpec], Backend]

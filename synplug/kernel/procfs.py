@@ -30,8 +30,9 @@ def pids() -> Iterator[int]:
 
 
 def name(pid: int) -> str:
-    """The command name (comm)."""
-    return _read(f"/proc/{pid}/comm").rstrip("\n")
+    """The command name (comm), for people: what is not printable is a question mark."""
+    comm = _read(f"/proc/{pid}/comm").rstrip("\n")
+    return "".join(letter if letter.isprintable() else "?" for letter in comm)
 
 
 def is_alive(pid: int) -> bool:

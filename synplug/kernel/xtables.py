@@ -20,7 +20,6 @@ What iptables(8) does to the rules of others happens here, too: their counters s
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
 import warnings
@@ -30,13 +29,13 @@ from typing import Any, TypeVar
 
 from synplug.errors import (
     KernelError,
-    LockError,
     PrivilegeError,
     SynplugError,
     UnsupportedError,
     UsageError,
 )
 from synplug.kernel.namespaces import network_inode
+from synplug.kernel.xt_lock import lock
 from synplug.model import Family
 
 TABLE = "mangle"
@@ -44,8 +43,6 @@ _BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 LOCK_FILE = "/run/xtables.lock"
 #: ``XT_EXTENSION_MAXNAMELEN`` less the end of the string.
 CHAIN_NAME_MAX = 28
-#: Others wait in a queue that we are not in: look often, and not in step with them.
-_LOCK_POLL_MAX_S = 0.005
 _TRIES = 5
 _NAMES = {Family.IPV4: "ip_tables_names", Family.IPV6: "ip6_tables_names"}
 _NEEDS = "run it as root, or with CAP_NET_ADMIN and CAP_NET_RAW"
@@ -245,7 +242,7 @@ class MangleTables:
                 "this process has left the network namespace whose iptables it changed"
             )
         self._network = network
-        descriptor = _lock(os.environ.get("XTABLES_LOCKFILE") or LOCK_FILE, patience_s)
+        descriptor = lock(os.environ.get("XTABLES_LOCKFILE") or LOCK_FILE, patience_s)
         try:
             yield
         finally:
@@ -279,50 +276,6 @@ class MangleTables:
                     raise
             else:
                 return
-
-
-def _lock(path: str, patience_s: float) -> int:
-    """Lock the file as iptables(8) does."""
-    descriptor = _open_lock(path)
-    if not _try_lock(descriptor) and not _lock_patiently(descriptor, patience_s):
-        os.close(descriptor)
-        raise LockError(
-            f"another program has had {path}, the lock of iptables, for {patience_s:g} s",
-            remedy=f"'fuser -v {path}' names it",
-        )
-    return descriptor
-
-
-def _lock_patiently(descriptor: int, patience_s: float) -> bool:
-    """Retry; importing what retries is left to those who have to."""
-    from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
-
-    attempts = Retrying(
-        stop=stop_after_delay(patience_s),
-        wait=wait_random(0, _LOCK_POLL_MAX_S),
-        retry=retry_if_result(lambda taken: not taken),
-        retry_error_callback=lambda _: False,
-    )
-    return bool(attempts(_try_lock, descriptor))
-
-
-def _open_lock(path: str) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except PermissionError as error:
-        raise PrivilegeError(
-            f"cannot open {path}, the lock of iptables", capability="CAP_DAC_OVERRIDE"
-        ) from error
-    except OSError as error:
-        raise KernelError(f"open {path}, the lock of iptables", error.errno or 0) from error
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 # --- what there is

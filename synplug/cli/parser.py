@@ -1,0 +1,57 @@
+"""An argparse parser that says what is wrong in one line, in words of our own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from synplug.errors import UsageError
+
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises, so that one place says what is wrong and picks the exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        # A bad value says itself what a good one looks like.
+        remedy = "" if message.startswith("argument ") else f"see '{self.prog} --help'"
+        raise UsageError(_nearest(message, self), remedy=remedy)
+
+
+def _nearest(message: str, parser: argparse.ArgumentParser) -> str:
+    """The message, with the option that was probably meant."""
+    prefix = "unrecognized arguments: "
+    if not message.startswith(prefix):
+        return message
+    import difflib
+
+    known = _option_names(parser)
+    word = message[len(prefix) :].split(maxsplit=1)[0].partition("=")[0]
+    near = difflib.get_close_matches(word, known, n=1)
+    if not near:
+        return message
+    return f"{message}; did you mean {near[0]}?"
+
+
+def _option_names(parser: argparse.ArgumentParser) -> set[str]:
+    """Every option of a parser and of its verbs."""
+    names: set[str] = set()
+    for action in parser._actions:  # noqa: SLF001 -- argparse has no public list of them
+        names.update(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            names.update(*map(_option_names, action.choices.values()))
+    return names
+
+
+def value_of(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """A parser of values as argparse wants it: its own words in the error, not a type's name."""
+
+    def convert(text: str) -> T:
+        try:
+            return parse(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert

@@ -1,0 +1,54 @@
+"""What a run amounts to: its exit code, its warnings, who had which listener."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from synplug.errors import SynplugError
+from synplug.handover.plan import ProcessTable
+from synplug.model import HoldResult, HoldSpec, Listener, OnFull, Outcome, OwnedListener
+
+EXIT_DEADLINE = 124
+_SIGNAL_BASE = 128
+
+
+def exit_code(
+    *, status: int | None, error: SynplugError | None, outcome: Outcome, signal: int | None
+) -> int:
+    """The exit code: the command's own status before anything else, if it is not 0.
+
+    :param status: of the command, as a shell has it; None when it did not run.
+    :param signal: the last one that came for us.
+    """
+    if status:
+        return status
+    if error is not None:
+        return error.exit_code
+    if outcome is Outcome.DEADLINE:
+        return EXIT_DEADLINE
+    if outcome is Outcome.INTERRUPTED and status is None:
+        return _SIGNAL_BASE + (signal or 0)
+    return 0
+
+
+def overflow_warnings(result: HoldResult | None, spec: HoldSpec) -> tuple[str, ...]:
+    """What became of SYNs that did not fit, if there were any."""
+    overflowed = result.counts.overflowed if result else 0
+    if not overflowed:
+        return ()
+    became = {
+        OnFull.DROP: "were dropped, and their clients tried again",
+        OnFull.PASS: "were passed, and may have been refused",
+    }[spec.on_full]
+    return (f"{overflowed} SYNs beyond --max-held {became}",)
+
+
+def with_owners(
+    listeners: Iterable[Listener], processes: ProcessTable
+) -> tuple[OwnedListener, ...]:
+    """The listeners with the processes that have them open."""
+    found = list(listeners)
+    owners = processes.owners({listener.inode for listener in found})
+    return tuple(
+        OwnedListener(listener=listener, owners=tuple(owners[listener.inode])) for listener in found
+    )

@@ -1,0 +1,92 @@
+"""What sends SYNs to the queues: a rule, and everything around it.
+
+Here are the interface and the nftables gate; that of legacy iptables, which few need, is
+:mod:`synplug.holding.iptables_gate`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from synplug.errors import ReleaseError
+from synplug.kernel.nft import HoldTable, tables
+from synplug.model import HoldSpec
+
+
+class Gate(Protocol):
+    """A rule that sends SYNs to queues. Its methods are called in this order."""
+
+    name: str
+
+    def traces(self) -> dict[str, str]:
+        """What it puts into the kernel."""
+
+    def prepare(self, queues: tuple[int, ...]) -> None:
+        """Put in everything but the rule that holds."""
+
+    def hold(self) -> None:
+        """Put that rule in."""
+
+    def open(self) -> None:
+        """Take it out, and nothing else."""
+
+    def matched(self) -> int:
+        """How many packets met the rule."""
+
+    def flushes_queues(self) -> bool:
+        """Whether :meth:`remove` drops what other queues of the namespace hold."""
+
+    def remove(self) -> None:
+        """Take the rest out, and verify it."""
+
+    def close(self) -> None:
+        """Give up whatever is left."""
+
+    def clean_up_after_death(self) -> None:
+        """Remove what a dead keeper of this run left."""
+
+
+class NftGate:
+    """An nftables table with the owner flag: the kernel removes it when its owner is gone."""
+
+    def __init__(self, spec: HoldSpec) -> None:
+        self.name = "nfqueue"
+        self._spec = spec
+        self._made: HoldTable | None = None
+
+    @property
+    def _table(self) -> HoldTable:
+        assert self._made is not None, "prepare() comes first"
+        return self._made
+
+    def traces(self) -> dict[str, str]:
+        return {"nft table": f"inet synplug-{self._spec.run_id}"}
+
+    def prepare(self, queues: tuple[int, ...]) -> None:
+        self._made = HoldTable(f"synplug-{self._spec.run_id}")
+        self._table.prepare(self._spec.endpoints, queues, probe_mark=self._spec.probe_mark)
+
+    def hold(self) -> None:
+        self._table.hold(f"synplug run {self._spec.run_id}")
+
+    def open(self) -> None:
+        self._table.open()
+
+    def matched(self) -> int:
+        return self._table.matched()
+
+    def flushes_queues(self) -> bool:
+        return True
+
+    def remove(self) -> None:
+        name = self._table.name
+        self._table.remove()
+        if name in tables():
+            raise ReleaseError(f"nftables table inet {name} is still there")
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+
+    def clean_up_after_death(self) -> None:
+        """Nothing to do: the kernel removed the table with its owner."""
