@@ -39,7 +39,9 @@ CASES = [
     Case(name="nginx", make=Nginx, rate_per_s=3000),
     Case(name="gunicorn", make=Gunicorn, rate_per_s=300),
     Case(name="redis", make=Redis, rate_per_s=3000),
-    Case(name="http.server", make=HttpServer, rate_per_s=300),
+    Case(name="http.server", make=lambda n: HttpServer(n, backlog=128), rate_per_s=300),
+    # With its own backlog of 5, more wait than fit: what is released must be paced.
+    Case(name="http.server-backlog-5", make=HttpServer, rate_per_s=60),
 ]
 
 
