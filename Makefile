@@ -35,7 +35,7 @@ format: setup
 	.venv/bin/ruff format .
 
 bench: setup
-	@$(PYTHON) bench/figures.py
+	@$(PYTHON) bench/figures.py --write
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -82,8 +82,9 @@ def start_up(server: Namespace, rounds: int) -> list[tuple[str, str]]:
         bare.add(_timed(server, [sys.executable, "-c", "pass"]))
         arguments.add(_timed(server, [sys.executable, "-c", "import argparse"]))
         began = time.time()
-        argv = [*SYNPLUG, "wrap", "-p", "9999", "--ready-timeout", "10ms", "--json", "-", "--"]
-        said = server.run([*argv, "sh", "-c", "date +%s.%N >&2"], check=False)
+        argv = [*SYNPLUG, "wrap", "-q", "-p", "9999", "--ready-timeout", "10ms"]
+        argv += ["--json", "-", "--", "sh", "-c", "date +%s.%N >&2"]
+        said = server.run(argv, check=False)
         report = json.loads(said.stdout)
         starts = {phase["name"]: phase["start_s"] for phase in report["phases"]}
         held.add(report["started_at"] + starts["hold"] - began)

@@ -10,7 +10,6 @@ from signal import SIGTERM, Signals
 from netlab.servers.service import WILDCARDS, Service
 from netlab.topology import Namespace
 
-
 # What `python -m http.server` does, with another backlog.
 _WITH_BACKLOG = (
     "import runpy, socketserver; "
