@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         return 0
+    except OSError as error:  # no floor foresaw it; what was held is released by now
+        print(f"synplug: {plain(str(error))}", file=sys.stderr)
+        return SynplugError.exit_code
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

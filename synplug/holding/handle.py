@@ -106,8 +106,11 @@ class KeptHold:
         return self._pid
 
     def arm(self) -> None:
-        self._channel, other_end = Channel.pair()
-        self._pid = os.fork()
+        try:
+            self._channel, other_end = Channel.pair()
+            self._pid = os.fork()
+        except OSError as error:
+            raise KeeperError(f"the keeper cannot be started: {error.strerror}") from error
         if self._pid == 0:
             self._channel.close()
             _live_as_keeper(other_end, self._spec, self._backends, self._locks)
@@ -154,7 +157,7 @@ class KeptHold:
                 break
             self._take(self._receive())
         if self._gone:
-            self._reap(block=True)
+            self._reap()
         return "" if self._gone else self._lingering
 
     def close(self) -> None:
@@ -165,10 +168,7 @@ class KeptHold:
                 self.release()
         self._channel.close()  # the keeper reads its end of file, and ends the hold
         self._channel = None
-        if self._lingering:
-            self._reap_later()
-        else:
-            self._reap(block=True)
+        self._reap()
 
     # --- the channel
 
@@ -231,7 +231,7 @@ class KeptHold:
         :raises KeeperError: always.
         """
         pid = self._pid
-        self._reap(block=True)
+        self._reap()
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -253,18 +253,25 @@ class KeptHold:
         remove_unused_locks()
         raise KeeperError(f"the keeper (pid {pid}) {why}; connections are no longer held")
 
-    def _reap(self, *, block: bool) -> None:
-        if self._pid:
-            with suppress(ChildProcessError):
-                os.waitpid(self._pid, 0 if block else os.WNOHANG)
-            self._pid = 0
+    def _reap(self) -> None:
+        """Collect the keeper, which should end by now.
 
-    def _reap_later(self) -> None:
-        """Have a keeper that outlives us collected, if we go on as a library in a program."""
-        import threading
-
+        One that lingers is collected in the background, if we go on as a library in a program.
+        """
         pid, self._pid = self._pid, 0
-        threading.Thread(target=os.waitpid, args=(pid, 0), daemon=True).start()
+        if not pid:
+            return
+        descriptor = os.pidfd_open(pid)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        has_ended = bool(poll.poll(0 if self._lingering else _GONE_TIMEOUT_S * 1000))
+        os.close(descriptor)
+        if has_ended:
+            os.waitpid(pid, 0)
+        else:
+            import threading
+
+            threading.Thread(target=os.waitpid, args=(pid, 0), daemon=True).start()
 
 
 def _live_as_keeper(

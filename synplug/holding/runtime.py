@@ -118,6 +118,8 @@ def _create(path: str, flags: int) -> int:
             )
         except FileNotFoundError:
             continue
+        except OSError as error:
+            raise SynplugError(f"cannot create {path}: {error.strerror}") from error
     raise SynplugError(f"cannot create {path}: its folder keeps vanishing")
 
 
