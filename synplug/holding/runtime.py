@@ -110,9 +110,9 @@ def _tidy(folder: str) -> None:
 def _create(path: str, flags: int) -> int:
     """Open a file below a folder that another run may be removing just now."""
     for _ in range(100):
-        _folder(ROOT)
-        _folder(os.path.dirname(path))
         try:
+            _folder(ROOT)
+            _folder(os.path.dirname(path))
             return os.open(
                 path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_WRONLY, 0o600
             )

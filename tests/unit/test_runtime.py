@@ -466,3 +466,34 @@ def test_a_forked_process_keeps_the_lock(root: Path, end: Callable[[PortLocks], 
     for descriptor in kept:
         os.close(descriptor)
     PortLocks([80]).take(timeout_s=0)
+
+
+def test_many_runs_at_once_make_and_remove_the_same_folders(root: Path) -> None:
+    """The one's last step is the other's first: a folder may go between two calls."""
+    children = []
+    for number in range(4):
+        child = os.fork()
+        if child == 0:
+            _come_and_go(number)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
+    assert not root.exists()
+
+
+def _come_and_go(number: int) -> None:
+    """A forked child's whole life: lock, write, remove, and again; never returns."""
+    status = 1
+    try:
+        for turn in range(400):
+            locks = PortLocks([80 + number])
+            locks.take(timeout_s=0)
+            ledger = Ledger(f"{number:04x}{turn:04x}")
+            ledger.write(ENTRY)
+            guard = FlushGuard()
+            guard.share()
+            guard.leave()
+            ledger.remove()
+            locks.drop()
+        status = 0
+    finally:
+        os._exit(status)
