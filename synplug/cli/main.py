@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from synplug.cli.options import parser
-from synplug.cli.render import plain
+from synplug.cli.render import complain, plain
 from synplug.errors import SynplugError, UsageError
 
 #: A verb is a module with ``run(options, command) -> exit status``.
@@ -21,6 +22,7 @@ _VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run synplug with these arguments; returns the exit status."""
+    _occupy_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     options_part, command = _split(words)
     try:
@@ -30,13 +32,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         run: Callable[..., int] = importlib.import_module(_VERBS[options.verb]).run
         return run(options, tuple(command))
     except SynplugError as error:
-        print(f"synplug: {plain(str(error))}", file=sys.stderr)
+        complain(f"synplug: {plain(str(error))}")
         return error.exit_code
     except BrokenPipeError:
         return 0
     except OSError as error:  # no floor foresaw it; what was held is released by now
-        print(f"synplug: {plain(str(error))}", file=sys.stderr)
+        complain(f"synplug: {plain(str(error))}")
         return SynplugError.exit_code
+
+
+def _occupy_standard_streams() -> None:
+    """Keep our own descriptors from becoming 0, 1 or 2 where the caller has closed these.
+
+    The command finds them closed, as the caller left them.
+    """
+    for stream in (0, 1, 2):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterable
 
 from synplug.model import Outcome, OwnedListener, ReleaseReason, Report
@@ -14,6 +15,12 @@ _HEADLINES = {
     Outcome.INTERRUPTED: "interrupted, and released",
     Outcome.ERROR: "failed",
 }
+
+
+def complain(text: str) -> None:
+    """Print to standard error; to nowhere when our caller has closed it."""
+    if sys.stderr is not None:
+        print(text, file=sys.stderr)
 
 
 def plain(text: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 
-from synplug.cli.render import milliseconds, plain, report_text
+from synplug.cli.render import complain, milliseconds, plain, report_text
 from synplug.errors import SynplugError, UsageError
 from synplug.handover.assembly import real_tools
 from synplug.handover.plan import DrainPlan, ReadyPlan, WrapPlan
@@ -37,13 +36,13 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
         return 0
     if not options.quiet:
         for endpoint in target.unserved:
-            print(f"synplug: nobody listens on {endpoint} so far", file=sys.stderr)
+            complain(f"synplug: nobody listens on {endpoint} so far")
     output = _JsonOutput(options.json)
     with Signals() as signals:
         report = wrap(plan, real_tools(plan.spec, signals=signals, command_stdout=output.diverted))
     output.write(report)
     if not options.quiet or report.exit_code or report.error:
-        print(report_text(report, verbose=options.verbose), file=sys.stderr)
+        complain(report_text(report, verbose=options.verbose))
     return report.exit_code
 
 

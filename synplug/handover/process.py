@@ -1,7 +1,8 @@
 """Start commands, wait for them, pass signals on.
 
 A command gets the caller's environment, identity, working directory and descriptors as they
-are, default signal dispositions, and nothing of ours.
+are, default signal dispositions, and nothing of ours. (glibc's posix_spawn leaves its two internal
+signals ignored, as it does for what make(1) runs.)
 """
 
 from __future__ import annotations

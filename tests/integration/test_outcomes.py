@@ -173,6 +173,30 @@ def test_the_report_is_never_mixed_with_the_commands_output(
     assert json.loads(file.read_text())["exit_code"] == 0
 
 
+def test_closed_standard_streams_stay_closed_for_the_command(
+    lab: ClientServer, simple: SimpleService, tmp_path: Path
+) -> None:
+    seen = tmp_path / "seen"
+    line = f"exec {' '.join(shell.SYNPLUG)} wrap -p 8080 --settle 0 -- "
+    look = ["sh", "-c", f"ls /proc/$$/fd > {seen}"]
+    done = lab.server.run(["sh", "-c", f'{line} "$@" <&- 2>&-', "sh", *look], check=False)
+    assert done.returncode == 0
+    assert done.stdout == "", "the report must not go where the command's output goes"
+    assert not {"0", "2"} & set(seen.read_text().split())
+
+
+def test_what_the_command_inherits(lab: ClientServer, simple: SimpleService) -> None:
+    """Environment, folder, descriptors, mask and capabilities, with and without synplug."""
+    look = [
+        "sh",
+        "-c",
+        "env | sort; pwd; ls /proc/$$/fd; grep -E 'SigBlk|SigCgt|Cap' /proc/$$/status",
+    ]
+    plain = lab.server.run(look)
+    wrapped = shell.run(lab.server, "wrap", "-p", "8080", "--settle", "0", "--", *look)
+    assert wrapped.stdout == plain.stdout
+
+
 def test_quiet_is_loud_on_failure(lab: ClientServer, simple: SimpleService) -> None:
     outcome = shell.run(lab.server, "wrap", "-q", "-p", "8080", "--", "false")
     assert outcome.status == 1
