@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from synplug.errors import PrivilegeError, SynplugError
+from synplug.errors import PrivilegeError, SynplugError, UnsupportedError
 from synplug.holding.base import Backend
 from synplug.holding.channel import Channel, error_to_wire, result_to_wire
 from synplug.holding.pace import Pacer
@@ -87,7 +87,7 @@ class Keeper:
 
     def _arm(self) -> None:
         """Take the first backend that this kernel has."""
-        for number, make in enumerate(self._backends, 1):
+        for make in self._backends:
             backend = make(self._spec)
             try:
                 self._write_ledger(backend, "arming")
@@ -95,7 +95,7 @@ class Keeper:
             except SynplugError as error:
                 backend.close()  # if that fails, the ledger keeps what is left for recover
                 self._ledger.remove()
-                if isinstance(error, PrivilegeError) or number == len(self._backends):
+                if isinstance(error, PrivilegeError) or len(self._backends) == 1:
                     raise
                 self._warnings.append(f"backend {backend.name} is not available: {error.message}")
                 continue
@@ -103,6 +103,9 @@ class Keeper:
             self._write_ledger(backend, "armed")
             self._channel.send("armed", backend=backend.name, traces=backend.traces())
             return
+        raise UnsupportedError(
+            "; ".join(self._warnings), remedy="'synplug doctor' says what each would need"
+        )
 
     def _write_ledger(self, backend: Backend, state: str, deadline_s: float = 0.0) -> None:
         self._ledger.write(

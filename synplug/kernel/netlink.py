@@ -18,6 +18,8 @@ from synplug.errors import KernelError, PrivilegeError, UnsupportedError
 NETLINK_SOCK_DIAG = 4
 NETLINK_NETFILTER = 12
 
+_NAMES = {NETLINK_SOCK_DIAG: "sock_diag", NETLINK_NETFILTER: "nfnetlink"}
+
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
 NLM_F_DUMP = 0x300
@@ -141,9 +143,10 @@ class NetlinkSocket:
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
             )
         except OSError as error:
-            raise UnsupportedError(f"netlink protocol {protocol} is not available: {error}") from (
-                error
-            )
+            raise UnsupportedError(
+                f"this kernel does not speak {_NAMES.get(protocol, protocol)}: {error.strerror}",
+                remedy="load the module nfnetlink" if protocol == NETLINK_NETFILTER else "",
+            ) from error
         self._sequence = 0
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             try:

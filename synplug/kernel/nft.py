@@ -184,7 +184,7 @@ class HoldTable:
             except KernelError as error:
                 if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
                     raise UnsupportedError(
-                        "this kernel's nftables has no tables that die with their owner",
+                        "this kernel's nftables has no inet tables that die with their owner",
                         remedy="Linux 5.12 has; or use --backend nfqueue-iptables",
                     ) from error
                 if error.errno != errno.ENOENT:
