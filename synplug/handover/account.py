@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from synplug.errors import SynplugError
 from synplug.handover.plan import ProcessTable
-from synplug.model import HoldResult, HoldSpec, Listener, OnFull, Outcome, OwnedListener
+from synplug.model import Endpoint, HoldResult, HoldSpec, Listener, OnFull, Outcome, OwnedListener
 
 EXIT_DEADLINE = 124
 _SIGNAL_BASE = 128
@@ -41,6 +41,15 @@ def overflow_warnings(result: HoldResult | None, spec: HoldSpec) -> tuple[str, .
         OnFull.PASS: "were passed, and may have been refused",
     }[spec.on_full]
     return (f"{overflowed} SYNs beyond --max-held {became}",)
+
+
+def unserved_warnings(endpoints: Iterable[Endpoint], listeners: Collection[Listener]) -> list[str]:
+    """Endpoints that nobody serves in the end: a slip, or a service that came up half."""
+    return [
+        f"nobody listens on {endpoint} after the command"
+        for endpoint in endpoints
+        if not any(listener.serves(endpoint) for listener in listeners)
+    ]
 
 
 def with_owners(

@@ -4,8 +4,9 @@ Two ways to be ready (besides the probes):
 
 - *replaced*: all that the old listeners served is served by sockets that were not there before,
   and every old one is gone;
-- *settled*: the command has succeeded, every endpoint has a listener, and neither the listeners
-  nor the service's processes have changed for the settle time: a reload that keeps its sockets.
+- *settled*: the command has succeeded, every endpoint that had a listener has one (every one at
+  all, if none had), and neither the listeners nor the service's processes have changed for the
+  settle time: a reload that keeps its sockets, or a port that was named by mistake.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ class ListenerWatch:
         settle_s: float,
         require_new: bool,
     ) -> None:
-        self._endpoints = endpoints
         self._old = {listener.cookie for listener in old}
         # What has to be served anew: each address of the old ones, or whatever was asked for.
         self._wanted = {
@@ -48,6 +48,7 @@ class ListenerWatch:
         self._unserved = {
             endpoint for endpoint in endpoints if not any(o.serves(endpoint) for o in old)
         }
+        self._served_before = [ep for ep in endpoints if ep not in self._unserved] or endpoints
         self._settle_s = settle_s
         self._require_new = require_new
         self._last_seen: object = None
@@ -94,7 +95,8 @@ class ListenerWatch:
 
     def _all_served(self, listeners: Collection[Listener]) -> bool:
         return all(
-            any(listener.serves(endpoint) for listener in listeners) for endpoint in self._endpoints
+            any(listener.serves(endpoint) for listener in listeners)
+            for endpoint in self._served_before
         )
 
     def _note_gap(self, now_s: float, listeners: Collection[Listener]) -> None:

@@ -9,7 +9,12 @@ Everything that can fail comes before *hold*; the command runs only when connect
 from __future__ import annotations
 
 from synplug.errors import CheckError, DrainError, KeeperError, LockError, SynplugError
-from synplug.handover.account import exit_code, overflow_warnings, with_owners
+from synplug.handover.account import (
+    exit_code,
+    overflow_warnings,
+    unserved_warnings,
+    with_owners,
+)
 from synplug.handover.drain import Drain
 from synplug.handover.plan import Command, Tools, WrapPlan
 from synplug.handover.process import reached_the_command_too
@@ -123,13 +128,14 @@ class _Run:
         """Hold, drain, run the command, wait until it is ready, release, see the command end."""
         if self._hold is not None and self._take_signals() is None:
             self._begin(self._hold)
+        plan = self._plan
         if self._take_signals() is not None:
             self._outcome = Outcome.INTERRUPTED
             self._release()
             return
         waiting = self._ready_wait()
         try:
-            self._command = self._tools.spawn(self._plan.argv)
+            self._command = self._tools.spawn(plan.argv)
             spawned_s = self._tools.clock()
             if self._hold is not None:
                 with self._timeline.phase("ready"):
@@ -142,6 +148,8 @@ class _Run:
         self._timeline.note("command", spawned_s, self._tools.clock())
         if status and self._outcome is Outcome.READY:
             self._outcome = Outcome.COMMAND_FAILED
+        if self._outcome is Outcome.READY:
+            self._warnings += unserved_warnings(plan.spec.endpoints, self._listeners_now())
         if self._outcome is Outcome.DEADLINE and waiting.complaint:
             self._warnings.append(waiting.complaint)
 

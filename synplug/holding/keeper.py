@@ -266,11 +266,10 @@ def become_keeper(keep: tuple[int, ...]) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    floor = 3
-    for descriptor in sorted(keep):
-        os.closerange(floor, descriptor)
-        floor = descriptor + 1
-    os.closerange(floor, os.sysconf("SC_OPEN_MAX"))
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in keep:
+            with suppress(OSError):  # the listing's own is closed already
+                os.close(int(name))
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGCHLD, signal.SIGTERM):

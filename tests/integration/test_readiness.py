@@ -113,3 +113,16 @@ def test_without_a_new_listener_require_new_waits(lab: ClientServer, simple: Sim
     assert shell.wrap(lab.server, options, ["true"]).status == 124
     options = ["-p", "8080", "--settle", "50ms"]
     assert shell.wrap(lab.server, options, ["true"]).status == 0
+
+
+def test_a_port_named_by_mistake_does_not_keep_the_others_waiting(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    with Load(lab.client, simple.targets(lab), rate_per_s=100) as load:
+        outcome = shell.wrap(lab.server, ["-p", "8080,8081"], simple.restart_argv())
+        result = load.stop()
+    assert outcome.status == 0, outcome
+    assert outcome.report["hold"]["duration_s"] < 3
+    assert "nobody listens on *:8081 after the command" in outcome.report["warnings"]
+    assert "nobody listens on *:8081 so far" in outcome.stderr
+    assert result.failures == 0, result.summary()

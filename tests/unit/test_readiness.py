@@ -178,11 +178,24 @@ def test_a_change_of_processes_starts_the_settle_time_anew() -> None:
     assert look(watched, old, now_s=0.71, processes={8}, succeeded=True) is SETTLED
 
 
-def test_nothing_settles_while_an_endpoint_has_no_listener() -> None:
-    watched = watch([listener(1)], Endpoint(port=80), Endpoint(port=81))
+def test_nothing_settles_while_an_endpoint_has_lost_its_listener() -> None:
+    watched = watch([listener(1), listener(2, port=81)], Endpoint(port=80), Endpoint(port=81))
     assert look(watched, listener(1), now_s=0.0, succeeded=True) is NOT_YET
     assert look(watched, listener(1), now_s=99.0, succeeded=True) is NOT_YET
     assert look(watched, now_s=200.0, succeeded=True) is NOT_YET
+
+
+def test_an_endpoint_that_never_had_a_listener_does_not_keep_the_others_waiting() -> None:
+    watched = watch([listener(1)], Endpoint(port=80), Endpoint(port=81))
+    assert look(watched, listener(2), now_s=0.0, succeeded=False) is NOT_YET
+    assert look(watched, listener(2), now_s=0.0, succeeded=True) is NOT_YET
+    assert look(watched, listener(2), now_s=99.0, succeeded=True) is SETTLED
+
+
+def test_a_first_start_waits_for_every_endpoint() -> None:
+    watched = watch([], Endpoint(port=80), Endpoint(port=81))
+    assert look(watched, listener(2), now_s=0.0, succeeded=True) is NOT_YET
+    assert look(watched, listener(2), now_s=99.0, succeeded=True) is NOT_YET
 
 
 def test_require_new_never_takes_the_old_ones() -> None:
