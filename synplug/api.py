@@ -128,6 +128,8 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
     :raises UsageError: the call itself is wrong, or the endpoints cannot be found out.
     :raises PrivilegeError: no CAP_NET_ADMIN, and not ``best_effort``.
     """
+    if isinstance(command, str):
+        raise UsageError("the command must be a list of words, not one string")
     if not best_effort:
         procfs.require_net_admin()
     request = WrapRequest(

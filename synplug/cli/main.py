@@ -6,11 +6,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from synplug.cli.options import parser
 from synplug.cli.render import complain, plain
 from synplug.errors import SynplugError, UsageError
 
+_INTERRUPTED = 130
 #: A verb is a module with ``run(options, command) -> exit status``.
 _VERBS = {
     "wrap": "synplug.cli.wrap",
@@ -23,6 +25,7 @@ _VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run synplug with these arguments; returns the exit status."""
     _occupy_standard_streams()
+    _undo_locale_coercion()
     words = list(sys.argv[1:] if argv is None else argv)
     options_part, command = _split(words)
     try:
@@ -34,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SynplugError as error:
         complain(f"synplug: {plain(str(error))}")
         return error.exit_code
-    except BrokenPipeError:
+    except BrokenPipeError:  # of standard output: a list that was read far enough
         return 0
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     except OSError as error:  # no floor foresaw it; what was held is released by now
         complain(f"synplug: {plain(str(error))}")
         return SynplugError.exit_code
@@ -51,6 +56,13 @@ def _occupy_standard_streams() -> None:
             os.fstat(stream)
         except OSError:
             os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+
+def _undo_locale_coercion() -> None:
+    """Give the command the caller's environment: Python may have set LC_CTYPE (PEP 538)."""
+    with suppress(OSError), open("/proc/self/environ", "rb") as file:
+        if not any(entry.startswith(b"LC_CTYPE=") for entry in file.read().split(b"\0")):
+            os.environ.pop("LC_CTYPE", None)
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

@@ -16,7 +16,7 @@ from synplug.kernel.namespaces import enter_network, network_of
 def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
     """Run the verb; 0 if nothing of a dead run is left."""
     procfs.require_net_admin()
-    if options.netns:
+    if options.netns is not None:
         enter_network(network_of(options.netns))
     found = recover()
     if options.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 
 from synplug.model import Outcome, OwnedListener, ReleaseReason, Report
 
@@ -20,7 +21,8 @@ _HEADLINES = {
 def complain(text: str) -> None:
     """Print to standard error; to nowhere when our caller has closed it."""
     if sys.stderr is not None:
-        print(text, file=sys.stderr)
+        with suppress(OSError):  # nobody reads it: that must not change what is done, or said
+            print(text, file=sys.stderr, flush=True)
 
 
 def plain(text: str) -> str:
@@ -62,7 +64,9 @@ def report_text(report: Report, *, verbose: bool) -> str:
     if report.remedy:
         rows.append(("remedy", report.remedy))
     headline = _HEADLINES[report.outcome]
-    if report.outcome is Outcome.READY and report.readiness == "settled":
+    old = {owned.listener.cookie for owned in report.old_listeners}
+    new = {owned.listener.cookie for owned in report.new_listeners}
+    if report.outcome is Outcome.READY and report.readiness == "settled" and old == new:
         headline = "done, the listeners are the same as before"
     elif report.outcome is Outcome.READY and report.hold is None:
         headline = "done, without a hold"

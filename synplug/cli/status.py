@@ -14,7 +14,7 @@ from synplug.kernel.namespaces import enter_network, network_of
 
 def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
     """Run the verb; returns the exit status."""
-    if options.netns:
+    if options.netns is not None:
         enter_network(network_of(options.netns))
     found = list(entries())
     if options.json:

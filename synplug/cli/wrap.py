@@ -26,7 +26,7 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
         from synplug.handover.probes import parse_url
 
         parse_url(options.ready_http)
-    if options.netns:
+    if options.netns is not None:
         enter_network(network_of(options.netns))
     if not (options.dry_run or options.best_effort):
         procfs.require_net_admin()
@@ -40,10 +40,12 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     output = _JsonOutput(options.json)
     with Signals() as signals:
         report = wrap(plan, real_tools(plan.spec, signals=signals, command_stdout=output.diverted))
-    output.write(report)
-    if not options.quiet or report.exit_code or report.error:
+    unwritten = output.write(report)
+    if not options.quiet or report.exit_code or report.error or unwritten:
         complain(report_text(report, verbose=options.verbose))
-    return report.exit_code
+    if unwritten:
+        complain(f"synplug: the JSON report could not be written: {plain(unwritten)}")
+    return report.exit_code or (SynplugError.exit_code if unwritten else 0)
 
 
 def _request(options: argparse.Namespace, command: tuple[str, ...]) -> WrapRequest:
@@ -116,17 +118,18 @@ class _JsonOutput:
         if name == "-":
             self._descriptor = os.dup(1)
         elif name is not None:
+            # A FIFO that nobody reads is an error now, rather than a wait without end.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
             try:
-                self._descriptor = os.open(
-                    name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o644
-                )
+                self._descriptor = os.open(name, flags, 0o644)
             except OSError as error:
                 raise UsageError(f"--json {name}: {error.strerror}") from error
+            os.set_blocking(self._descriptor, True)
 
-    def write(self, report: Report) -> None:
-        """Write the report, replacing what a regular file had."""
+    def write(self, report: Report) -> str:
+        """Write the report, replacing what a regular file had; why it could not, or ``""``."""
         if self._descriptor is None:
-            return
+            return ""
         from synplug.cli.report_json import report_json
 
         try:
@@ -135,4 +138,5 @@ class _JsonOutput:
             with os.fdopen(self._descriptor, "w") as file:
                 file.write(report_json(report))
         except OSError as error:
-            raise SynplugError(f"the report could not be written: {error.strerror}") from error
+            return error.strerror or str(error)
+        return ""

@@ -13,12 +13,12 @@ _SIGNAL_BASE = 128
 
 
 def exit_code(
-    *, status: int | None, error: SynplugError | None, outcome: Outcome, signal: int | None
+    *, status: int | None, error: SynplugError | None, outcome: Outcome, undelivered: int | None
 ) -> int:
     """The exit code: the command's own status before anything else, if it is not 0.
 
     :param status: of the command, as a shell has it; None when it did not run.
-    :param signal: the last one that came for us.
+    :param undelivered: a signal that came for us when there was no command to pass it on to.
     """
     if status:
         return status
@@ -26,8 +26,8 @@ def exit_code(
         return error.exit_code
     if outcome is Outcome.DEADLINE:
         return EXIT_DEADLINE
-    if outcome is Outcome.INTERRUPTED and status is None:
-        return _SIGNAL_BASE + (signal or 0)
+    if outcome is Outcome.INTERRUPTED and undelivered is not None:
+        return _SIGNAL_BASE + undelivered
     return 0
 
 
@@ -47,7 +47,7 @@ def unserved_warnings(endpoints: Iterable[Endpoint], listeners: Collection[Liste
     """Endpoints that nobody serves in the end: a slip, or a service that came up half."""
     return [
         f"nobody listens on {endpoint} after the command"
-        for endpoint in endpoints
+        for endpoint in dict.fromkeys(endpoints)
         if not any(listener.serves(endpoint) for listener in listeners)
     ]
 

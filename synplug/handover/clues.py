@@ -42,6 +42,7 @@ _SYSTEMCTL_FLAGS = frozenset(
         "-f",
     }
 )
+_ENDING_SIGNALS = frozenset({"TERM", "INT", "QUIT", "KILL", "15", "2", "3", "9"})
 _PIDFILE_FLAGS = ("--pidfile", "--pid-file")
 _PIDFILE_FLAGS_OF = {
     "haproxy": ("-p",),
@@ -56,11 +57,16 @@ _NGINX_CONF_BUILT_IN = re.compile(r"--conf-path=(\S+)")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clue:
-    """What a command tells about its service."""
+    """What a command tells about its service.
+
+    :param returns_early: it ends before the old listener does, which must not be taken for a
+        reload that keeps its sockets.
+    """
 
     units: tuple[str, ...] = ()
     pids: tuple[int, ...] = ()
     pidfiles: tuple[str, ...] = ()
+    returns_early: bool = False
 
 
 def clue_of(argv: Sequence[str]) -> Clue:
@@ -109,7 +115,7 @@ def _systemctl(argv: list[str]) -> Clue:
         return Clue()
     if any(word.startswith("-") for word in words):
         return Clue()
-    return Clue(units=tuple(words[1:]))
+    return Clue(units=tuple(words[1:]), returns_early="--no-block" in argv)
 
 
 def _service(argv: list[str]) -> Clue:
@@ -119,15 +125,17 @@ def _service(argv: list[str]) -> Clue:
 
 def _kill(argv: list[str]) -> Clue:
     rest = argv[1:]
+    number = "TERM"
     if rest and rest[0] in ("-s", "--signal", "-n"):
-        rest = rest[2:]
+        number, rest = "".join(rest[1:2]), rest[2:]
     elif rest and rest[0].startswith("-") and rest[0] != "--":
-        rest = rest[1:]
+        number, rest = rest[0][1:], rest[1:]
     if rest and rest[0] == "--":
         rest = rest[1:]
     if not rest or not all(word.isdigit() and int(word) > 0 for word in rest):
         return Clue()
-    return Clue(pids=tuple(map(int, rest)))
+    ends_it = number.upper().removeprefix("SIG") in _ENDING_SIGNALS
+    return Clue(pids=tuple(map(int, rest)), returns_early=ends_it)
 
 
 def _haproxy(argv: list[str]) -> Clue:

@@ -113,11 +113,13 @@ def parse_url(text: str) -> urllib.parse.SplitResult:
     try:
         url = urllib.parse.urlsplit(text)
         valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        valid = valid and text.isascii() and text.isprintable() and " " not in text
+        (url.hostname or "").encode("idna")
     except ValueError:
         valid = False
     if not valid:
         raise UsageError(
-            f"--ready-http {text!r} is not a URL", remedy="write http://HOST:PORT/PATH"
+            f"--ready-http {text!r} is not a URL", remedy="write http://HOST:PORT/PATH, in ASCII"
         )
     return url
 
@@ -159,7 +161,7 @@ def _ask(url: urllib.parse.SplitResult, mark: int) -> None:
     try:
         connection.request("GET", path, headers={"User-Agent": "synplug", "Connection": "close"})
         status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise _NotReadyError(f"{url.geturl()}: {error}") from error
     finally:
         connection.close()

@@ -20,6 +20,7 @@ from synplug.errors import CommandError, CommandNotFoundError
 #: Python ignores these at its start (Modules/main.c); a command expects their defaults.
 _PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 _OUTPUT_BYTES = 4096
+_SHELL = "/bin/sh"
 
 
 class HasDescriptor(Protocol):
@@ -80,7 +81,10 @@ class SpawnedCommand:
     def poll(self) -> int | None:
         """Its status as a shell would have it, or None while it runs."""
         if self._status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else has collected it, and its status
+                pid, status = self.pid, 0
             if pid:
                 self._status = shell_status(status)
                 os.close(self._pidfd)
@@ -124,6 +128,8 @@ def _spawn(argv: Sequence[str], actions: list[tuple[int, int, int]]) -> int:
             argv[0], list(argv), os.environ, file_actions=actions, setsigdef=_PYTHON_IGNORES
         )
     except OSError as error:
+        if error.errno == errno.ENOEXEC and argv[0] != _SHELL:  # no #! line: as execvp(3) does
+            return _spawn([_SHELL, resolve(argv[0]), *argv[1:]], actions)
         kind = CommandNotFoundError if error.errno == errno.ENOENT else CommandError
         raise kind(f"{argv[0]}: {error.strerror}") from error
 
@@ -149,6 +155,8 @@ class Signals:
 
     def __enter__(self) -> Signals:
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        # Ignored, as a caller may have it, the kernel would throw the command's status away.
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in self._NUMBERS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._arrive)
@@ -196,9 +204,14 @@ class NoSignals:
         poll.poll(max(0.0, timeout_s) * 1000)
 
 
-def reached_the_command_too(number: int) -> bool:
-    """Whether a terminal has sent this signal to our whole process group, the command included."""
+def reached_the_command_too(number: int, pid: int) -> bool:
+    """Whether a terminal has sent this signal to our process group, and the command is in it."""
     if number != signal.SIGINT:
+        return False
+    try:
+        if os.getpgid(pid) != os.getpgrp():
+            return False
+    except ProcessLookupError:
         return False
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)

@@ -4,9 +4,12 @@ Two ways to be ready (besides the probes):
 
 - *replaced*: all that the old listeners served is served by sockets that were not there before,
   and every old one is gone;
-- *settled*: the command has succeeded, every endpoint that had a listener has one (every one at
-  all, if none had), and neither the listeners nor the service's processes have changed for the
-  settle time: a reload that keeps its sockets, or a port that was named by mistake.
+- *settled*: the command has succeeded, all that the old listeners served is served, and neither
+  the listeners nor the service's processes have changed for the settle time: a reload that keeps
+  its sockets, or a port that was named by mistake;
+- *partial*: the same, but something that was served is not: ten times the settle time is waited
+  for it, since a service may bind one address long after another. Then it is taken for gone (a
+  port that a new configuration has dropped), and the others need not wait any longer.
 """
 
 from __future__ import annotations
@@ -24,6 +27,11 @@ class Readiness(enum.Enum):
     NOT_YET = ""
     REPLACED = "replaced"
     SETTLED = "settled"
+    PARTIAL = "partial"
+
+
+#: How many settle times are waited for an address that was served, and is not.
+_PARTIAL_SETTLES = 10
 
 
 class ListenerWatch:
@@ -48,8 +56,8 @@ class ListenerWatch:
         self._unserved = {
             endpoint for endpoint in endpoints if not any(o.serves(endpoint) for o in old)
         }
-        self._served_before = [ep for ep in endpoints if ep not in self._unserved] or endpoints
         self._settle_s = settle_s
+        self._partial_s = _PARTIAL_SETTLES * settle_s
         self._require_new = require_new
         self._last_seen: object = None
         self._changed_at_s = 0.0
@@ -83,8 +91,10 @@ class ListenerWatch:
         is_still = now_s - self._changed_at_s >= self._settle_s
         if len(new) == len(listeners) and self._covers(new):
             self.verdict = Readiness.REPLACED
-        elif succeeded and is_still and not self._require_new and self._all_served(listeners):
+        elif succeeded and is_still and not self._require_new and not self.missing(listeners):
             self.verdict = Readiness.SETTLED
+        elif succeeded and not self._require_new and self._is_partial(now_s, listeners):
+            self.verdict = Readiness.PARTIAL
         else:
             self.verdict = Readiness.NOT_YET
         return self.verdict
@@ -93,16 +103,24 @@ class ListenerWatch:
         wanted = self._wanted | self._unserved
         return all(any(listener.serves(endpoint) for listener in new) for endpoint in wanted)
 
-    def _all_served(self, listeners: Collection[Listener]) -> bool:
-        return all(
-            any(listener.serves(endpoint) for listener in listeners)
-            for endpoint in self._served_before
+    def missing(self, listeners: Collection[Listener]) -> list[Endpoint]:
+        """What the old listeners served, or was asked for if there were none, and nobody serves."""
+        return sorted(
+            (
+                endpoint
+                for endpoint in self._wanted
+                if not any(listener.serves(endpoint) for listener in listeners)
+            ),
+            key=str,
         )
 
+    def _is_partial(self, now_s: float, listeners: Collection[Listener]) -> bool:
+        some_are_served = len(self.missing(listeners)) < len(self._wanted)
+        waited_s = now_s - self._changed_at_s
+        return bool(self._old) and some_are_served and waited_s >= self._partial_s
+
     def _note_gap(self, now_s: float, listeners: Collection[Listener]) -> None:
-        served = all(
-            any(listener.serves(endpoint) for listener in listeners) for endpoint in self._wanted
-        )
+        served = not self.missing(listeners)
         if not served and self._gap_from_s is None:
             self._gap_from_s = now_s
         elif served and self._gap_from_s is not None and self.gap_s is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from synplug.errors import UsageError
 from synplug.handover.plan import DrainPlan, ReadyPlan, WrapPlan
@@ -13,6 +13,8 @@ from synplug.kernel.namespaces import network_inode
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import PACKETS_PER_QUEUE, BackendName, Endpoint, HoldSpec, OnFull, ReleaseMode
 
+#: A transaction must fit a netlink socket's send buffer.
+_MOST_ENDPOINTS = 64
 _LARGEST_MAX_HELD = PACKETS_PER_QUEUE * 64
 
 
@@ -49,6 +51,8 @@ def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions) -> HoldSpec
         raise UsageError("the longest hold must be more than 0 seconds")
     if not 1 <= options.max_held <= _LARGEST_MAX_HELD:
         raise UsageError(f"the number of held SYNs must be from 1 to {_LARGEST_MAX_HELD}")
+    if len(endpoints) > _MOST_ENDPOINTS:
+        raise UsageError(f"{len(endpoints)} endpoints are more than {_MOST_ENDPOINTS}")
     return HoldSpec(
         endpoints=endpoints,
         run_id=os.urandom(4).hex(),
@@ -87,6 +91,6 @@ def plan_wrap(request: WrapRequest) -> tuple[WrapPlan, Target]:
         best_effort=request.best_effort,
         lock_timeout_s=request.hold.lock_timeout_s,
         drain=request.drain,
-        ready=request.ready,
+        ready=replace(request.ready, require_new=request.ready.require_new or target.returns_early),
     )
     return plan, target

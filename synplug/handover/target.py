@@ -35,6 +35,7 @@ class Target:
     """What that stands for.
 
     :param how: where the endpoints come from, for the plan that people read.
+    :param returns_early: the command ends before the old listener does.
     :param unserved: those on which nobody listens now: a first start, or a slip.
     """
 
@@ -43,6 +44,7 @@ class Target:
     unit: str = ""
     how: str = "named"
     unserved: tuple[Endpoint, ...] = ()
+    returns_early: bool = False
 
 
 class Namespaces(Protocol):
@@ -73,12 +75,14 @@ def find_target(
         else clue_of(request.argv)
     )
     pids, unit = _processes_of(clue, processes)
+    returns_early = clue_of(request.argv).returns_early
     if request.endpoints:
         listeners = sockets.listeners(request.endpoints)
         return Target(
             endpoints=_as_served(request.endpoints, listeners),
             pids=pids,
             unit=unit,
+            returns_early=returns_early,
             unserved=tuple(
                 endpoint
                 for endpoint in request.endpoints
@@ -111,6 +115,7 @@ def find_target(
         endpoints=_without_covered(found),
         pids=tuple(sorted(tree)),
         unit=unit,
+        returns_early=returns_early,
         how=what if named else f"inferred from the command: {what}",
     )
 

@@ -70,6 +70,7 @@ class _Run:
         self._drain: DrainResult | None = None
         self._command: Command | None = None
         self._signal: int | None = None
+        self._undelivered: int | None = None  # one that came when there was no command
         self._outcome = Outcome.READY
         self._error: SynplugError | None = None
         self._warnings: list[str] = []
@@ -149,7 +150,9 @@ class _Run:
         if status and self._outcome is Outcome.READY:
             self._outcome = Outcome.COMMAND_FAILED
         if self._outcome is Outcome.READY:
-            self._warnings += unserved_warnings(plan.spec.endpoints, self._listeners_now())
+            now = self._listeners_now()
+            missing = self._watch.missing(now) if self._watch else []
+            self._warnings += unserved_warnings((*plan.spec.endpoints, *missing), now)
         if self._outcome is Outcome.DEADLINE and waiting.complaint:
             self._warnings.append(waiting.complaint)
 
@@ -212,7 +215,9 @@ class _Run:
         """Pass signals on to the command; the last one that ever came."""
         for number in self._tools.signals.take():
             self._signal = number
-            if self._command is not None and not reached_the_command_too(number):
+            if self._command is None or self._command.poll() is not None:
+                self._undelivered = number
+            elif not reached_the_command_too(number, self._command.pid):
                 self._command.send(number)
         return self._signal
 
@@ -243,7 +248,7 @@ class _Run:
             self._tools.signals.pause(_LONG_S, command)
             for number in self._tools.signals.take():
                 self._signal = number
-                if not reached_the_command_too(number):
+                if not reached_the_command_too(number, command.pid):
                     command.send(number)
         return status
 
@@ -251,8 +256,9 @@ class _Run:
 
     def fail(self, error: SynplugError) -> None:
         """Note what went wrong; a command that runs is still seen to its end."""
-        gave_up = isinstance(error, (LockError, DrainError)) and self._signal is not None
-        if gave_up and self._command is None:  # because we were told to
+        gave_up = isinstance(error, (CheckError, LockError, DrainError))
+        if gave_up and self._signal is not None and self._command is None:  # as we were told to
+            self._undelivered = self._signal
             self._outcome = Outcome.INTERRUPTED
         else:
             self._error, self._outcome = error, Outcome.ERROR
@@ -290,7 +296,10 @@ class _Run:
             run_id=self._plan.spec.run_id,
             outcome=self._outcome,
             exit_code=exit_code(
-                status=status, error=self._error, outcome=self._outcome, signal=self._signal
+                status=status,
+                error=self._error,
+                outcome=self._outcome,
+                undelivered=self._undelivered,
             ),
             endpoints=self._plan.spec.endpoints,
             command=CommandResult(

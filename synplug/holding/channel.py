@@ -47,7 +47,8 @@ class Channel:
         try:
             data = self._socket.recv(_MESSAGE_BYTES)
         except ConnectionResetError:
-            return None
+            # The other end went with something of ours unread; what it said before comes now.
+            data = self._socket.recv(_MESSAGE_BYTES)
         return json.loads(data) if data else None
 
 

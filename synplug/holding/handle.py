@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -282,6 +283,10 @@ def _live_as_keeper(
 ) -> None:
     """The forked child's whole life; never returns."""
     status = 1
+    # First of all: what our caller has lost track of must not be finalised here, where its
+    # descriptors' numbers will be ours. And nothing of ours makes cycles.
+    gc.freeze()
+    gc.disable()
     try:
         become_keeper((channel.fileno(), *locks.descriptors))
         Keeper(channel=channel, spec=spec, backends=backends, locks=locks).run()

@@ -7,7 +7,6 @@ and on SIGTERM. Every way out of the loop passes through :meth:`Keeper._dismantl
 
 from __future__ import annotations
 
-import gc
 import os
 import select
 import signal
@@ -70,8 +69,6 @@ class Keeper:
         except SynplugError as error:
             self._channel.send("failed", error=error_to_wire(error))
             return
-        gc.freeze()
-        gc.disable()  # nothing here makes cycles, and a pause would be a held client's pause
         self._poll = select.poll()
         for descriptor in (self._channel.fileno(), signals, self._backend.fileno()):
             self._poll.register(descriptor, select.POLLIN)

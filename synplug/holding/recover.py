@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from synplug.errors import SynplugError
 from synplug.holding.backends import backends_for
-from synplug.holding.runtime import Entry, Ledger, entries, remove_unused_locks
+from synplug.holding.runtime import Entry, Ledger, entries, remove_drafts, remove_unused_locks
 from synplug.model import BackendName, Endpoint, HoldSpec
 
 _RUN_ID = re.compile(r"[0-9a-f]{8}")
@@ -31,6 +31,7 @@ def recover() -> list[Recovered]:
     """Clean up after every dead run of this network namespace. Does nothing the second time."""
     found = [_recover(entry) for entry in entries() if not entry.is_live]
     remove_unused_locks()
+    remove_drafts()
     return found
 
 

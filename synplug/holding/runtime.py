@@ -23,7 +23,9 @@ from synplug.kernel.namespaces import network_inode
 
 ROOT = "/run/synplug"
 _FORMAT = 1
+_CREATE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_WRONLY
 _LOCK_POLL_S = 0.01
+_DRAFT_S = 5.0
 #: Entries are files, and files can say anything.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "run_id": str,
@@ -79,6 +81,10 @@ def _folder(path: str) -> None:
             capability="CAP_DAC_OVERRIDE",
             remedy="run it as root, or have the folder made for your user (RuntimeDirectory=)",
         ) from error
+    except FileNotFoundError:
+        raise  # its parent has gone just now: the caller tries again
+    except OSError as error:
+        raise SynplugError(f"cannot make {path}: {error.strerror}") from error
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise SynplugError(
@@ -113,9 +119,7 @@ def _create(path: str, flags: int) -> int:
         try:
             _folder(ROOT)
             _folder(os.path.dirname(path))
-            return os.open(
-                path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_WRONLY, 0o600
-            )
+            return os.open(path, flags | _CREATE, 0o600)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -151,7 +155,7 @@ def entries() -> Iterator[Entry]:
     try:
         names = sorted(os.listdir(folder))
     except OSError:
-        return
+        return  # none, or a place that no run could have written to
     for name in names:
         if not name.endswith(".json"):
             continue
@@ -170,6 +174,21 @@ def _entry(path: str) -> Entry:
     if not all(isinstance(getattr(entry, name), kind) for name, kind in _FIELDS.items()):
         raise TypeError("a field of another type")
     return entry
+
+
+def remove_drafts() -> None:
+    """Remove drafts of entries: a keeper died while it wrote one. A live one writes another."""
+    folder = _here()
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if name.endswith(".json.new") and not _is_recent(f"{folder}/{name}"):
+                os.unlink(f"{folder}/{name}")
+    _tidy(folder)
+
+
+def _is_recent(path: str) -> bool:
+    """Whether a live run may be writing it just now."""
+    return time.time() - os.stat(path).st_mtime < _DRAFT_S
 
 
 class PortLocks:
@@ -275,8 +294,8 @@ def remove_unused_locks() -> None:
     folder = _here()
     try:
         names = [name for name in os.listdir(folder) if name.endswith(".lock")]
-    except FileNotFoundError:
-        return
+    except OSError:
+        return  # none, or a place that no run could have written to
     for name in names:
         descriptor = _try_lock(f"{folder}/{name}", fcntl.LOCK_EX)
         if descriptor is not None:

@@ -32,6 +32,8 @@ def network_of(name: str) -> str:
 
     :raises UsageError: there is none.
     """
+    if not name:
+        raise UsageError("an empty name of a network namespace")
     if name.isdigit():
         path = f"/proc/{name}/ns/net"
     elif "/" in name:

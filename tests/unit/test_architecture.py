@@ -15,7 +15,7 @@ import synplug
 ROOT = Path(synplug.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 #: "About 300 lines": a little more is no reason to cut a room in two.
-LINES = 330
+LINES = 340
 
 #: From the top to the ground. A module may import from its own floor and those below.
 FLOORS = ["__main__", "cli", "api", "handover", "holding", "kernel", "errors", "model"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,27 @@ def pids(*numbers: int) -> Clue:
 def test_what_a_command_tells(command: str, clue: Clue) -> None:
     import shlex
 
-    assert clue_of(shlex.split(command)) == clue
+    assert replace(clue_of(shlex.split(command)), returns_early=False) == clue
+
+
+@pytest.mark.parametrize(
+    ("command", "returns_early"),
+    [
+        ("systemctl restart nginx", False),
+        ("systemctl --no-block restart nginx", True),
+        ("kill 123", True),
+        ("kill -TERM 123", True),
+        ("kill -s SIGQUIT 123", True),
+        ("kill -9 -- 123", True),
+        ("kill -HUP 123", False),
+        ("kill -s USR2 123", False),
+        ("nginx -s reload", False),
+    ],
+)
+def test_which_command_returns_before_the_old_listener_goes(
+    command: str, returns_early: bool
+) -> None:
+    assert clue_of(command.split()).returns_early is returns_early
 
 
 @pytest.mark.parametrize(

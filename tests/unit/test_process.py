@@ -92,5 +92,5 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 def test_only_a_terminals_interrupt_reaches_the_whole_group() -> None:
-    assert not reached_the_command_too(signal.SIGTERM)
-    assert not reached_the_command_too(signal.SIGHUP)
+    assert not reached_the_command_too(signal.SIGTERM, os.getpid())
+    assert not reached_the_command_too(signal.SIGHUP, os.getpid())

@@ -178,11 +178,24 @@ def test_a_change_of_processes_starts_the_settle_time_anew() -> None:
     assert look(watched, old, now_s=0.71, processes={8}, succeeded=True) is SETTLED
 
 
-def test_nothing_settles_while_an_endpoint_has_lost_its_listener() -> None:
+def test_an_endpoint_that_has_lost_its_listener_is_waited_for_ten_times_as_long() -> None:
     watched = watch([listener(1), listener(2, port=81)], Endpoint(port=80), Endpoint(port=81))
-    assert look(watched, listener(1), now_s=0.0, succeeded=True) is NOT_YET
-    assert look(watched, listener(1), now_s=99.0, succeeded=True) is NOT_YET
+    assert look(watched, listener(3), now_s=0.0, succeeded=True) is NOT_YET
+    assert look(watched, listener(3), now_s=2.9, succeeded=True) is NOT_YET
+    assert look(watched, listener(3), now_s=3.1, succeeded=True) is Readiness.PARTIAL
+    assert [str(endpoint) for endpoint in watched.missing([listener(3)])] == ["0.0.0.0:81"]
     assert look(watched, now_s=200.0, succeeded=True) is NOT_YET
+    assert look(watched, now_s=299.0, succeeded=True) is NOT_YET, "nothing is served at all"
+
+
+def test_one_ip_version_is_not_taken_for_both() -> None:
+    """An endpoint of both, of which only one is bound so far."""
+    old = [listener(1), listener(2, "::", v6only=True)]
+    watched = watch(old, Endpoint(port=80))
+    assert look(watched, listener(3, "::", v6only=True), now_s=0.0, succeeded=True) is NOT_YET
+    assert look(watched, listener(3, "::", v6only=True), now_s=1.5, succeeded=True) is NOT_YET
+    both = [listener(3, "::", v6only=True), listener(4)]
+    assert look(watched, *both, now_s=1.6, succeeded=True) is REPLACED
 
 
 def test_an_endpoint_that_never_had_a_listener_does_not_keep_the_others_waiting() -> None:

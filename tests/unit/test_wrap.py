@@ -33,7 +33,7 @@ from tests.unit.fakes import FakeCommand, FakeHold, FakeProbe, Restart, connecti
 @pytest.fixture(autouse=True)
 def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """No terminal sends our signals to the command as well."""
-    monkeypatch.setattr("synplug.handover.wrap.reached_the_command_too", lambda number: False)
+    monkeypatch.setattr("synplug.handover.wrap.reached_the_command_too", lambda *_: False)
 
 
 @pytest.fixture
@@ -448,7 +448,7 @@ def test_signals_reach_a_foreground_command_after_the_release(restart: Restart) 
 def test_a_signal_that_the_terminal_sent_to_the_command_is_not_sent_twice(
     restart: Restart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synplug.handover.wrap.reached_the_command_too", lambda number: True)
+    monkeypatch.setattr("synplug.handover.wrap.reached_the_command_too", lambda *_: True)
 
     def interrupted(command: FakeCommand) -> None:
         restart.world.after(0.01, lambda: restart.signals.arrive(signal.SIGINT))
@@ -664,3 +664,16 @@ def test_a_keeper_lost_at_the_release_is_an_error(restart: Restart) -> None:
     report = run(restart)
     assert report.exit_code == 125
     assert report.command.status == 0
+
+
+def test_a_signal_after_the_commands_end_is_not_taken_for_success(restart: Restart) -> None:
+    """The command has succeeded, the service is not there yet, and nobody got the signal."""
+
+    def quick(command: FakeCommand) -> None:
+        command.end(0)
+        restart.sockets.now = []
+        restart.world.after(0.4, lambda: restart.signals.arrive(signal.SIGTERM))
+
+    restart.script = quick
+    report = run(restart)
+    assert (report.exit_code, report.outcome) == (128 + 15, Outcome.INTERRUPTED)
