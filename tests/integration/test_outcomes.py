@@ -187,11 +187,9 @@ def test_closed_standard_streams_stay_closed_for_the_command(
 
 def test_what_the_command_inherits(lab: ClientServer, simple: SimpleService) -> None:
     """Environment, folder, descriptors, mask and capabilities, with and without synplug."""
-    look = [
-        "sh",
-        "-c",
-        "env | sort; pwd; ls /proc/$$/fd; grep -E 'SigBlk|SigCgt|Cap' /proc/$$/status",
-    ]
+    # The state is grep's own: a shell blocks signals while it waits for its child.
+    state = "grep -E 'SigBlk|SigCgt|Cap' /proc/self/status"
+    look = ["sh", "-c", f"env | sort; pwd; ls /proc/$$/fd; {state}"]
     plain = lab.server.run(look)
     wrapped = shell.run(lab.server, "wrap", "-p", "8080", "--settle", "0", "--", *look)
     assert wrapped.stdout == plain.stdout
