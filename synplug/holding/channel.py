@@ -48,7 +48,10 @@ class Channel:
             data = self._socket.recv(_MESSAGE_BYTES)
         except ConnectionResetError:
             # The other end went with something of ours unread; what it said before comes now.
-            data = self._socket.recv(_MESSAGE_BYTES)
+            try:
+                data = self._socket.recv(_MESSAGE_BYTES)
+            except ConnectionResetError:
+                return None
         return json.loads(data) if data else None
 
 
