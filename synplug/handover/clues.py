@@ -132,7 +132,7 @@ def _kill(argv: list[str]) -> Clue:
         number, rest = rest[0][1:], rest[1:]
     if rest and rest[0] == "--":
         rest = rest[1:]
-    if not rest or not all(word.isdigit() and int(word) > 0 for word in rest):
+    if not rest or not all(word.isdigit() and int(word) > 1 for word in rest):
         return Clue()
     ends_it = number.upper().removeprefix("SIG") in _ENDING_SIGNALS
     return Clue(pids=tuple(map(int, rest)), returns_early=ends_it)

@@ -15,6 +15,7 @@ from synplug.model import PACKETS_PER_QUEUE, BackendName, Endpoint, HoldSpec, On
 
 #: A transaction must fit a netlink socket's send buffer.
 _MOST_ENDPOINTS = 64
+_LONGEST_HOLD_S = 24 * 3600.0
 _LARGEST_MAX_HELD = PACKETS_PER_QUEUE * 64
 
 
@@ -47,8 +48,8 @@ def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions) -> HoldSpec
 
     :raises UsageError: an option is out of its range.
     """
-    if not options.max_hold_s > 0:
-        raise UsageError("the longest hold must be more than 0 seconds")
+    if not 0 < options.max_hold_s <= _LONGEST_HOLD_S:
+        raise UsageError("the longest hold must be more than 0 seconds, and a day at most")
     if not 1 <= options.max_held <= _LARGEST_MAX_HELD:
         raise UsageError(f"the number of held SYNs must be from 1 to {_LARGEST_MAX_HELD}")
     if len(endpoints) > _MOST_ENDPOINTS:

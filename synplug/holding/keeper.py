@@ -77,6 +77,9 @@ class Keeper:
             self._serve()
         except SynplugError as error:
             self._channel.send("failed", error=error_to_wire(error))
+            self._backend.close()  # if that fails, the ledger keeps what is left for recover
+            self._guard.leave()
+            self._ledger.remove()
         finally:
             self._backend.close()
 
@@ -162,7 +165,7 @@ class Keeper:
         if message is None:
             self._poll.unregister(self._channel.fileno())
             self._end(ReleaseReason.ORPHANED)
-        elif message["event"] == "hold":
+        elif message["event"] == "hold" and self._reason is None:
             self._hold()
         elif message["event"] == "release":
             self._end(ReleaseReason.ASKED)

@@ -232,9 +232,10 @@ class QueueBackend(Backend):
         return max(0, self._gate.matched() - sum(state.last_id for state in self._bound.states()))
 
     def close(self) -> None:
-        self._gate.close()
+        # The queues first: a rule whose queue nobody is bound to lets packets pass.
         if self._queues is not None:
             self._queues.close()
+        self._gate.close()
 
     def clean_up_after_death(self) -> None:
         self._gate.clean_up_after_death()

@@ -97,7 +97,8 @@ class Pacer:
         now = self._clock()
         if self._lowest is None or waiting < self._lowest:
             self._lowest, self._lowest_at_s, self._stepped = waiting, now, False
-        return self._stepped and now - self._lowest_at_s > _DEBT_WINDOW_S
+        may_give_up = self._stepped or len({endpoint.port for endpoint in self._endpoints}) > 1
+        return may_give_up and now - self._lowest_at_s > _DEBT_WINDOW_S
 
     def _room(self) -> Room | None:
         """The room of the endpoint that has least; None when nobody listens."""
