@@ -1,6 +1,6 @@
 """Every test runs in network, mount and (without root) user namespaces of its own process.
 
-A test that cannot run here fails, it is not skipped: see ``pytest_collection_modifyitems``.
+A test that cannot run here fails, it is not skipped: see ``pytest_sessionfinish``.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from synplug.kernel.namespaces import network_inode
 ROOT = "/run/synplug"
 _FORMAT = 1
 _CREATE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_WRONLY
-_LOCK_POLL_S = 0.01
-_DRAFT_S = 5.0
+_LOCK_POLL_S, _DRAFT_S = 0.01, 5.0
+_GRACE_S = 0.05  # a run that tidies up has each lock for a moment; that is no other run
 #: Entries are files, and files can say anything.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "run_id": str,
@@ -217,7 +217,7 @@ class PortLocks:
         deadline_s = time.monotonic() + timeout_s
         try:
             for port, path in self._paths.items():
-                left_s = deadline_s - time.monotonic()
+                left_s = max(deadline_s - time.monotonic(), _GRACE_S)
                 self._taken.append(_patiently(path, port, left_s, interrupted))
         except BaseException:
             self.drop()

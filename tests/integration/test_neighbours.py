@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,23 +115,20 @@ def test_what_a_foreign_queue_holds_is_not_dropped(
     with foreign_queue(lab, 8090, 7) as user:
         assert user.stdin is not None
         assert user.stdout is not None
-        began_s = time.monotonic()
         waiting = connecting(lab.client, (lab.server_ipv4, 8090), 10)
         wait_until(lambda: _waiting_in(lab.server, 7) == 1, 10, "the foreign queue holds a SYN")
         options = ["-p", "8080", "--backend", backend]
         outcome = shell.wrap(lab.server, options, simple.restart_argv())
         assert outcome.status == 0, outcome
-        assert _waiting_in(lab.server, 7) in (1, 2), "it still holds it, perhaps with a copy"
+        assert _left(lab.server, 7) == 0, "what it was given it still holds"
         if backend == "nfqueue":
             assert "stays for a while" in " ".join(outcome.report["warnings"])
             assert f"synplug-{outcome.report['run_id']}" in _all_rules(lab.server)
         user.stdin.write("\n")
         user.stdin.flush()
         seen = int(user.stdout.readline())
-        took_s = float(waiting.communicate(timeout=10)[0])
-    # Had it been dropped, the client would have needed one more retransmission.
+        assert waiting.communicate(timeout=10)[0].strip()[0].isdigit(), "it connects"
     assert seen >= 1
-    assert took_s < time.monotonic() - began_s
     wait_until(lambda: "synplug" not in _all_rules(lab.server), 10, "the table is gone")
     wait_until(lambda: not Path("/run/synplug").exists(), 10, "the keeper has ended")
 
@@ -223,6 +219,13 @@ def _waiting_in(server: Namespace, number: int) -> int:
         if int(fields[0]) == number:
             return int(fields[2])
     return 0
+
+
+def _left(server: Namespace, number: int) -> int:
+    """How many packets have left a queue: those that came less those that wait."""
+    state = server.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout
+    fields = next(line.split() for line in state.splitlines() if int(line.split()[0]) == number)
+    return int(fields[7]) - int(fields[2])
 
 
 def _waiting_in_ours(server: Namespace) -> int:
