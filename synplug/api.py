@@ -82,15 +82,16 @@ def hold(
     locks = PortLocks(endpoint.port for endpoint in spec.endpoints)
     locks.take(timeout_s=lock_timeout)
     kept = KeptHold(spec, locks)
+    held = Held(kept)
     try:
         kept.arm()
         kept.hold()
-        held = Held(kept)
         yield held
         held.release()
         kept.finish()
     finally:
         kept.close()
+        held.result = kept.result
         locks.drop()
 
 
@@ -128,8 +129,9 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
     :raises UsageError: the call itself is wrong, or the endpoints cannot be found out.
     :raises PrivilegeError: no CAP_NET_ADMIN, and not ``best_effort``.
     """
-    if isinstance(command, str):
-        raise UsageError("the command must be a list of words, not one string")
+    for name, argv in (("command", command), ("ready_cmd", ready_cmd), ("check", check)):
+        if isinstance(argv, str):
+            raise UsageError(f"{name} must be a list of words, not one string")
     if not best_effort:
         procfs.require_net_admin()
     request = WrapRequest(

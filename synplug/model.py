@@ -218,7 +218,6 @@ class HoldResult:
 
     :param held_at_s: CLOCK_MONOTONIC at which SYNs began to wait.
     :param opened_at_s: at which new ones no longer did, and all had been let go.
-    :param lingering: why the empty table of the run is not removed yet; empty when all is gone.
     """
 
     backend: str
@@ -229,7 +228,6 @@ class HoldResult:
     release_steps: int = 0
     release_limit: str = ""
     warnings: tuple[str, ...] = ()
-    lingering: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -99,15 +99,19 @@ class ProcessTable(Protocol):
         """Who has these sockets open."""
 
 
-class Command(Protocol):
+class HasDescriptor(Protocol):
+    """Something to wait for."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+
+class Command(HasDescriptor, Protocol):
     """A started command; :class:`synplug.handover.process.SpawnedCommand`."""
 
     @property
     def pid(self) -> int:
         """Its pid."""
-
-    def fileno(self) -> int:
-        """A descriptor that is readable when it has ended."""
 
     def poll(self) -> int | None:
         """Its status as a shell would have it, or None while it runs."""
@@ -125,8 +129,8 @@ class Signals(Protocol):
     def take(self) -> list[int]:
         """Their numbers, once each."""
 
-    def pause(self, timeout_s: float, until: Command | None = None) -> None:
-        """Wait so many seconds; less when a signal has come, or the command has ended."""
+    def pause(self, timeout_s: float, until: HasDescriptor | None = None) -> None:
+        """Wait so many seconds; less when a signal has come, or *until* is readable."""
 
 
 class Locks(Protocol):

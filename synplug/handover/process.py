@@ -13,21 +13,14 @@ import select
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
 
 from synplug.errors import CommandError, CommandNotFoundError
+from synplug.handover.plan import HasDescriptor
 
 #: Python ignores these at its start (Modules/main.c); a command expects their defaults.
 _PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 _OUTPUT_BYTES = 4096
 _SHELL = "/bin/sh"
-
-
-class HasDescriptor(Protocol):
-    """Something to wait for."""
-
-    def fileno(self) -> int:
-        """Its descriptor."""
 
 
 def resolve(name: str) -> str:

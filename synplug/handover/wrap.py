@@ -20,18 +20,15 @@ from synplug.handover.plan import Command, Tools, WrapPlan
 from synplug.handover.process import reached_the_command_too
 from synplug.handover.readiness import ListenerWatch
 from synplug.handover.ready_wait import ReadyWait
+from synplug.handover.run_hold import RunHold
 from synplug.handover.timeline import Timeline
-from synplug.holding.handle import Hold
 from synplug.model import (
     CommandResult,
     DrainResult,
-    Flow,
-    HoldResult,
     Listener,
     OnDrainTimeout,
     Outcome,
     OwnedListener,
-    ReleaseReason,
     Report,
 )
 
@@ -51,6 +48,8 @@ def wrap(plan: WrapPlan, tools: Tools) -> Report:
         run.restart()
     except SynplugError as error:
         run.fail(error)
+    except OSError as error:  # no descriptor, no memory, no process left for us
+        run.fail(SynplugError(f"the system refused: {error}"))
     finally:
         run.close()
     return run.report()
@@ -64,9 +63,12 @@ class _Run:
         self._tools = tools
         self._timeline = Timeline(tools.clock)
         self._started_at = tools.wall()
-        self._hold: Hold | None = None
-        self._held_at_s: float | None = None
-        self._result: HoldResult | None = None
+        self._hold = RunHold(
+            plan.spec,
+            tools=tools,
+            timeline=self._timeline,
+            interrupted=lambda: self._take_signals() is not None,
+        )
         self._drain: DrainResult | None = None
         self._command: Command | None = None
         self._signal: int | None = None
@@ -107,14 +109,19 @@ class _Run:
                 )
                 self._warnings += self._tools.recover()
                 self._look_at_the_old()  # not before: another run may just have replaced them
-                hold = self._tools.hold(self._plan.spec)
-                self._hold = hold
-                hold.arm()
+                self._hold.arm()
             except SynplugError as error:
-                if not self._plan.best_effort:
-                    raise
-                self._warnings.append(f"nothing is held (--best-effort): {error}")
-                self._close_hold()
+                self._do_without(error)
+
+    def _do_without(self, error: SynplugError) -> None:
+        """Go on without a hold, if that was allowed.
+
+        :raises SynplugError: *error*, if it was not.
+        """
+        if not self._plan.best_effort:
+            raise error
+        self._warnings.append(f"nothing is held (--best-effort): {error}")
+        self._hold.close(error)
 
     def _look_at_the_old(self) -> None:
         self._old = self._tools.sockets.listeners(self._plan.spec.endpoints)
@@ -127,8 +134,8 @@ class _Run:
 
     def restart(self) -> None:
         """Hold, drain, run the command, wait until it is ready, release, see the command end."""
-        if self._hold is not None and self._take_signals() is None:
-            self._begin(self._hold)
+        if self._hold.is_armed and self._take_signals() is None:
+            self._begin()
         plan = self._plan
         if self._take_signals() is not None:
             self._outcome = Outcome.INTERRUPTED
@@ -138,7 +145,7 @@ class _Run:
         try:
             self._command = self._tools.spawn(plan.argv)
             spawned_s = self._tools.clock()
-            if self._hold is not None:
+            if self._hold.is_armed:
                 with self._timeline.phase("ready"):
                     self._outcome = waiting.until_ready(self._command)
                 self._release()
@@ -156,9 +163,13 @@ class _Run:
         if self._outcome is Outcome.DEADLINE and waiting.complaint:
             self._warnings.append(waiting.complaint)
 
-    def _begin(self, hold: Hold) -> None:
+    def _begin(self) -> None:
         """SYNs wait from here on; let the old listener's queues run empty."""
-        self._held_at_s = hold.hold()
+        try:
+            self._hold.begin()
+        except SynplugError as error:
+            self._do_without(error)
+            return
         drain = Drain(
             plan=self._plan.drain,
             endpoints=self._plan.spec.endpoints,
@@ -169,9 +180,9 @@ class _Run:
             self._drain = drain.wait(
                 clock=self._tools.clock,
                 pause=self._tools.signals.pause,
-                stopped=lambda: self._take_signals() is not None or self._hold_ended() is not None,
+                stopped=lambda: self._take_signals() is not None or self._hold.ended() is not None,
             )
-        if self._hold_ended() is not None:
+        if self._hold.ended() is not None:
             raise DrainError(
                 "the hold ended before the old listener had run empty",
                 remedy="raise --max-hold, or lower --drain-timeout and --quiesce",
@@ -197,19 +208,9 @@ class _Run:
             watch=self._watch,
             service_pids=owners | set(plan.service_pids),
             interrupted=lambda: self._take_signals() is not None,
-            hold_ended=self._hold_ended,
-            let_through=self._let_through,
+            hold_ended=self._hold.ended,
+            let_through=self._hold.let_through,
         )
-
-    def _let_through(self, flow: Flow) -> None:
-        if self._hold is not None:
-            self._hold.let_through(flow)
-
-    def _hold_ended(self) -> HoldResult | None:
-        """The hold's result, if it has ended by itself."""
-        if self._hold is not None and self._result is None:
-            self._result = self._hold.ended()
-        return self._result
 
     def _take_signals(self) -> int | None:
         """Pass signals on to the command; the last one that ever came."""
@@ -222,23 +223,16 @@ class _Run:
         return self._signal
 
     def _release(self) -> None:
-        if self._hold is None or self._held_at_s is None:
-            return
-        asked_s = self._tools.clock()
-        self._result = self._hold.release()
-        self._timeline.note("hold", self._held_at_s, self._result.opened_at_s)
-        if self._result.reason is ReleaseReason.ASKED:
-            self._timeline.note("release", asked_s, self._result.opened_at_s)
-        with self._timeline.phase("clean-up"):
-            lingering = self._hold.finish()
+        lingering = self._hold.release()
         if lingering:
             self._warnings.append(f"an empty nftables table stays for a while: {lingering}")
 
     def _note_early_end(self) -> None:
         """A hold that somebody else ended before the service was ready is no success."""
-        if self._outcome is Outcome.ERROR and self._result is not None:
+        result = self._hold.result
+        if self._outcome is Outcome.ERROR and result is not None:
             self._error = KeeperError(
-                f"the hold was ended early ({self._result.reason.value}): what came after that "
+                f"the hold was ended early ({result.reason.value}): what came after that "
                 "was not held"
             )
 
@@ -274,24 +268,12 @@ class _Run:
             self._tools.locks.drop()
 
     def _close_hold(self) -> None:
-        hold, self._hold = self._hold, None
-        if hold is None:
-            return
-        if isinstance(self._error, KeeperError) or self._held_at_s is None:
-            hold.close()
-            self._result = self._result or hold.result
-            return
-        try:
-            self._result = self._result or hold.release()
-        except SynplugError as error:
-            self._error = self._error or error
-        finally:
-            hold.close()
+        self._error = self._hold.close(self._error) or self._error
 
     def report(self) -> Report:
         """The account of it all."""
         status = None if self._command is None else self._command.poll()
-        result_warnings = self._result.warnings if self._result else ()
+        result = self._hold.result
         return Report(
             run_id=self._plan.spec.run_id,
             outcome=self._outcome,
@@ -309,7 +291,7 @@ class _Run:
                 status=status,
             ),
             started_at=self._started_at,
-            hold=self._result,
+            hold=result,
             drain=self._drain,
             phases=self._timeline.phases(),
             old_listeners=self._old_owned,
@@ -318,8 +300,8 @@ class _Run:
             gap_s=self._watch.gap_s if self._watch else None,
             warnings=(
                 *self._warnings,
-                *result_warnings,
-                *overflow_warnings(self._result, self._plan.spec),
+                *(result.warnings if result else ()),
+                *overflow_warnings(result, self._plan.spec),
             ),
             error=self._error.message if self._error else "",
             remedy=self._error.remedy if self._error else "",

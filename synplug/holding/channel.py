@@ -35,10 +35,13 @@ class Channel:
         self._socket.close()
 
     def send(self, event: str, **fields: Any) -> bool:
-        """Say something; False when nobody is at the other end any more."""
+        """Say something; False when nobody is at the other end any more, or it does not listen.
+
+        Never waits: the other end may be stopped, and its buffer full.
+        """
         try:
-            self._socket.send(json.dumps({"event": event, **fields}).encode())
-        except (BrokenPipeError, ConnectionResetError):
+            self._socket.send(json.dumps({"event": event, **fields}).encode(), socket.MSG_DONTWAIT)
+        except (BrokenPipeError, ConnectionResetError, BlockingIOError):
             return False
         return True
 

@@ -26,7 +26,7 @@ _ARM_TIMEOUT_S = 15.0
 #: Its loop never blocks for long, so a keeper that lives answers soon.
 _ANSWER_S = 2.0
 #: A keeper that is silent for so long after the deadline is stuck, and ended.
-_SILENCE_S = 0.5
+_SILENCE_S = 0.3
 #: One that has said that it releases may have tens of thousands to let go, or a lock to wait for.
 _RELEASE_S = 10.0
 _GONE_TIMEOUT_S = 1.0
@@ -65,6 +65,15 @@ class Hold(Protocol):
         :raises KeeperError: the keeper died.
         """
 
+    def begin_release(self) -> None:
+        """Ask for the hold's end, at the pace of the listeners; :meth:`ended` tells when."""
+
+    def open_now(self) -> None:
+        """Ask for all that still waits to be let go at once. For impatience."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when :meth:`ended` may have something new."""
+
     def release(self) -> HoldResult:
         """End the hold and return when all is let go. May be called again."""
 
@@ -87,14 +96,15 @@ class KeptHold:
         self._backends = backends_for(spec.backend)
         self._channel: Channel | None = None
         self._pid = 0
+        self._pidfd = -1
         self._held_at_s = 0.0
+        self._asked_at_s: float | None = None
         self._result: HoldResult | None = None
         self._releasing = False
         self._gone = False
         self._lingering = ""
         self.backend = ""
         self.warnings: tuple[str, ...] = ()
-        self.traces: dict[str, str] = {}
 
     @property
     def result(self) -> HoldResult | None:
@@ -116,9 +126,10 @@ class KeptHold:
             self._channel.close()
             _live_as_keeper(other_end, self._spec, self._backends, self._locks)
         other_end.close()
-        armed = self._expect("armed", _ARM_TIMEOUT_S)
-        self.backend = armed["backend"]
-        self.traces = armed["traces"]
+        # Not the pid: a program that we are a library of may collect children that it never made.
+        with suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(self._pid)
+        self.backend = self._expect("armed", _ARM_TIMEOUT_S)["backend"]
 
     def hold(self) -> float:
         self._say("hold")
@@ -132,20 +143,34 @@ class KeptHold:
         while self._result is None and self._readable(0):
             self._take(self._receive())
         if self._result is None and self._held_at_s and time.monotonic() > self._patience_end_s():
-            self._kill("did not release at the deadline")
+            self._kill("did not release when it should have")
         return self._result
 
     def _patience_end_s(self) -> float:
         """When a keeper that has not released yet is given up."""
         deadline_s = self._held_at_s + self._spec.max_hold_s
-        return deadline_s + (_RELEASE_S if self._releasing else _SILENCE_S)
+        if self._releasing:
+            return deadline_s + _RELEASE_S
+        if self._asked_at_s is not None:
+            return min(deadline_s + _SILENCE_S, self._asked_at_s + _ANSWER_S)
+        return deadline_s + _SILENCE_S
+
+    def begin_release(self) -> None:
+        if self.ended() is None:
+            self._asked_at_s = time.monotonic()
+            self._say("release")
+
+    def open_now(self) -> None:
+        if self.ended() is None:
+            self._say("open")
+
+    def fileno(self) -> int:
+        return self._channel.fileno() if self._channel is not None else -1
 
     def release(self) -> HoldResult:
-        self.ended()
-        if self._result is None:
-            self._say("release")
-            self._expect("releasing", _ANSWER_S)
-            self._expect("released", self._patience_end_s() - time.monotonic())
+        self.begin_release()
+        while self.ended() is None:
+            self._readable(self._patience_end_s() - time.monotonic())
         assert self._result is not None
         return self._result
 
@@ -164,18 +189,21 @@ class KeptHold:
     def close(self) -> None:
         if self._channel is None:
             return
-        with suppress(SynplugError):
-            if self._held_at_s and self._result is None:
-                self.release()
-        self._channel.close()  # the keeper reads its end of file, and ends the hold
-        self._channel = None
-        self._reap()
+        try:
+            with suppress(SynplugError):
+                if self._held_at_s and self._result is None:
+                    self.release()
+        finally:  # whatever interrupts us: at its end of file the keeper ends the hold
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None
+            self._reap()
 
     # --- the channel
 
     def _say(self, event: str, **fields: Any) -> None:
         if self._channel is None or not self._channel.send(event, **fields):
-            self._died()
+            self._kill("does not listen")
 
     def _readable(self, timeout_s: float) -> bool:
         if self._channel is None:
@@ -207,8 +235,6 @@ class KeptHold:
             self._gone = True
 
     def _expect(self, event: str, timeout_s: float) -> dict[str, Any]:
-        if event == "releasing" and self._releasing:
-            return {}
         deadline_s = time.monotonic() + timeout_s
         while self._readable(deadline_s - time.monotonic()):
             message = self._receive()
@@ -222,8 +248,9 @@ class KeptHold:
 
     def _kill(self, why: str) -> None:
         """End a keeper that does not answer; the kernel, or we, undo what it had."""
-        with suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
+        if self._pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         self._died(why)
 
     def _died(self, why: str = "died") -> None:
@@ -260,19 +287,26 @@ class KeptHold:
         One that lingers is collected in the background, if we go on as a library in a program.
         """
         pid, self._pid = self._pid, 0
+        descriptor, self._pidfd = self._pidfd, -1
         if not pid:
             return
-        descriptor = os.pidfd_open(pid)
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        has_ended = bool(poll.poll(0 if self._lingering else _GONE_TIMEOUT_S * 1000))
-        os.close(descriptor)
+        has_ended = True
+        if descriptor >= 0:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            has_ended = bool(poll.poll(0 if self._lingering else _GONE_TIMEOUT_S * 1000))
+            os.close(descriptor)
         if has_ended:
-            os.waitpid(pid, 0)
+            _collect(pid)
         else:
             import threading
 
-            threading.Thread(target=os.waitpid, args=(pid, 0), daemon=True).start()
+            threading.Thread(target=_collect, args=(pid,), daemon=True).start()
+
+
+def _collect(pid: int) -> None:
+    with suppress(ChildProcessError):  # the program that we are a library of was faster
+        os.waitpid(pid, 0)
 
 
 def _live_as_keeper(

@@ -20,6 +20,7 @@ from synplug.holding.channel import Channel, error_to_wire, result_to_wire
 from synplug.holding.pace import Pacer
 from synplug.holding.runtime import Entry, FlushGuard, Ledger, PortLocks
 from synplug.kernel import procfs
+from synplug.kernel.deadman import Deadman
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
 
@@ -28,6 +29,10 @@ LINGER_S = 60.0
 _LINGER_POLL_MS = 20
 _PACE_POLL_MS = 1
 _LOSS_CHECK_S = 0.05
+#: A keeper that has not opened so long after its deadline is ended by the kernel, and new
+#: connections pass; letting go of tens of thousands may take longer.
+_DEADMAN_S = 0.6
+_SLOWEST_RELEASE_PER_S = 10_000
 
 
 class Keeper:
@@ -57,6 +62,8 @@ class Keeper:
         self._orphaned = False
         self._held_at_s = 0.0
         self._loss_checked_at_s = 0.0
+        self._lost = 0
+        self._is_open_asked = False
         self._warnings: list[str] = []
 
     def run(self) -> None:
@@ -100,6 +107,7 @@ class Keeper:
                 self._warnings.append(f"backend {backend.name} is not available: {error.message}")
                 continue
             self._backend = backend
+            self._deadman = Deadman()
             self._write_ledger(backend, "armed")
             self._channel.send("armed", backend=backend.name, traces=backend.traces())
             return
@@ -167,7 +175,8 @@ class Keeper:
             self._end(ReleaseReason.ORPHANED)
         elif message["event"] == "hold" and self._reason is None:
             self._hold()
-        elif message["event"] == "release":
+        elif message["event"] in ("release", "open"):
+            self._is_open_asked |= message["event"] == "open"
             self._end(ReleaseReason.ASKED)
         elif message["event"] == "let through":
             self._backend.let_through(Flow(bytes.fromhex(message["flow"])))
@@ -176,18 +185,22 @@ class Keeper:
         self._guard.share()
         deadline_s = self._clock() + self._spec.max_hold_s
         self._write_ledger(self._backend, "holding", deadline_s)
+        self._deadman.set(self._spec.max_hold_s + _DEADMAN_S)
         self._backend.hold()
         self._held_at_s = self._clock()
         self._deadline_s = self._held_at_s + self._spec.max_hold_s
         self._channel.send("holding", at_s=self._held_at_s)
 
     def _check_for_loss(self) -> None:
-        lost = self._backend.check_for_loss()
-        if lost:
-            self._warnings.append(
-                f"{lost} held SYNs were dropped by somebody else, who removed a netfilter hook or "
-                "a device; their clients retransmit"
-            )
+        self._lost += self._backend.check_for_loss()
+
+    def _loss_warning(self) -> tuple[str, ...]:
+        if not self._lost:
+            return ()
+        return (
+            f"{self._lost} held SYNs were dropped by somebody else, who removed a netfilter hook "
+            "or a device; their clients retransmit",
+        )
 
     # --- releasing
 
@@ -202,16 +215,19 @@ class Keeper:
             clock=self._clock,
         )
         self._backend.absorb()
-        while self._reason is not ReleaseReason.DEADLINE and self._clock() < self._deadline_s:
+        while not self._is_open_asked and self._clock() < self._deadline_s:
             room = pacer.step(self._backend.waiting())
             if room is None:
                 break
             released = self._backend.release_next(room)
             self._turn(0 if released else _PACE_POLL_MS)
         diagnostics.close()
+        left_s = max(0.0, self._deadline_s - self._clock())
+        self._deadman.set(left_s + _DEADMAN_S + self._backend.waiting() / _SLOWEST_RELEASE_PER_S)
         burst = self._backend.open()
         opened_at_s = self._clock()
         self._backend.confirm_empty()
+        self._deadman.stop()  # nothing is held any more, and what is left may linger
         self._guard.leave()
         self._result = HoldResult(
             backend=self._backend.name,
@@ -221,7 +237,7 @@ class Keeper:
             counts=self._backend.counts(),
             release_steps=pacer.steps,
             release_limit=pacer.limit if pacer.steps else "",
-            warnings=tuple(self._warnings),
+            warnings=(*self._warnings, *self._loss_warning()),
         )
         self._channel.send("released", result=result_to_wire(self._result), burst=burst)
 

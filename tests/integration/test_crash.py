@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -98,6 +99,31 @@ def test_a_stopped_keeper_is_ended_after_the_deadline(
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_both_are_stopped_past_the_deadline(
+    lab: ClientServer, simple: SimpleService, backend: str
+) -> None:
+    options = ["--backend", backend, "--max-hold", "2s", "-p", "8080", "--require-new"]
+    run = shell.start(lab.server, "wrap", *options, "--", "sleep", "60")
+    wait_until(lambda: bool(_children_named(run.pid, "sleep")), 15, "the command runs")
+    (command,) = _children_named(run.pid, "sleep")
+    (hold,) = holds_in_force(lab.server)
+    for pid in (run.pid, hold["keeper"]):
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        assert not connects_within(lab.client, (lab.server_ipv4, 8080), 0.2), "nothing is held"
+        left_s = hold["deadline_s"] - time.monotonic()
+        # One whose SYN is not held at the deadline: a retransmission comes a second later.
+        time.sleep(max(0.0, left_s) + 0.7)
+        assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.3)
+    finally:
+        os.kill(command, signal.SIGTERM)
+        run.send_signal(signal.SIGCONT)
+    _, stderr = run.communicate(timeout=10)
+    assert "no longer held" in stderr
+    assert run.returncode == 128 + signal.SIGTERM
+
+
 def test_sigterm_to_the_keeper_releases(lab: ClientServer, simple: SimpleService) -> None:
     run = shell.start(lab.server, "wrap", "-p", "8080", "--require-new", "--", "sleep", "2")
     wait_until(lambda: bool(_children_named(run.pid, "sleep")), 15, "the command runs")
@@ -107,6 +133,59 @@ def test_sigterm_to_the_keeper_releases(lab: ClientServer, simple: SimpleService
     _, stderr = run.communicate(timeout=10)
     assert "signal" in stderr
     assert run.returncode == 125, stderr
+
+
+_KILL_WHILE_ARMED = """
+import os, signal, sys
+from synplug.errors import KeeperError
+from synplug.handover.request import HoldOptions, hold_spec
+from synplug.holding.handle import KeptHold
+from synplug.holding.runtime import PortLocks
+from synplug.model import BackendName, Endpoint
+
+spec = hold_spec((Endpoint(port=8080),), HoldOptions(backend=BackendName(sys.argv[1])))
+locks = PortLocks([8080])
+locks.take(timeout_s=0)
+kept = KeptHold(spec, locks)
+kept.arm()
+os.kill(kept.keeper_pid, signal.SIGKILL)
+try:
+    kept.hold()
+except KeeperError as error:
+    print(error)
+finally:
+    kept.close()
+    locks.drop()
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_keeper_is_killed_while_armed(
+    lab: ClientServer, simple: SimpleService, backend: str
+) -> None:
+    done = lab.server.run([sys.executable, "-c", _KILL_WHILE_ARMED, backend])
+    assert "no longer held" in done.stdout
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5)
+
+
+_HOST = """
+import signal, synplug
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+with synplug.hold([8080]) as held:
+    pass
+print(held.result.reason.value)
+try:
+    with synplug.hold([8080]) as held:
+        raise RuntimeError
+except RuntimeError:
+    print(held.result.reason.value)
+"""
+
+
+def test_a_host_that_collects_every_child_itself(lab: ClientServer, simple: SimpleService) -> None:
+    done = lab.server.run([sys.executable, "-W", "error", "-c", _HOST])
+    assert done.stdout.split() == ["asked", "asked"]
+    assert done.stderr == ""
 
 
 def _children_named(pid: int, name: str) -> list[int]:

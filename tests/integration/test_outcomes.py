@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from netlab.program import wait_until
 from netlab.topology import ClientServer
 from tests.integration import shell
 from tests.integration.conftest import SimpleService
-from tests.integration.connect import connects_within, holds_in_force
+from tests.integration.connect import connecting, connects_within, holds_in_force
 
 
 def test_a_command_that_fails_passes_its_status_and_releases_at_once(
@@ -136,6 +137,29 @@ def test_best_effort_runs_the_command_without_a_hold(
     assert proof.exists()
 
 
+def test_a_signal_ends_a_release_that_gets_nowhere(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """The new listener has room for a few, and accepts nobody: pacing would go on for ever."""
+    (_, _, line) = simple.restart_argv("--backlog", "2", "--lazy", "60")
+    options = ["-p", "8080", "--max-hold", "30s", "--quiesce", "0"]
+    run = shell.start(
+        lab.server, "wrap", *options, "--", "sh", "-c", f"sleep 2\n{line}\nexec sleep 60"
+    )
+    wait_until(lambda: bool(holds_in_force(lab.server)), 15, "it holds")
+    clients = [connecting(lab.client, (lab.server_ipv4, 8080), 20) for _ in range(12)]
+    wait_until(lambda: _accept_queue(lab) == 2, 15, "the new listener is full")
+    assert holds_in_force(lab.server), "it still paces"
+    began_s = time.monotonic()
+    run.send_signal(signal.SIGTERM)
+    _, stderr = run.communicate(timeout=10)
+    assert time.monotonic() - began_s < 2.0
+    assert run.returncode == 128 + signal.SIGTERM, stderr
+    for client in clients:
+        client.kill()
+        client.communicate()
+
+
 def test_nothing_inferred_lists_who_listens(lab: ClientServer, simple: SimpleService) -> None:
     outcome = shell.run(lab.server, "wrap", "--", "./restart-everything")
     assert outcome.status == 125
@@ -245,3 +269,9 @@ def test_a_foreground_command_is_released_when_ready_and_seen_to_its_end(
     assert run.wait(timeout=10) == 0
     assert isinstance(run, subprocess.Popen)
     run.communicate()
+
+
+def _accept_queue(lab: ClientServer) -> int:
+    """How many connections the listener has not accepted yet."""
+    lines = lab.server.run(["ss", "-Hltn", "sport = :8080"]).stdout.splitlines()
+    return sum(int(line.split()[1]) for line in lines)

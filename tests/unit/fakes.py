@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from itertools import count
 
 from synplug.errors import CommandNotFoundError, KeeperError, SynplugError
-from synplug.handover.plan import Command, Probe, ReadyPlan, Tools, WrapPlan
+from synplug.handover.plan import HasDescriptor, Probe, ReadyPlan, Tools, WrapPlan
 from synplug.kernel.sock_diag import Connection
 from synplug.model import (
     Endpoint,
@@ -81,6 +81,16 @@ class World:
         self.log: list[str] = []
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
+        self._descriptors: list[Callable[[], bool]] = []
+
+    def descriptor(self, is_readable: Callable[[], bool]) -> int:
+        """A descriptor that can be waited for."""
+        self._descriptors.append(is_readable)
+        return len(self._descriptors) - 1
+
+    def is_readable(self, descriptor: int) -> bool:
+        """Whether waiting for it is over."""
+        return self._descriptors[descriptor]()
 
     def clock(self) -> float:
         """Monotonic seconds."""
@@ -124,9 +134,11 @@ class FakeSignals:
         arrived, self._arrived = self._arrived, []
         return arrived
 
-    def pause(self, timeout_s: float, until: Command | None = None) -> None:
+    def pause(self, timeout_s: float, until: HasDescriptor | None = None) -> None:
         def enough() -> bool:
-            return bool(self._arrived) or (until is not None and until.poll() is not None)
+            return bool(self._arrived) or (
+                until is not None and self._world.is_readable(until.fileno())
+            )
 
         self._world.wait(timeout_s, enough)
 
@@ -138,12 +150,13 @@ class FakeCommand:
         self._world = world
         self.argv = tuple(argv)
         self.pid = pid
+        self._descriptor = world.descriptor(lambda: self.status is not None)
         self.status: int | None = None
         self.got: list[int] = []
         self.said = ""
 
     def fileno(self) -> int:
-        return -1
+        return self._descriptor
 
     def poll(self) -> int | None:
         return self.status
@@ -282,6 +295,9 @@ class FakeHold:
         self.release_error: BaseException | None = None
         self.lingering = ""
         self.counts = HoldCounts(held=3, released=3, peak=3)
+        #: How long the listeners take for what waits; None: they accept nothing.
+        self.pace_s: float | None = 0.0
+        self._descriptor = world.descriptor(lambda: self.ended() is not None)
         self.result_warnings: tuple[str, ...] = ()
 
     @property
@@ -315,12 +331,28 @@ class FakeHold:
                 self._finish(ReleaseReason.DEADLINE)
         return self.result
 
-    def release(self) -> HoldResult:
+    def begin_release(self) -> None:
         self._world.note("release")
         if self.release_error is not None:
             raise self.release_error
+        if self.pace_s is not None:
+            self._world.after(self.pace_s, self._released)
+            self._world.wait(0)
+
+    def open_now(self) -> None:
+        self._world.note("open now")
+        self._released()
+
+    def _released(self) -> None:
         if self.ended() is None:
             self._finish(ReleaseReason.ASKED)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def release(self) -> HoldResult:
+        self.begin_release()
+        self._world.wait(_FOREVER_S, lambda: self.ended() is not None)
         assert self.result is not None
         return self.result
 

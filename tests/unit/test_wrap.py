@@ -224,20 +224,21 @@ def test_a_hold_that_fails_to_begin_never_runs_the_command(restart: Restart) -> 
 # --- best effort
 
 
-@pytest.mark.parametrize("stage", ["lock", "arm"])
+@pytest.mark.parametrize("stage", ["lock", "arm", "hold"])
 def test_best_effort_runs_the_command_without_a_hold(restart: Restart, stage: str) -> None:
     error = PrivilegeError("no right", capability="CAP_NET_ADMIN")
     if stage == "lock":
         restart.locks.error = error
     else:
-        restart.prepare = lambda hold: setattr(hold, "arm_error", error)
+        restart.prepare = lambda hold: setattr(hold, f"{stage}_error", error)
     report = run(restart, restart.plan(best_effort=True))
     assert report.command.ran
     assert report.exit_code == 0
     assert report.hold is None
     (warning,) = report.warnings
     assert warning.startswith("nothing is held (--best-effort): no right")
-    assert "hold" not in restart.world.log
+    assert stage == "lock" or restart.hold.closed
+    assert all(hold.held_at_s is None for hold in restart.holds)
 
 
 def test_best_effort_passes_the_status_of_the_command(restart: Restart) -> None:
@@ -419,6 +420,38 @@ def test_a_signal_after_the_spawn_is_passed_on_and_releases(restart: Restart) ->
     log = restart.world.log
     assert log.index("release") < log.index("the command ends with 143")
     assert (report.exit_code, report.outcome) == (143, Outcome.INTERRUPTED)
+
+
+def test_a_signal_while_releasing_is_passed_on_and_ends_a_release_that_gets_nowhere(
+    restart: Restart,
+) -> None:
+    began_s = restart.world.now_s
+
+    def interrupted(command: FakeCommand) -> None:
+        restart.listen(restart.new)
+        restart.world.after(1.0, lambda: restart.signals.arrive(signal.SIGTERM))
+        restart.world.after(2.0, lambda: command.end(143))
+
+    restart.script = interrupted
+    restart.prepare = lambda hold: setattr(hold, "pace_s", None)
+    report = run(restart)
+    log = restart.world.log
+    assert restart.command.got == [signal.SIGTERM]
+    assert log.index("signal 15 to the command") < log.index("open now")
+    assert restart.hold.released_at_s is not None
+    assert restart.hold.released_at_s - began_s == pytest.approx(1.5, abs=0.06)
+    assert report.exit_code == 143
+
+
+def test_a_signal_does_not_hurry_a_release_that_is_about_to_end(restart: Restart) -> None:
+    def interrupted(command: FakeCommand) -> None:
+        restart.usual(command)
+        restart.world.after(0.3, lambda: restart.signals.arrive(signal.SIGHUP))
+
+    restart.script = interrupted
+    restart.prepare = lambda hold: setattr(hold, "pace_s", 0.4)
+    run(restart)
+    assert "open now" not in restart.world.log
 
 
 def test_a_command_that_survives_the_signal_has_its_own_status(restart: Restart) -> None:
@@ -677,3 +710,11 @@ def test_a_signal_after_the_commands_end_is_not_taken_for_success(restart: Resta
     restart.script = quick
     report = run(restart)
     assert (report.exit_code, report.outcome) == (128 + 15, Outcome.INTERRUPTED)
+
+
+def test_a_system_that_refuses_everything_is_an_error_with_a_report(restart: Restart) -> None:
+    restart.prepare = lambda hold: setattr(hold, "arm_error", OSError(24, "Too many open files"))
+    report = run(restart)
+    assert_untouched(restart, report)
+    assert report.exit_code == 125
+    assert "Too many open files" in report.error
