@@ -13,7 +13,7 @@ from synplug.handover.request import HoldOptions, WrapRequest, hold_spec, plan_w
 from synplug.handover.target import TargetRequest
 from synplug.handover.wrap import wrap as wrap_sequence
 from synplug.holding.handle import KeptHold
-from synplug.holding.runtime import PortLocks
+from synplug.holding.locks import PortLocks
 from synplug.kernel import procfs
 from synplug.model import (
     PACKETS_PER_QUEUE,

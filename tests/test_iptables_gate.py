@@ -23,7 +23,7 @@ import pytest
 from synplug.errors import KeeperError
 from synplug.holding.handle import KeptHold
 from synplug.holding.iptables_gate import IptablesGate
-from synplug.holding.runtime import PortLocks
+from synplug.holding.locks import PortLocks
 from synplug.kernel import xtables
 from synplug.kernel.nfqueue import PacketQueues, queue_states
 from synplug.model import PROBE_MARK, Endpoint, Family, HoldSpec

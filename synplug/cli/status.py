@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict
 
 from synplug.cli.render import milliseconds, plain
-from synplug.holding.runtime import entries
+from synplug.holding.ledger import entries
 from synplug.kernel.namespaces import enter_network, network_of
 
 

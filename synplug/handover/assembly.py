@@ -8,8 +8,8 @@ from functools import partial
 from synplug.handover import process
 from synplug.handover.plan import Probe, ReadyPlan, Signals, Tools
 from synplug.holding.handle import KeptHold
+from synplug.holding.locks import PortLocks
 from synplug.holding.recover import recover
-from synplug.holding.runtime import PortLocks
 from synplug.kernel import procfs
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import HoldSpec

@@ -134,7 +134,7 @@ class Signals(Protocol):
 
 
 class Locks(Protocol):
-    """The locks of the run's ports; :class:`synplug.holding.runtime.PortLocks`."""
+    """The locks of the run's ports; :class:`synplug.holding.locks.PortLocks`."""
 
     def take(self, *, timeout_s: float, interrupted: Callable[[], bool]) -> None:
         """Take them, or raise LockError."""

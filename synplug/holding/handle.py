@@ -19,7 +19,8 @@ from synplug.holding.backends import backends_for
 from synplug.holding.base import Backend
 from synplug.holding.channel import Channel, error_from_wire, error_to_wire, result_from_wire
 from synplug.holding.keeper import Keeper, become_keeper
-from synplug.holding.runtime import Ledger, PortLocks, remove_unused_locks
+from synplug.holding.ledger import Ledger
+from synplug.holding.locks import PortLocks, remove_unused_locks
 from synplug.model import Flow, HoldCounts, HoldResult, HoldSpec, ReleaseReason
 
 _ARM_TIMEOUT_S = 15.0

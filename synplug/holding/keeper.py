@@ -17,8 +17,9 @@ from contextlib import suppress
 from synplug.errors import PrivilegeError, SynplugError, UnsupportedError
 from synplug.holding.base import Backend
 from synplug.holding.channel import Channel, error_to_wire, result_to_wire
+from synplug.holding.ledger import Entry, Ledger
+from synplug.holding.locks import FlushGuard, PortLocks
 from synplug.holding.pace import Pacer
-from synplug.holding.runtime import Entry, FlushGuard, Ledger, PortLocks
 from synplug.kernel import procfs
 from synplug.kernel.deadman import Deadman
 from synplug.kernel.sock_diag import SocketDiagnostics

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from synplug.errors import SynplugError
 from synplug.holding.backends import backends_for
-from synplug.holding.runtime import Entry, Ledger, entries, remove_drafts, remove_unused_locks
+from synplug.holding.ledger import Entry, Ledger, entries, remove_drafts
+from synplug.holding.locks import remove_unused_locks
 from synplug.model import BackendName, Endpoint, HoldSpec
 
 _RUN_ID = re.compile(r"[0-9a-f]{8}")

@@ -12,7 +12,7 @@ import socket
 
 from synplug.errors import SynplugError
 from synplug.holding.handle import KeptHold
-from synplug.holding.runtime import PortLocks
+from synplug.holding.locks import PortLocks
 from synplug.kernel.namespaces import unshare_network
 from synplug.kernel.nfqueue import queue_states
 from synplug.kernel.nft import tables

@@ -140,7 +140,7 @@ import os, signal, sys
 from synplug.errors import KeeperError
 from synplug.handover.request import HoldOptions, hold_spec
 from synplug.holding.handle import KeptHold
-from synplug.holding.runtime import PortLocks
+from synplug.holding.locks import PortLocks
 from synplug.model import BackendName, Endpoint
 
 spec = hold_spec((Endpoint(port=8080),), HoldOptions(backend=BackendName(sys.argv[1])))

@@ -11,8 +11,9 @@ import pytest
 from synplug.errors import ReleaseError
 from synplug.holding import recover as recover_module
 from synplug.holding import runtime
+from synplug.holding.ledger import Entry, Ledger, entries
+from synplug.holding.locks import PortLocks
 from synplug.holding.recover import recover
-from synplug.holding.runtime import Entry, Ledger, PortLocks, entries
 from synplug.kernel import procfs
 from synplug.model import BackendName, HoldSpec
 

@@ -14,15 +14,9 @@ import pytest
 
 from synplug.errors import LockError, PrivilegeError, SynplugError
 from synplug.holding import runtime
-from synplug.holding.runtime import (
-    Entry,
-    FlushGuard,
-    Ledger,
-    PortLocks,
-    check_root,
-    entries,
-    remove_unused_locks,
-)
+from synplug.holding.ledger import Entry, Ledger, entries
+from synplug.holding.locks import FlushGuard, PortLocks, remove_unused_locks
+from synplug.holding.runtime import check_root
 from synplug.kernel import procfs
 
 ENTRY = Entry(
@@ -48,7 +42,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def here(root: Path) -> Path:
     """The folder of this network namespace, as a run would make it."""
-    folder = Path(runtime._here())
+    folder = Path(runtime.here())
     folder.mkdir(parents=True)
     return folder
 

@@ -1,0 +1,122 @@
+"""The ledger: what stands in the kernel, an entry a run in the folder of its network namespace.
+
+An entry is written before the kernel is changed, and removed after the undo was verified.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from synplug.holding.runtime import create, here, tidy
+from synplug.kernel import procfs
+
+_FORMAT = 1
+_DRAFT_S = 5.0
+#: Entries are files, and files can say anything.
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "run_id": str,
+    "keeper": int,
+    "keeper_start": int,
+    "backend": str,
+    "state": str,
+    "deadline_s": (int, float),
+    "traces": dict,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A hold, as the ledger has it.
+
+    :param keeper: its keeper's pid. :param keeper_start: that process's start time in ticks.
+    :param deadline_s: CLOCK_MONOTONIC of its end; 0 while it is only armed.
+    :param traces: what stands in the kernel, by kind and name.
+    """
+
+    run_id: str
+    keeper: int
+    keeper_start: int
+    backend: str
+    state: str
+    endpoints: tuple[str, ...]
+    deadline_s: float = 0.0
+    traces: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its keeper still runs; a zombie, or another process of its pid, does not."""
+        return (
+            self.keeper_start != 0
+            and procfs.start_time(self.keeper) == self.keeper_start
+            and procfs.is_alive(self.keeper)
+        )
+
+
+class Ledger:
+    """The entry of one run."""
+
+    def __init__(self, run_id: str) -> None:
+        self._folder = here()
+        self._path = f"{self._folder}/{run_id}.json"
+
+    def write(self, entry: Entry) -> None:
+        """Write it durably enough for what it is for: a crash of processes, not of the machine."""
+        draft = self._path + ".new"
+        descriptor = create(draft, os.O_TRUNC)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({"format": _FORMAT, **entry.__dict__}, file)
+        os.rename(draft, self._path)
+
+    def remove(self) -> None:
+        """Remove it; it may be gone already."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)
+        tidy(self._folder)
+
+
+def entries() -> Iterator[Entry]:
+    """The entries of this network namespace; what cannot be read as one is passed over."""
+    folder = here()
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return  # none, or a place that no run could have written to
+    for name in names:
+        if not name.endswith(".json"):
+            continue
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            yield _entry(f"{folder}/{name}")
+
+
+def _entry(path: str) -> Entry:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor) as file:
+        data: Any = json.load(file)
+    if not isinstance(data, dict) or data.pop("format") != _FORMAT:
+        raise ValueError("another version's ledger entry")
+    data["endpoints"] = tuple(map(str, data["endpoints"]))
+    entry = Entry(**data)
+    if not all(isinstance(getattr(entry, name), kind) for name, kind in _FIELDS.items()):
+        raise TypeError("a field of another type")
+    return entry
+
+
+def remove_drafts() -> None:
+    """Remove drafts of entries: a keeper died while it wrote one. A live one writes another."""
+    folder = here()
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if name.endswith(".json.new") and not _is_recent(f"{folder}/{name}"):
+                os.unlink(f"{folder}/{name}")
+    tidy(folder)
+
+
+def _is_recent(path: str) -> bool:
+    """Whether a live run may be writing it just now."""
+    return time.time() - os.stat(path).st_mtime < _DRAFT_S

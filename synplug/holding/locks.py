@@ -1,0 +1,164 @@
+"""Locks: files in the folder of the network namespace that exist while they are held."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from synplug.errors import LockError
+from synplug.holding.runtime import create, here, tidy
+
+_LOCK_POLL_S = 0.01
+_GRACE_S = 0.05  # a run that tidies up has each lock for a moment; that is no other run
+
+
+class PortLocks:
+    """The locks of a run's ports in this network namespace.
+
+    A lock is on its file's open description: a forked keeper has it, too, for as long as it
+    lives. Ports are taken in ascending order, so two runs cannot wait for each other.
+    """
+
+    def __init__(self, ports: Iterable[int]) -> None:
+        self._folder = here()
+        self._paths = {port: f"{self._folder}/port-{port}.lock" for port in sorted(set(ports))}
+        self._taken: list[int] = []
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The open files that carry the locks."""
+        return tuple(self._taken)
+
+    def take(self, *, timeout_s: float, interrupted: Callable[[], bool] = lambda: False) -> None:
+        """Take them all, waiting up to *timeout_s* seconds for another run.
+
+        :param interrupted: says that the wait has lost its point.
+        :raises LockError: it took longer, or was interrupted.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            for port, path in self._paths.items():
+                left_s = max(deadline_s - time.monotonic(), _GRACE_S)
+                self._taken.append(_patiently(path, port, left_s, interrupted))
+        except BaseException:
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Give them back, and remove their files while that is still ours to do."""
+        for descriptor, path in zip(self._taken, self._paths.values(), strict=False):
+            if _is_same(descriptor, path):
+                os.unlink(path)
+            os.close(descriptor)
+        self._taken.clear()
+        tidy(self._folder)
+
+
+def _patiently(path: str, port: int, timeout_s: float, interrupted: Callable[[], bool]) -> int:
+    """Lock the file at *path*; retries only when somebody has it, since importing costs."""
+    descriptor = _try_lock(path, fcntl.LOCK_EX)
+    if descriptor is None and timeout_s > 0:
+        from tenacity import Retrying, retry_if_result, wait_fixed
+
+        end_s = time.monotonic() + timeout_s
+
+        attempts = Retrying(
+            stop=lambda _: interrupted() or time.monotonic() >= end_s,
+            wait=wait_fixed(_LOCK_POLL_S),
+            retry=retry_if_result(lambda found: found is None),
+            retry_error_callback=lambda _: None,
+        )
+        descriptor = attempts(_try_lock, path, fcntl.LOCK_EX)
+    if descriptor is None:
+        raise LockError(
+            f"another synplug run has port {port}",
+            remedy="'synplug status' shows it; --lock-timeout says how long to wait for it",
+        )
+    return descriptor
+
+
+def _try_lock(path: str, kind: int) -> int | None:
+    """An open, locked file at *path*, or None while another has it."""
+    try:
+        return _lock(path, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+
+
+def _lock(path: str, kind: int) -> int:
+    """An open, locked file at *path*.
+
+    :raises BlockingIOError: another has it, and *kind* says not to wait.
+    """
+    while True:
+        descriptor = create(path, 0)
+        try:
+            fcntl.flock(descriptor, kind)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if _is_same(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # its last holder removed it between our open and our lock
+
+
+def _is_same(descriptor: int, path: str) -> bool:
+    """Whether the locked file is still the one at *path*: its last holder removes it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def remove_unused_locks() -> None:
+    """Remove the lock files of this network namespace that nobody holds: a dead run's."""
+    folder = here()
+    try:
+        names = [name for name in os.listdir(folder) if name.endswith(".lock")]
+    except OSError:
+        return  # none, or a place that no run could have written to
+    for name in names:
+        descriptor = _try_lock(f"{folder}/{name}", fcntl.LOCK_EX)
+        if descriptor is not None:
+            os.unlink(f"{folder}/{name}")
+            os.close(descriptor)
+    tidy(folder)
+
+
+class FlushGuard:
+    """Keeps a run from removing its table while another run holds packets.
+
+    Unregistering any base chain drops every packet that is held in any queue of the network
+    namespace (``net/netfilter/core.c``, nf_queue_nf_hook_drop). Whoever holds has the guard
+    shared; whoever removes a table has it alone.
+    """
+
+    def __init__(self) -> None:
+        self._folder = here()
+        self._path = f"{self._folder}/flush.lock"
+        self._descriptor: int | None = None
+
+    def share(self) -> None:
+        """Take it for a hold; waits the moment that a removal takes."""
+        self._descriptor = _lock(self._path, fcntl.LOCK_SH)
+
+    def try_alone(self) -> bool:
+        """Exchange it for a removal; False while another run holds."""
+        self.leave()
+        self._descriptor = _try_lock(self._path, fcntl.LOCK_EX)
+        return self._descriptor is not None
+
+    def leave(self) -> None:
+        """Give it back; the last one removes the file."""
+        if self._descriptor is None:
+            return
+        with suppress(BlockingIOError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same(self._descriptor, self._path):
+                os.unlink(self._path)
+        os.close(self._descriptor)
+        self._descriptor = None
+        tidy(self._folder)
