@@ -13,7 +13,7 @@ from synplug.handover.request import HoldOptions, WrapRequest, hold_spec, plan_w
 from synplug.handover.target import TargetRequest
 from synplug.handover.wrap import wrap as wrap_sequence
 from synplug.holding.handle import KeptHold
-from synplug.holding.locks import PortLocks
+from synplug.holding.locks import RunLocks
 from synplug.kernel import procfs
 from synplug.model import (
     PACKETS_PER_QUEUE,
@@ -79,7 +79,7 @@ def hold(
         backend=BackendName(backend),
     )
     spec = hold_spec(_endpoints(ports), options)
-    locks = PortLocks(endpoint.port for endpoint in spec.endpoints)
+    locks = RunLocks(endpoint.port for endpoint in spec.endpoints)
     locks.take(timeout_s=lock_timeout)
     kept = KeptHold(spec, locks)
     held = Held(kept)

@@ -9,6 +9,7 @@
     ├── UnsupportedError         125  this kernel or machine lacks something
     ├── KernelError              125  the kernel refused a request that should have worked
     ├── LockError                125  another run has one of the endpoints
+    ├── NoSuchHoldError            3  there is no hold of that name, or none any more
     ├── CheckError               125  the --check command failed; the command was not run
     ├── DrainError               125  the old listener did not run empty (--on-drain-timeout abort)
     ├── KeeperError              125  the keeper died or stopped answering
@@ -87,6 +88,12 @@ class KernelError(SynplugError):
 
 class LockError(SynplugError):
     """Another run holds one of the endpoints."""
+
+
+class NoSuchHoldError(SynplugError):
+    """No hold of that name is in force. 3 is what init scripts say of a service that is not."""
+
+    exit_code = 3
 
 
 class CheckError(SynplugError):

@@ -169,12 +169,14 @@ class HoldSpec:
     """What a hold is to do.
 
     :param run_id: eight hexadecimal digits; part of the name of all that the run creates.
+    :param name: by which a hold that is left to its keeper is asked for; empty: it has none.
     :param max_hold_s: seconds from the first held SYN's instant to the release, at most.
     :param max_held_packets: how many SYNs may wait at once.
     """
 
     endpoints: tuple[Endpoint, ...]
     run_id: str
+    name: str = ""
     backend: BackendName = BackendName.AUTO
     max_hold_s: float = 10.0
     max_held_packets: int = PACKETS_PER_QUEUE
@@ -289,6 +291,7 @@ class CommandResult:
 class Report:
     """One run, for people and machines; docs/report.md describes its JSON form.
 
+    :param command: without an argv, where the restart was the caller's (``synplug release``).
     :param started_at: seconds since the epoch.
     :param readiness: ``replaced``, ``settled`` (a reload that kept its listeners), or empty.
     :param gap_s: seconds for which an old address was served by nobody; None: never.

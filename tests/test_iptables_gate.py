@@ -23,7 +23,7 @@ import pytest
 from synplug.errors import KeeperError
 from synplug.holding.handle import KeptHold
 from synplug.holding.iptables_gate import IptablesGate
-from synplug.holding.locks import PortLocks
+from synplug.holding.locks import RunLocks
 from synplug.kernel import xtables
 from synplug.kernel.nfqueue import PacketQueues, queue_states
 from synplug.model import PROBE_MARK, Endpoint, Family, HoldSpec
@@ -60,7 +60,7 @@ def listener(host: str, *, backlog: int = 512) -> Iterator[int]:
 @contextmanager
 def hold_of(spec: HoldSpec) -> Iterator[KeptHold]:
     """An armed hold with a keeper, closed at the end."""
-    locks = PortLocks([endpoint.port for endpoint in spec.endpoints])
+    locks = RunLocks([endpoint.port for endpoint in spec.endpoints])
     locks.take(timeout_s=0)
     hold = KeptHold(spec, locks)
     try:

@@ -16,6 +16,8 @@ _INTERRUPTED = 130
 #: A verb is a module with ``run(options, command) -> exit status``.
 _VERBS = {
     "wrap": "synplug.cli.wrap",
+    "hold": "synplug.cli.hold",
+    "release": "synplug.cli.release",
     "doctor": "synplug.cli.doctor",
     "recover": "synplug.cli.recover",
     "status": "synplug.cli.status",

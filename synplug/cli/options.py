@@ -38,6 +38,8 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"synplug {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     _wrap(verbs)
+    _hold(verbs)
+    _release(verbs)
     _doctor(verbs)
     _status(verbs)
     _recover(verbs)
@@ -71,8 +73,45 @@ def _wrap(verbs: argparse._SubParsersAction[Parser]) -> None:
     _output_options(verb)
 
 
+def _hold(verbs: argparse._SubParsersAction[Parser]) -> None:
+    verb = _verb(
+        verbs,
+        "hold",
+        "hold new connections until 'synplug release', for restarts that are not one command",
+        "synplug hold --name NAME --max-hold TIME [options]",
+    )
+    _name_option(verb)
+    _target_options(verb)
+    _hold_options(verb, deadline="mandatory: nobody may be there to release it")
+    _drain_options(verb)
+    _lock_option(verb)
+    verb.add_argument("-q", "--quiet", action="store_true", help="say nothing where all went well")
+
+
+def _release(verbs: argparse._SubParsersAction[Parser]) -> None:
+    verb = _verb(
+        verbs,
+        "release",
+        "wait until the service listens again, and end a hold that 'synplug hold' began",
+        "synplug release --name NAME [options]",
+    )
+    _name_option(verb)
+    _netns_option(verb)
+    verb.add_argument(
+        "--now", action="store_true", help="do not wait for a listener; who waits may be refused"
+    )
+    _probe_options(verb)
+    _output_options(verb)
+
+
+def _name_option(verb: Parser) -> None:
+    verb.add_argument(
+        "--name", required=True, metavar="NAME", help="what the hold is called, such as web"
+    )
+
+
 def _target_options(verb: Parser) -> None:
-    group = verb.add_argument_group("endpoints (inferred from CMD where none is named)")
+    group = verb.add_argument_group("endpoints (wrap infers them from CMD where none is named)")
     group.add_argument(
         "-p",
         "--port",
@@ -119,14 +158,19 @@ def _netns_option(group: argparse._ActionsContainer) -> None:
     )
 
 
-def _hold_options(verb: Parser) -> None:
+def _hold_options(verb: Parser, *, deadline: str = "default 10s") -> None:
+    """How to hold.
+
+    :param deadline: what is said of the longest hold; without a default it must be given.
+    """
     group = verb.add_argument_group("holding")
     group.add_argument(
         "--max-hold",
         type=value_of(values.positive_duration),
         default=_HOLD.max_hold_s,
+        required=not deadline.startswith("default"),
         metavar="TIME",
-        help="release at the latest after this long (default 10s)",
+        help=f"release at the latest after this long ({deadline})",
     )
     group.add_argument(
         "--max-held",
@@ -181,8 +225,8 @@ def _drain_options(verb: Parser) -> None:
     )
 
 
-def _ready_options(verb: Parser) -> None:
-    group = verb.add_argument_group("readiness, after CMD has started")
+def _probe_options(verb: Parser) -> argparse._ArgumentGroup:
+    group = verb.add_argument_group("readiness, besides a listener on each endpoint")
     group.add_argument(
         "--ready-http", default="", metavar="URL", help="this URL, too, must answer 2xx or 3xx"
     )
@@ -197,8 +241,13 @@ def _ready_options(verb: Parser) -> None:
         "--ready-timeout",
         type=value_of(values.positive_duration),
         metavar="TIME",
-        help="give up so long after CMD's start (default: at the hold's deadline)",
+        help="wait no longer than this, and release (default: until the hold's deadline)",
     )
+    return group
+
+
+def _ready_options(verb: Parser) -> None:
+    group = _probe_options(verb)
     group.add_argument(
         "--settle",
         type=value_of(values.duration),
@@ -226,15 +275,19 @@ def _safety_options(verb: Parser) -> None:
     group.add_argument(
         "--best-effort", action="store_true", help="run CMD even where nothing can be held"
     )
+    _lock_option(group)
+    group.add_argument(
+        "-n", "--dry-run", action="store_true", help="print what would be done; change nothing"
+    )
+
+
+def _lock_option(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--lock-timeout",
         type=value_of(values.duration),
         default=0.0,
         metavar="TIME",
         help="wait so long for another run on the same ports (default 0)",
-    )
-    group.add_argument(
-        "-n", "--dry-run", action="store_true", help="print what would be done; change nothing"
     )
 
 

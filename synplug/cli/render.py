@@ -46,7 +46,8 @@ def report_text(report: Report, *, verbose: bool) -> str:
         rows.append(("drain", _drain(report)))
     if report.gap_s is not None:
         rows.append(("gap", f"{milliseconds(report.gap_s)} without a listener"))
-    rows.append(("command", _command(report)))
+    if report.command.argv:
+        rows.append(("command", _command(report)))
     if verbose:
         rows.append(("old", _listeners(report.old_listeners)))
         rows.append(("new", _listeners(report.new_listeners)))
@@ -68,6 +69,8 @@ def report_text(report: Report, *, verbose: bool) -> str:
     new = {owned.listener.cookie for owned in report.new_listeners}
     if report.outcome is Outcome.READY and report.readiness == "settled" and old == new:
         headline = "done, the listeners are the same as before"
+    elif report.outcome is Outcome.READY and not report.command.argv:
+        headline = "released"
     elif report.outcome is Outcome.READY and report.hold is None:
         headline = "done, without a hold"
     head = f"synplug: {headline}, exit {report.exit_code} (run {report.run_id})"

@@ -32,7 +32,8 @@ def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
             state = entry.state
         print(
             plain(
-                f"run {entry.run_id}  {', '.join(entry.endpoints)}  {entry.backend}  "
+                f"run {entry.run_id}  {f'{entry.name}  ' if entry.name else ''}"
+                f"{', '.join(entry.endpoints)}  {entry.backend}  "
                 f"keeper {entry.keeper}  {state}"
             )
         )

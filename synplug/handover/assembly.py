@@ -8,7 +8,7 @@ from functools import partial
 from synplug.handover import process
 from synplug.handover.plan import Probe, ReadyPlan, Signals, Tools
 from synplug.holding.handle import KeptHold
-from synplug.holding.locks import PortLocks
+from synplug.holding.locks import RunLocks
 from synplug.holding.recover import recover
 from synplug.kernel import procfs
 from synplug.kernel.sock_diag import SocketDiagnostics
@@ -20,7 +20,7 @@ def real_tools(spec: HoldSpec, *, signals: Signals, command_stdout: int | None =
 
     :param command_stdout: a descriptor that becomes the command's standard output; None: ours.
     """
-    locks = PortLocks(endpoint.port for endpoint in spec.endpoints)
+    locks = RunLocks((endpoint.port for endpoint in spec.endpoints), spec.name)
     return Tools(
         clock=time.monotonic,
         wall=time.time,

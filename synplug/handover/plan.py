@@ -65,6 +65,15 @@ class WrapPlan:
     ready: ReadyPlan = ReadyPlan()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HoldPlan:
+    """A hold that is left to its keeper, under the name in *spec*."""
+
+    spec: HoldSpec
+    lock_timeout_s: float = 0.0
+    drain: DrainPlan = DrainPlan()
+
+
 class SocketTable(Protocol):
     """The kernel's sockets; :class:`synplug.kernel.sock_diag.SocketDiagnostics`."""
 
@@ -134,7 +143,7 @@ class Signals(Protocol):
 
 
 class Locks(Protocol):
-    """The locks of the run's ports; :class:`synplug.holding.locks.PortLocks`."""
+    """The locks of the run's ports; :class:`synplug.holding.locks.RunLocks`."""
 
     def take(self, *, timeout_s: float, interrupted: Callable[[], bool]) -> None:
         """Take them, or raise LockError."""

@@ -52,14 +52,18 @@ class ReadyWait:
         #: What the operator should know if it was never ready.
         self.complaint = ""
 
-    def until_ready(self, command: Command) -> Outcome:
-        """Wait; returns why it needs no longer."""
+    def until_ready(self, command: Command | None) -> Outcome:
+        """Wait; returns why it needs no longer.
+
+        :param command: None: somebody else's, which has done its work.
+        """
         began_s = self._tools.clock()
         while True:
             outcome = self._look(command, began_s)
             if outcome is not None:
                 return outcome
-            self._own.look([command.pid, *self._probe_pids()], self._let_through)
+            own = () if command is None else (command.pid,)
+            self._own.look([*own, *self._probe_pids()], self._let_through)
             self._tools.signals.pause(POLL_S)
 
     def stop(self) -> None:
@@ -67,7 +71,7 @@ class ReadyWait:
         if self._probe is not None and self._probing:
             self._probe.stop()
 
-    def _look(self, command: Command, began_s: float) -> Outcome | None:
+    def _look(self, command: Command | None, began_s: float) -> Outcome | None:
         if self._interrupted():
             return Outcome.INTERRUPTED
         result = self._hold_ended()
@@ -75,7 +79,7 @@ class ReadyWait:
             self._complain()
             is_late = result.reason is ReleaseReason.DEADLINE
             return Outcome.DEADLINE if is_late else Outcome.ERROR
-        status = command.poll()
+        status = 0 if command is None else command.poll()
         if status:
             return Outcome.COMMAND_FAILED
         now_s = self._tools.clock()

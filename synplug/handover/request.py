@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass, field, replace
 
 from synplug.errors import UsageError
-from synplug.handover.plan import DrainPlan, ReadyPlan, WrapPlan
+from synplug.handover.plan import DrainPlan, HoldPlan, ReadyPlan, WrapPlan
 from synplug.handover.target import Target, TargetRequest, find_target
+from synplug.holding.names import check_name
 from synplug.kernel import procfs
 from synplug.kernel.namespaces import network_inode
 from synplug.kernel.sock_diag import SocketDiagnostics
@@ -43,7 +44,7 @@ class WrapRequest:
     best_effort: bool = False
 
 
-def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions) -> HoldSpec:
+def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions, *, name: str = "") -> HoldSpec:
     """A hold of these endpoints, as a run of its own.
 
     :raises UsageError: an option is out of its range.
@@ -57,12 +58,41 @@ def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions) -> HoldSpec
     return HoldSpec(
         endpoints=endpoints,
         run_id=os.urandom(4).hex(),
+        name=name,
         backend=options.backend,
         max_hold_s=options.max_hold_s,
         max_held_packets=options.max_held,
         on_full=options.on_full,
         release=options.release,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HoldRequest:
+    """A hold that is left to its keeper, under this name."""
+
+    name: str
+    target: TargetRequest
+    hold: HoldOptions = HoldOptions()
+    drain: DrainPlan = field(default_factory=DrainPlan)
+
+
+def plan_hold(request: HoldRequest) -> tuple[HoldPlan, Target]:
+    """Find the endpoints, here and now.
+
+    :raises UsageError: what was asked for cannot be done as it stands.
+    :raises TargetError: the endpoints cannot be found out.
+    """
+    check_name(request.name)
+    target = find_target(
+        request.target, sockets=SocketDiagnostics(), processes=procfs, here=network_inode()
+    )
+    plan = HoldPlan(
+        spec=hold_spec(target.endpoints, request.hold, name=request.name),
+        lock_timeout_s=request.hold.lock_timeout_s,
+        drain=request.drain,
+    )
+    return plan, target
 
 
 def plan_wrap(request: WrapRequest) -> tuple[WrapPlan, Target]:

@@ -91,7 +91,9 @@ def find_target(
         )
     if not (clue.units or clue.pids or clue.pidfiles):
         raise TargetError(
-            "cannot tell which ports the command restarts; name them with -p",
+            "cannot tell which ports the command restarts; name them with -p"
+            if request.argv
+            else "nothing names an endpoint; name it with -p, --unit, --pid or --pidfile",
             remedy=_who_listens(sockets, processes),
         )
     tree = processes.descendants(pids)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import socket
 from dataclasses import asdict
+from ipaddress import ip_address
 from typing import Any
 
 from synplug import errors
 from synplug.errors import KeeperError, PrivilegeError, SynplugError
-from synplug.model import HoldCounts, HoldResult, ReleaseReason
+from synplug.model import Endpoint, HoldCounts, HoldResult, ReleaseReason
 
 _MESSAGE_BYTES = 1 << 16
 
@@ -78,6 +79,17 @@ def error_from_wire(data: dict[str, str]) -> SynplugError:
     error = kind(data["message"], remedy=data["remedy"])
     assert isinstance(error, SynplugError)
     return error
+
+
+def endpoint_to_wire(endpoint: Endpoint) -> list[Any]:
+    """An endpoint, for the other end."""
+    return [endpoint.port, None if endpoint.address is None else str(endpoint.address)]
+
+
+def endpoint_from_wire(data: list[Any]) -> Endpoint:
+    """The same, on this end."""
+    port, address = data
+    return Endpoint(port=port, address=None if address is None else ip_address(address))
 
 
 def result_to_wire(result: HoldResult) -> dict[str, Any]:

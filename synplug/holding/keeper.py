@@ -1,8 +1,8 @@
 """The keeper: the process that owns a hold's kernel state.
 
-A forked child with one loop over the channel, the backend and the deadline. It ends the hold
-when it is told to, at the deadline, when nobody is at the other end of the channel any more,
-and on SIGTERM. Every way out of the loop passes through :meth:`Keeper._dismantle`.
+A forked child with one loop over the channels, the backend and the deadline. It ends the hold
+when it is told to, at the deadline, when its run has gone without leaving it the hold, and on
+SIGTERM. Every way out of the loop passes through :meth:`Keeper._dismantle`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from synplug.errors import PrivilegeError, SynplugError, UnsupportedError
+from synplug.holding.audience import Audience
 from synplug.holding.base import Backend
-from synplug.holding.channel import Channel, error_to_wire, result_to_wire
+from synplug.holding.channel import Channel, endpoint_to_wire, error_to_wire, result_to_wire
 from synplug.holding.ledger import Entry, Ledger
-from synplug.holding.locks import FlushGuard, PortLocks
+from synplug.holding.locks import FlushGuard, RunLocks
 from synplug.holding.pace import Pacer
 from synplug.kernel import procfs
 from synplug.kernel.deadman import Deadman
@@ -49,10 +51,13 @@ class Keeper:
         channel: Channel,
         spec: HoldSpec,
         backends: tuple[Callable[[HoldSpec], Backend], ...],
-        locks: PortLocks,
+        locks: RunLocks,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._channel = channel
+        self._poll = select.poll()
+        self._audience = Audience(channel, self._poll)
+        self._audience.greeting = self._greeting
+        self._served: list[Any] = []
         self._spec = spec
         self._backends = backends
         self._locks = locks
@@ -75,20 +80,20 @@ class Keeper:
         try:
             self._arm()
         except SynplugError as error:
-            self._channel.send("failed", error=error_to_wire(error))
+            self._audience.say("failed", error=error_to_wire(error))
             return
-        self._poll = select.poll()
-        for descriptor in (self._channel.fileno(), signals, self._backend.fileno()):
+        for descriptor in (signals, self._backend.fileno()):
             self._poll.register(descriptor, select.POLLIN)
         self._signals = signals
         try:
             self._serve()
         except SynplugError as error:
-            self._channel.send("failed", error=error_to_wire(error))
+            self._audience.say("failed", error=error_to_wire(error))
             self._backend.close()  # if that fails, the ledger keeps what is left for recover
             self._guard.leave()
             self._ledger.remove()
         finally:
+            self._audience.close_door()
             self._backend.close()
 
     # --- armed
@@ -110,7 +115,9 @@ class Keeper:
             self._backend = backend
             self._deadman = Deadman()
             self._write_ledger(backend, "armed")
-            self._channel.send("armed", backend=backend.name, traces=backend.traces())
+            if self._spec.name:
+                self._audience.open_door(self._spec.name)
+            self._audience.say("armed", backend=backend.name)
             return
         raise UnsupportedError(
             "; ".join(self._warnings), remedy="'synplug doctor' says what each would need"
@@ -120,6 +127,7 @@ class Keeper:
         self._ledger.write(
             Entry(
                 run_id=self._spec.run_id,
+                name=self._spec.name,
                 keeper=os.getpid(),
                 keeper_start=procfs.start_time(os.getpid()),
                 backend=backend.name,
@@ -152,8 +160,8 @@ class Keeper:
             if descriptor == self._signals:
                 os.read(self._signals, 64)
                 self._end(ReleaseReason.SIGNAL)
-            elif descriptor == self._channel.fileno():
-                self._listen()
+            elif descriptor != self._backend.fileno():
+                self._listen(descriptor)
             elif self._held_at_s:
                 self._backend.absorb()
         now = self._clock()
@@ -169,13 +177,17 @@ class Keeper:
         self._orphaned |= reason is ReleaseReason.ORPHANED
         self._reason = self._reason or reason
 
-    def _listen(self) -> None:
-        message = self._channel.receive()
+    def _listen(self, descriptor: int) -> None:
+        message = self._audience.hear(descriptor)
         if message is None:
-            self._poll.unregister(self._channel.fileno())
+            return
+        if message["event"] == "orphaned":
             self._end(ReleaseReason.ORPHANED)
         elif message["event"] == "hold" and self._reason is None:
             self._hold()
+        elif message["event"] == "detach":
+            self._served = message["served"]
+            self._audience.detach()
         elif message["event"] in ("release", "open"):
             self._is_open_asked |= message["event"] == "open"
             self._end(ReleaseReason.ASKED)
@@ -190,7 +202,18 @@ class Keeper:
         self._backend.hold()
         self._held_at_s = self._clock()
         self._deadline_s = self._held_at_s + self._spec.max_hold_s
-        self._channel.send("holding", at_s=self._held_at_s)
+        self._audience.say("holding", at_s=self._held_at_s)
+
+    def _greeting(self) -> dict[str, Any]:
+        """What somebody needs to know who asks for the hold by its name."""
+        return {
+            "run_id": self._spec.run_id,
+            "endpoints": [endpoint_to_wire(endpoint) for endpoint in self._spec.endpoints],
+            "served": self._served,
+            "backend": self._backend.name,
+            "at_s": self._held_at_s,
+            "max_hold_s": self._spec.max_hold_s,
+        }
 
     def _check_for_loss(self) -> None:
         self._lost += self._backend.check_for_loss()
@@ -207,7 +230,7 @@ class Keeper:
 
     def _release(self) -> None:
         """Let go at the listeners' pace, then open."""
-        self._channel.send("releasing")
+        self._audience.say("releasing")
         diagnostics = SocketDiagnostics()
         pacer = Pacer(
             endpoints=self._spec.endpoints,
@@ -225,7 +248,7 @@ class Keeper:
         diagnostics.close()
         left_s = max(0.0, self._deadline_s - self._clock())
         self._deadman.set(left_s + _DEADMAN_S + self._backend.waiting() / _SLOWEST_RELEASE_PER_S)
-        burst = self._backend.open()
+        self._backend.open()
         opened_at_s = self._clock()
         self._backend.confirm_empty()
         self._deadman.stop()  # nothing is held any more, and what is left may linger
@@ -240,7 +263,9 @@ class Keeper:
             release_limit=pacer.limit if pacer.steps else "",
             warnings=(*self._warnings, *self._loss_warning()),
         )
-        self._channel.send("released", result=result_to_wire(self._result), burst=burst)
+        self._audience.close_door()
+        self._audience.say("released", result=result_to_wire(self._result))
+        self._drop_locks()
 
     def _dismantle(self) -> None:
         """Remove the rest as soon as nobody is hurt by it; then nothing is left of the hold."""
@@ -251,15 +276,20 @@ class Keeper:
                 break
             if not told:
                 told = True
-                self._channel.send("lingering", obstacle=obstacle, pid=os.getpid())
+                self._write_ledger(self._backend, "lingering")
+                self._audience.say("lingering", obstacle=obstacle, pid=os.getpid())
             self._turn(_LINGER_POLL_MS)
         try:
             self._backend.remove()
         finally:
             self._guard.leave()
         self._ledger.remove()
-        self._channel.send("gone")
-        if self._orphaned:
+        self._audience.say("gone")
+        self._drop_locks()
+
+    def _drop_locks(self) -> None:
+        """Give the ports back, where there is no run that will."""
+        if self._orphaned or self._audience.is_detached:
             self._locks.drop()
 
     def _obstacle(self) -> str:

@@ -21,6 +21,7 @@ _DRAFT_S = 5.0
 #: Entries are files, and files can say anything.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "run_id": str,
+    "name": str,
     "keeper": int,
     "keeper_start": int,
     "backend": str,
@@ -34,6 +35,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 class Entry:
     """A hold, as the ledger has it.
 
+    :param name: of a hold that was left to its keeper; may be empty.
     :param keeper: its keeper's pid. :param keeper_start: that process's start time in ticks.
     :param deadline_s: CLOCK_MONOTONIC of its end; 0 while it is only armed.
     :param traces: what stands in the kernel, by kind and name.
@@ -45,6 +47,7 @@ class Entry:
     backend: str
     state: str
     endpoints: tuple[str, ...]
+    name: str = ""
     deadline_s: float = 0.0
     traces: dict[str, str] = field(default_factory=dict)
 

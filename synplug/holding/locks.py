@@ -15,16 +15,20 @@ _LOCK_POLL_S = 0.01
 _GRACE_S = 0.05  # a run that tidies up has each lock for a moment; that is no other run
 
 
-class PortLocks:
-    """The locks of a run's ports in this network namespace.
+class RunLocks:
+    """The locks of a run's ports in this network namespace, and of the name of its hold.
 
     A lock is on its file's open description: a forked keeper has it, too, for as long as it
-    lives. Ports are taken in ascending order, so two runs cannot wait for each other.
+    lives. They are taken in the same order by all, so two runs cannot wait for each other.
     """
 
-    def __init__(self, ports: Iterable[int]) -> None:
+    def __init__(self, ports: Iterable[int], name: str = "") -> None:
         self._folder = here()
-        self._paths = {port: f"{self._folder}/port-{port}.lock" for port in sorted(set(ports))}
+        #: By path, who has it when we do not get it.
+        self._holders = {name_lock(name): f"a hold named {name!r} is in force"} if name else {}
+        for port in sorted(set(ports)):
+            holder = f"another synplug run has port {port}"
+            self._holders[f"{self._folder}/port-{port}.lock"] = holder
         self._taken: list[int] = []
 
     @property
@@ -40,24 +44,40 @@ class PortLocks:
         """
         deadline_s = time.monotonic() + timeout_s
         try:
-            for port, path in self._paths.items():
+            for path, holder in self._holders.items():
                 left_s = max(deadline_s - time.monotonic(), _GRACE_S)
-                self._taken.append(_patiently(path, port, left_s, interrupted))
+                self._taken.append(_patiently(path, holder, left_s, interrupted))
         except BaseException:
             self.drop()
             raise
 
     def drop(self) -> None:
         """Give them back, and remove their files while that is still ours to do."""
-        for descriptor, path in zip(self._taken, self._paths.values(), strict=False):
+        for descriptor, path in zip(self._taken, self._holders, strict=False):
             if _is_same(descriptor, path):
                 os.unlink(path)
             os.close(descriptor)
         self._taken.clear()
         tidy(self._folder)
 
+    def leave(self) -> None:
+        """Leave them to a keeper, who has them, too."""
+        for descriptor in self._taken:
+            os.close(descriptor)
+        self._taken.clear()
 
-def _patiently(path: str, port: int, timeout_s: float, interrupted: Callable[[], bool]) -> int:
+
+def name_lock(name: str) -> str:
+    """The path of the lock of a named hold in this network namespace."""
+    return f"{here()}/name-{name}.lock"
+
+
+def socket_beside(lock: str) -> str:
+    """The path of the socket that whoever has the lock of a name may have."""
+    return lock.removesuffix(".lock") + ".sock"
+
+
+def _patiently(path: str, holder: str, timeout_s: float, interrupted: Callable[[], bool]) -> int:
     """Lock the file at *path*; retries only when somebody has it, since importing costs."""
     descriptor = _try_lock(path, fcntl.LOCK_EX)
     if descriptor is None and timeout_s > 0:
@@ -74,7 +94,7 @@ def _patiently(path: str, port: int, timeout_s: float, interrupted: Callable[[],
         descriptor = attempts(_try_lock, path, fcntl.LOCK_EX)
     if descriptor is None:
         raise LockError(
-            f"another synplug run has port {port}",
+            holder,
             remedy="'synplug status' shows it; --lock-timeout says how long to wait for it",
         )
     return descriptor
@@ -114,7 +134,10 @@ def _is_same(descriptor: int, path: str) -> bool:
 
 
 def remove_unused_locks() -> None:
-    """Remove the lock files of this network namespace that nobody holds: a dead run's."""
+    """Remove the lock files of this network namespace that nobody holds, and their sockets.
+
+    They are a dead run's.
+    """
     folder = here()
     try:
         names = [name for name in os.listdir(folder) if name.endswith(".lock")]
@@ -123,6 +146,8 @@ def remove_unused_locks() -> None:
     for name in names:
         descriptor = _try_lock(f"{folder}/{name}", fcntl.LOCK_EX)
         if descriptor is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(socket_beside(f"{folder}/{name}"))
             os.unlink(f"{folder}/{name}")
             os.close(descriptor)
     tidy(folder)

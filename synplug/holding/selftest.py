@@ -12,7 +12,7 @@ import socket
 
 from synplug.errors import SynplugError
 from synplug.holding.handle import KeptHold
-from synplug.holding.locks import PortLocks
+from synplug.holding.locks import RunLocks
 from synplug.kernel.namespaces import unshare_network
 from synplug.kernel.nfqueue import queue_states
 from synplug.kernel.nft import tables
@@ -63,7 +63,7 @@ def _failure(backend: BackendName, host: str) -> str:
         listener.bind((host, 0))
         listener.listen(8)
         port = listener.getsockname()[1]
-        locks = PortLocks([port])
+        locks = RunLocks([port])
         locks.take(timeout_s=0)
         spec = HoldSpec(
             endpoints=(Endpoint(port=port),),

@@ -140,11 +140,11 @@ import os, signal, sys
 from synplug.errors import KeeperError
 from synplug.handover.request import HoldOptions, hold_spec
 from synplug.holding.handle import KeptHold
-from synplug.holding.locks import PortLocks
+from synplug.holding.locks import RunLocks
 from synplug.model import BackendName, Endpoint
 
 spec = hold_spec((Endpoint(port=8080),), HoldOptions(backend=BackendName(sys.argv[1])))
-locks = PortLocks([8080])
+locks = RunLocks([8080])
 locks.take(timeout_s=0)
 kept = KeptHold(spec, locks)
 kept.arm()

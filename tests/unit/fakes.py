@@ -288,6 +288,8 @@ class FakeHold:
         self.released_at_s: float | None = None
         self.passed: list[Flow] = []
         self.closed = False
+        #: The served endpoints of a hold that was left to its keeper.
+        self.left: tuple[Endpoint, ...] | None = None
         self.ended_because: ReleaseReason | None = None
         self.is_lost = False
         self.arm_error: BaseException | None = None
@@ -330,6 +332,11 @@ class FakeHold:
             elif self._world.now_s >= self.held_at_s + self._spec.max_hold_s:
                 self._finish(ReleaseReason.DEADLINE)
         return self.result
+
+    def detach(self, served: Iterable[Endpoint]) -> int:
+        self._world.note("detach")
+        self.left = tuple(served)
+        return 4711
 
     def begin_release(self) -> None:
         self._world.note("release")

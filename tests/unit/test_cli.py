@@ -418,9 +418,9 @@ def test_options_become_the_request() -> None:
 
 @pytest.fixture
 def json_output() -> Callable[[str | None], Any]:
-    from synplug.cli.wrap import _JsonOutput
+    from synplug.cli.json_output import JsonOutput
 
-    return _JsonOutput
+    return JsonOutput
 
 
 def test_the_report_replaces_what_a_file_had(

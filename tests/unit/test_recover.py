@@ -12,7 +12,7 @@ from synplug.errors import ReleaseError
 from synplug.holding import recover as recover_module
 from synplug.holding import runtime
 from synplug.holding.ledger import Entry, Ledger, entries
-from synplug.holding.locks import PortLocks
+from synplug.holding.locks import RunLocks
 from synplug.holding.recover import recover
 from synplug.kernel import procfs
 from synplug.model import BackendName, HoldSpec
@@ -63,7 +63,7 @@ def remains(root: Path, monkeypatch: pytest.MonkeyPatch) -> Remains:
 
 def test_a_dead_run_is_cleaned_up_once(root: Path, remains: Remains) -> None:
     Ledger(DEAD.run_id).write(DEAD)
-    locks = PortLocks([80])
+    locks = RunLocks([80])
     locks.take(timeout_s=0)
     for descriptor in locks.descriptors:
         os.close(descriptor)  # as the kernel does at a process's end

@@ -80,7 +80,7 @@ def test_no_port_at_all() -> None:
 def tree() -> Iterator[tuple[str, int]]:
     """The names and codes that the docstring draws."""
     for line in (errors.__doc__ or "").splitlines():
-        match = re.match(r"[\s│├└─]*(\w+Error)\s+(\d{3})\b", line)
+        match = re.match(r"[\s│├└─]*(\w+Error)\s+(\d{1,3})\b", line)
         if match:
             yield match.group(1), int(match.group(2))
 

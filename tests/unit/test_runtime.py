@@ -15,7 +15,7 @@ import pytest
 from synplug.errors import LockError, PrivilegeError, SynplugError
 from synplug.holding import runtime
 from synplug.holding.ledger import Entry, Ledger, entries
-from synplug.holding.locks import FlushGuard, PortLocks, remove_unused_locks
+from synplug.holding.locks import FlushGuard, RunLocks, remove_unused_locks
 from synplug.holding.runtime import check_root
 from synplug.kernel import procfs
 
@@ -203,7 +203,7 @@ def test_a_root_that_others_can_write_to_is_refused(root: Path, mode: int) -> No
     root.mkdir()
     root.chmod(mode)
     with pytest.raises(SynplugError, match="only its owner can write"):
-        PortLocks([80]).take(timeout_s=0)
+        RunLocks([80]).take(timeout_s=0)
 
 
 def test_a_root_of_somebody_else_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +264,7 @@ def test_a_folder_that_keeps_vanishing_is_an_error(
 
 
 def test_a_lock_is_a_file_while_it_is_held(root: Path) -> None:
-    locks = PortLocks([443, 80, 80])
+    locks = RunLocks([443, 80, 80])
     locks.take(timeout_s=0)
     names = sorted(path.name for path in root.rglob("*.lock"))
     assert names == ["port-443.lock", "port-80.lock"]
@@ -276,7 +276,7 @@ def test_a_lock_is_a_file_while_it_is_held(root: Path) -> None:
 
 
 def test_two_runs_cannot_have_the_same_port(root: Path) -> None:
-    first, second, other = PortLocks([80]), PortLocks([80, 81]), PortLocks([82])
+    first, second, other = RunLocks([80]), RunLocks([80, 81]), RunLocks([82])
     first.take(timeout_s=0)
     with pytest.raises(LockError, match="another synplug run has port 80") as error:
         second.take(timeout_s=0)
@@ -290,7 +290,7 @@ def test_two_runs_cannot_have_the_same_port(root: Path) -> None:
 
 
 def test_a_run_that_gets_one_of_two_gives_it_back(root: Path) -> None:
-    first, second, third = PortLocks([81]), PortLocks([80, 81]), PortLocks([80])
+    first, second, third = RunLocks([81]), RunLocks([80, 81]), RunLocks([80])
     first.take(timeout_s=0)
     with pytest.raises(LockError):
         second.take(timeout_s=0)
@@ -298,14 +298,14 @@ def test_a_run_that_gets_one_of_two_gives_it_back(root: Path) -> None:
 
 
 def test_waiting_for_a_lock_ends_with_its_time(root: Path) -> None:
-    first = PortLocks([80])
+    first = RunLocks([80])
     first.take(timeout_s=0)
     with pytest.raises(LockError):
-        PortLocks([80]).take(timeout_s=0.02)
+        RunLocks([80]).take(timeout_s=0.02)
 
 
 def test_waiting_for_a_lock_ends_when_it_is_given_back(root: Path) -> None:
-    first, second = PortLocks([80]), PortLocks([80])
+    first, second = RunLocks([80]), RunLocks([80])
     first.take(timeout_s=0)
 
     def give_back() -> bool:
@@ -319,10 +319,10 @@ def test_waiting_for_a_lock_ends_when_it_is_given_back(root: Path) -> None:
 
 
 def test_waiting_for_a_lock_ends_when_it_is_interrupted(root: Path) -> None:
-    first = PortLocks([80])
+    first = RunLocks([80])
     first.take(timeout_s=0)
     with pytest.raises(LockError):
-        PortLocks([80]).take(timeout_s=600, interrupted=lambda: True)
+        RunLocks([80]).take(timeout_s=600, interrupted=lambda: True)
 
 
 def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(
@@ -338,19 +338,19 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(
         flock(descriptor, kind)
 
     monkeypatch.setattr(fcntl, "flock", race)
-    locks = PortLocks([80])
+    locks = RunLocks([80])
     locks.take(timeout_s=0)
     assert races == [0]
     with pytest.raises(LockError):
-        PortLocks([80]).take(timeout_s=0)
+        RunLocks([80]).take(timeout_s=0)
 
 
 def test_dropping_does_not_remove_the_file_of_another_run(root: Path) -> None:
-    first = PortLocks([80])
+    first = RunLocks([80])
     first.take(timeout_s=0)
     (file,) = root.rglob("*.lock")
     file.unlink()
-    second = PortLocks([80])
+    second = RunLocks([80])
     second.take(timeout_s=0)
     first.drop()
     assert file.exists()
@@ -363,12 +363,12 @@ def test_a_lock_file_that_is_a_link_is_not_followed(here: Path, tmp_path: Path) 
     victim.write_text("precious")
     (here / "port-80.lock").symlink_to(victim)
     with pytest.raises(SynplugError, match="symbolic links"):
-        PortLocks([80]).take(timeout_s=0)
+        RunLocks([80]).take(timeout_s=0)
 
 
 def test_locks_of_dead_runs_are_removed_and_those_of_live_ones_stay(here: Path) -> None:
     (here / "port-81.lock").touch()
-    live = PortLocks([80])
+    live = RunLocks([80])
     live.take(timeout_s=0)
     remove_unused_locks()
     assert [path.name for path in here.iterdir()] == ["port-80.lock"]
@@ -445,10 +445,10 @@ def test_leaving_twice_is_no_error(root: Path) -> None:
     assert not root.exists()
 
 
-@pytest.mark.parametrize("end", [PortLocks.drop, lambda locks: None])
-def test_a_forked_process_keeps_the_lock(root: Path, end: Callable[[PortLocks], None]) -> None:
+@pytest.mark.parametrize("end", [RunLocks.drop, lambda locks: None])
+def test_a_forked_process_keeps_the_lock(root: Path, end: Callable[[RunLocks], None]) -> None:
     """The keeper has it, too: the lock is on the open description."""
-    locks = PortLocks([80])
+    locks = RunLocks([80])
     locks.take(timeout_s=0)
     kept = [os.dup(descriptor) for descriptor in locks.descriptors]
     for descriptor in locks.descriptors:
@@ -456,10 +456,10 @@ def test_a_forked_process_keeps_the_lock(root: Path, end: Callable[[PortLocks], 
     locks._taken.clear()
     end(locks)
     with pytest.raises(LockError):
-        PortLocks([80]).take(timeout_s=0)
+        RunLocks([80]).take(timeout_s=0)
     for descriptor in kept:
         os.close(descriptor)
-    PortLocks([80]).take(timeout_s=0)
+    RunLocks([80]).take(timeout_s=0)
 
 
 def test_many_runs_at_once_make_and_remove_the_same_folders(root: Path) -> None:
@@ -479,7 +479,7 @@ def _come_and_go(number: int) -> None:
     status = 1
     try:
         for turn in range(400):
-            locks = PortLocks([80 + number])
+            locks = RunLocks([80 + number])
             locks.take(timeout_s=0)
             ledger = Ledger(f"{number:04x}{turn:04x}")
             ledger.write(ENTRY)

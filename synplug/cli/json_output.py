@@ -1,0 +1,45 @@
+"""The JSON report's way out."""
+
+from __future__ import annotations
+
+import os
+
+from synplug.errors import UsageError
+from synplug.model import Report
+
+
+class JsonOutput:
+    """Where the JSON report goes: opened before anything is held, so that it can fail early.
+
+    :param name: a path, or ``-`` for standard output; None: nowhere.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        #: What the command gets as its standard output instead of ours; None: ours.
+        self.diverted = 2 if name == "-" else None
+        self._descriptor: int | None = None
+        if name == "-":
+            self._descriptor = os.dup(1)
+        elif name is not None:
+            # A FIFO that nobody reads is an error now, rather than a wait without end.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+            try:
+                self._descriptor = os.open(name, flags, 0o644)
+            except OSError as error:
+                raise UsageError(f"--json {name}: {error.strerror}") from error
+            os.set_blocking(self._descriptor, True)
+
+    def write(self, report: Report) -> str:
+        """Write the report, replacing what a regular file had; why it could not, or ``""``."""
+        if self._descriptor is None:
+            return ""
+        from synplug.cli.report_json import report_json
+
+        try:
+            if os.path.isfile(f"/proc/self/fd/{self._descriptor}") and self.diverted is None:
+                os.ftruncate(self._descriptor, 0)
+            with os.fdopen(self._descriptor, "w") as file:
+                file.write(report_json(report))
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""

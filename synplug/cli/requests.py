@@ -1,0 +1,53 @@
+"""Options as the values that requests are made of, for all verbs alike."""
+
+from __future__ import annotations
+
+import argparse
+
+from synplug.handover.plan import DrainPlan
+from synplug.handover.request import HoldOptions
+from synplug.handover.target import TargetRequest
+from synplug.model import BackendName, OnDrainTimeout, OnFull, ReleaseMode
+
+
+def target_request(options: argparse.Namespace, command: tuple[str, ...] = ()) -> TargetRequest:
+    """Which endpoints are meant."""
+    return TargetRequest(
+        endpoints=tuple(options.endpoints),
+        units=tuple(options.units),
+        pids=tuple(options.pids),
+        pidfiles=tuple(options.pidfiles),
+        argv=command,
+    )
+
+
+def hold_options(options: argparse.Namespace) -> HoldOptions:
+    """How to hold."""
+    return HoldOptions(
+        max_hold_s=options.max_hold,
+        max_held=options.max_held,
+        on_full=OnFull(options.on_full),
+        release=ReleaseMode(options.release),
+        backend=BackendName(options.backend),
+        lock_timeout_s=options.lock_timeout,
+    )
+
+
+def drain_plan(options: argparse.Namespace) -> DrainPlan:
+    """How long to wait for the old listener."""
+    return DrainPlan(
+        timeout_s=options.drain_timeout,
+        on_timeout=OnDrainTimeout(options.on_drain_timeout),
+        quiesce_s=options.quiesce,
+    )
+
+
+def check_url(url: str) -> None:
+    """Look at the URL of a probe, if there is one, before anything is done.
+
+    :raises UsageError: it is none.
+    """
+    if url:
+        from synplug.handover.probes import parse_url
+
+        parse_url(url)

@@ -1,0 +1,65 @@
+"""A hold that somebody else began and left to its keeper, asked for by its name."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from synplug.holding.channel import endpoint_from_wire
+from synplug.holding.link import KeeperLink
+from synplug.holding.names import call, no_such_hold
+from synplug.holding.recover import recover
+from synplug.model import HoldSpec
+
+_GREETING_S = 2.0
+
+
+class AttachedHold(KeeperLink):
+    """That hold, in force.
+
+    :ivar spec: its endpoints, run id, name and longest time.
+    :ivar served: those of its endpoints that had a listener when it began.
+    :raises NoSuchHoldError: there is none of that name.
+    :raises KeeperError: its keeper does not answer; it is ended, and what it held is dropped.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._channel, self.keeper_pid = call(name)
+        with suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(self.keeper_pid)
+        if not self._readable(_GREETING_S):
+            self._kill("does not answer")
+        greeting = self._channel.receive()
+        if greeting is None or greeting["event"] != "holding":  # it was about to end
+            self.close()
+            raise no_such_hold(name)
+        self.backend = greeting["backend"]
+        self._held_at_s = float(greeting["at_s"])
+        self._deadline_s = self._held_at_s + float(greeting["max_hold_s"])
+        self.spec = HoldSpec(
+            endpoints=tuple(map(endpoint_from_wire, greeting["endpoints"])),
+            run_id=greeting["run_id"],
+            name=name,
+            max_hold_s=float(greeting["max_hold_s"]),
+        )
+        self.served = tuple(map(endpoint_from_wire, greeting["served"]))
+
+    @property
+    def held_at_s(self) -> float:
+        """CLOCK_MONOTONIC at which SYNs began to wait."""
+        return self._held_at_s
+
+    def close(self) -> None:
+        """Hang up. The hold stays as it is."""
+        self._hang_up()
+        self._reap()
+
+    def _reap(self) -> None:
+        """Not our child: somebody else collects it."""
+        descriptor, self._pidfd = self._pidfd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _clean_up_after_death(self) -> None:
+        recover()

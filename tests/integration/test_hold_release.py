@@ -1,0 +1,255 @@
+"""``synplug hold`` and ``synplug release``: the restart is the script's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from netlab.load import Load
+from netlab.program import wait_until
+from netlab.topology import ClientServer
+from tests.integration import shell
+from tests.integration.conftest import SimpleService
+from tests.integration.connect import connecting, connects_within, holds_in_force
+
+BACKENDS = ["nfqueue", "nfqueue-iptables"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_restart_by_a_script_loses_nothing(
+    lab: ClientServer, simple: SimpleService, backend: str
+) -> None:
+    with Load(lab.client, simple.targets(lab), rate_per_s=300) as load:
+        for _ in range(5):
+            _hold(lab, "--backend", backend)
+            lab.server.run(["sh", "-c", simple.stop_line()])
+            lab.server.run(simple.start_argv("--delay", "0.2"))
+            released = _release(lab)
+            assert released["outcome"] == "ready"
+            assert released["hold"]["held"] > 0
+        result = load.stop()
+    assert result.failures == 0, result.summary()
+
+
+def test_the_same_script_without_a_hold_loses(lab: ClientServer, simple: SimpleService) -> None:
+    with Load(lab.client, simple.targets(lab), rate_per_s=300) as load:
+        lab.server.run(["sh", "-c", simple.stop_line()])
+        lab.server.run(simple.start_argv("--delay", "0.2"))
+        wait_until(simple.listens, 5, "it listens again")
+        result = load.stop()
+    assert result.failures > 0
+
+
+def test_it_is_held_when_hold_returns_and_the_keeper_needs_nobody(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    _hold(lab)
+    assert not connects_within(lab.client, (lab.server_ipv6, 8080), 0.3)
+    (entry,) = holds_in_force(lab.server)
+    assert entry["name"] == "web"
+    assert os.getsid(entry["keeper"]) == entry["keeper"], "a session of its own"
+    waiting = connecting(lab.client, (lab.server_ipv4, 8080), 5)
+    time.sleep(0.3)
+    report = _release(lab)
+    assert report["hold"]["reason"] == "asked"
+    assert float(waiting.communicate(timeout=10)[0]) < 1.0, "it was let go, not dropped"
+    assert not holds_in_force(lab.server)
+
+
+def test_release_waits_for_the_listener(lab: ClientServer, simple: SimpleService) -> None:
+    _hold(lab)
+    lab.server.run(["sh", "-c", simple.stop_line()])
+    waiting = connecting(lab.client, (lab.server_ipv4, 8080), 8)
+    release = shell.start(lab.server, "release", "--name", "web", "--json", "-")
+    with pytest.raises(subprocess.TimeoutExpired):
+        release.wait(timeout=1.0)
+    lab.server.run(simple.start_argv())
+    stdout, stderr = release.communicate(timeout=10)
+    assert release.returncode == 0, stderr
+    assert json.loads(stdout)["readiness"] == "replaced"
+    assert float(waiting.communicate(timeout=10)[0]) < 8
+
+
+def test_release_now_does_not_wait(lab: ClientServer, simple: SimpleService) -> None:
+    _hold(lab)
+    lab.server.run(["sh", "-c", simple.stop_line()])
+    waiting = connecting(lab.client, (lab.server_ipv4, 8080), 8)
+    time.sleep(0.3)
+    report = _release(lab, "--now")
+    assert waiting.communicate(timeout=5)[0].strip() == "ConnectionRefusedError"
+    assert any("nobody listens" in warning for warning in report["warnings"])
+
+
+def test_a_probe_of_the_release_passes_the_hold(lab: ClientServer, simple: SimpleService) -> None:
+    _hold(lab)
+    url = f"http://{lab.server_ipv4}:8080/"
+    report = _release(lab, "--ready-http", url, "--ready-cmd", f"curl -sf -o /dev/null {url}")
+    assert report["outcome"] == "ready"
+    assert report["hold"]["let_through"] >= 1
+
+
+def test_the_deadline_ends_it_and_release_says_so(lab: ClientServer, simple: SimpleService) -> None:
+    _hold(lab, max_hold="700ms")
+    keeper = holds_in_force(lab.server)[0]["keeper"]
+    wait_until(lambda: not _runs(keeper), 5, "the keeper has ended")
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5)
+    late = shell.run(lab.server, "release", "--name", "web")
+    assert late.status == 3
+    assert "no hold named 'web'" in late.stderr
+    assert "deadline" in late.stderr
+
+
+def test_release_that_is_overtaken_by_the_deadline(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    _hold(lab, max_hold="1500ms")
+    lab.server.run(["sh", "-c", simple.stop_line()])
+    late = shell.run(lab.server, "release", "--name", "web", "--json", "-")
+    assert late.status == 124
+    assert late.report["hold"]["reason"] == "deadline"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["hold", "-p", "8080", "--name", "web", "--max-hold", "5s"], "a hold named 'web' is"),
+        (["hold", "-p", "8080", "--name", "other", "--max-hold", "5s"], "has port 8080"),
+        (["wrap", "-p", "8080", "--", "true"], "has port 8080"),
+    ],
+)
+def test_a_second_hold_fails_clearly_and_the_first_stays(
+    lab: ClientServer, simple: SimpleService, argv: list[str], words: str
+) -> None:
+    _hold(lab)
+    second = shell.run(lab.server, *argv)
+    assert second.status == 125
+    assert words in second.stderr
+    assert len(second.stderr.splitlines()) == 1 or argv[0] == "wrap"
+    assert not connects_within(lab.client, (lab.server_ipv4, 8080), 0.2)
+    assert _release(lab)["hold"]["held"] >= 0
+
+
+def test_two_names_side_by_side(lab: ClientServer, simple: SimpleService) -> None:
+    _hold(lab)
+    other = shell.run(lab.server, "hold", "-p", "9090", "--name", "api", "--max-hold", "9s")
+    assert other.status == 0, other
+    _release(lab)
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5)
+    assert [entry["name"] for entry in holds_in_force(lab.server)] == ["api"]
+    assert shell.run(lab.server, "release", "--name", "api", "--now").status == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["hold", "-p", "8080", "--name", "web"], "--max-hold"),
+        (["hold", "-p", "8080", "--max-hold", "5s"], "--name"),
+        (["hold", "--name", "web", "--max-hold", "5s"], "name it with -p"),
+        (["hold", "-p", "8080", "--name", "../x", "--max-hold", "5s"], "no name for a hold"),
+        (["release", "--name", "../x"], "no name for a hold"),
+        (["release"], "--name"),
+    ],
+)
+def test_bad_input_touches_nothing(
+    lab: ClientServer, simple: SimpleService, argv: list[str], words: str
+) -> None:
+    outcome = shell.run(lab.server, *argv)
+    assert outcome.status == 125
+    assert words in outcome.stderr
+    assert outcome.stderr.startswith("synplug: ")
+
+
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def _stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("harm", [_kill, _stop], ids=["killed", "stopped"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_keeper_that_is_harmed_holds_nobody_for_ever(
+    lab: ClientServer, simple: SimpleService, harm: Callable[[int], None], backend: str
+) -> None:
+    _hold(lab, "--backend", backend, max_hold="1s")
+    harm(holds_in_force(lab.server)[0]["keeper"])
+    time.sleep(1.7)
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5)
+    again = shell.run(lab.server, "release", "--name", "web")
+    assert again.status == 3, again
+
+
+def test_a_stopped_keeper_is_not_waited_for(lab: ClientServer, simple: SimpleService) -> None:
+    _hold(lab, max_hold="60s")
+    os.kill(holds_in_force(lab.server)[0]["keeper"], signal.SIGSTOP)
+    outcome = shell.run(lab.server, "release", "--name", "web")
+    assert outcome.status == 125
+    assert "no longer held" in outcome.stderr
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5)
+
+
+def test_a_release_that_is_interrupted_leaves_the_hold(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    _hold(lab)
+    lab.server.run(["sh", "-c", simple.stop_line()])
+    release = shell.start(lab.server, "release", "--name", "web")
+    with pytest.raises(subprocess.TimeoutExpired):
+        release.wait(timeout=1.0)
+    release.send_signal(signal.SIGINT)
+    release.communicate(timeout=10)
+    assert release.returncode == 130
+    assert len(holds_in_force(lab.server)) == 1
+    lab.server.run(simple.start_argv())
+    assert _release(lab)["outcome"] == "ready"
+
+
+def test_a_hold_that_is_killed_while_it_drains_leaves_nothing(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """Not left to its keeper yet: the keeper releases, as it does for a run that died."""
+    busy = connecting(lab.client, (lab.server_ipv4, 8080), 5)
+    busy.communicate()
+    lazy = simple.restart_argv("--lazy", "60")
+    lab.server.run(lazy)
+    wait_until(simple.listens, 5, "it listens")
+    clients = [connecting(lab.client, (lab.server_ipv4, 8080), 20) for _ in range(3)]
+    time.sleep(0.5)
+    options = ["-p", "8080", "--name", "web", "--max-hold", "30s", "--drain-timeout", "20s"]
+    hold = shell.start(lab.server, "hold", *options)
+    wait_until(lambda: bool(holds_in_force(lab.server)), 10, "it holds")
+    hold.kill()
+    hold.communicate()
+    wait_until(lambda: not holds_in_force(lab.server), 5, "it is released")
+    for client in clients:
+        client.kill()
+        client.communicate()
+
+
+def _hold(lab: ClientServer, *options: str, max_hold: str = "20s") -> shell.Outcome:
+    argv = ["hold", "-p", "8080", "--name", "web", "--max-hold", max_hold, *options]
+    outcome = shell.run(lab.server, *argv)
+    assert outcome.status == 0, outcome
+    return outcome
+
+
+def _release(lab: ClientServer, *options: str) -> dict[str, Any]:
+    outcome = shell.run(lab.server, "release", "--name", "web", "--json", "-", *options)
+    assert outcome.status == 0, outcome
+    return outcome.report
+
+
+def _runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
