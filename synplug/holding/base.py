@@ -12,7 +12,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from synplug.kernel.capabilities import NET_ADMIN, NET_RAW
 from synplug.model import Flow, HoldCounts
+
+#: What a keeper needs that does not know its backend yet.
+ANY_BACKEND = frozenset({NET_ADMIN, NET_RAW})
 
 
 class Backend(ABC):
@@ -20,6 +24,8 @@ class Backend(ABC):
 
     #: What the report and the ledger call it.
     name: str
+    #: The capabilities that it needs from :meth:`hold` on.
+    capabilities: frozenset[int] = ANY_BACKEND
 
     @abstractmethod
     def traces(self) -> dict[str, str]:

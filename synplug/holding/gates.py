@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from synplug.errors import ReleaseError
+from synplug.holding.base import ANY_BACKEND
+from synplug.kernel.capabilities import NET_RAW
 from synplug.kernel.nft import HoldTable, tables
 from synplug.model import HoldSpec
 
@@ -17,6 +19,7 @@ class Gate(Protocol):
     """A rule that sends SYNs to queues. Its methods are called in this order."""
 
     name: str
+    capabilities: frozenset[int]
 
     def traces(self) -> dict[str, str]:
         """What it puts into the kernel."""
@@ -51,6 +54,7 @@ class NftGate:
 
     def __init__(self, spec: HoldSpec) -> None:
         self.name = "nfqueue"
+        self.capabilities = ANY_BACKEND - {NET_RAW}
         self._spec = spec
         self._made: HoldTable | None = None
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from synplug.errors import ReleaseError, SynplugError, UnsupportedError
+from synplug.holding.base import ANY_BACKEND
 from synplug.kernel.xt_rules import SynMatch, jump_target, queue_target
 from synplug.kernel.xtables import TABLE, MangleTable, MangleTables, has_ipv6, is_in_use
 from synplug.model import BackendName, Family, HoldSpec
@@ -57,6 +58,7 @@ class IptablesGate:
 
     def __init__(self, spec: HoldSpec) -> None:
         self.name = "nfqueue-iptables"
+        self.capabilities = ANY_BACKEND  # libiptc talks through a raw socket
         self._spec = spec
         self._chain = f"synplug-{spec.run_id}"
         self._comment = f"synplug run {spec.run_id}"

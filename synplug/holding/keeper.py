@@ -17,12 +17,13 @@ from typing import Any
 
 from synplug.errors import PrivilegeError, SynplugError, UnsupportedError
 from synplug.holding.audience import Audience
-from synplug.holding.base import Backend
+from synplug.holding.base import ANY_BACKEND, Backend
 from synplug.holding.channel import Channel, endpoint_to_wire, error_to_wire, result_to_wire
 from synplug.holding.ledger import Entry, Ledger
 from synplug.holding.locks import FlushGuard, RunLocks
 from synplug.holding.pace import Pacer
 from synplug.kernel import procfs
+from synplug.kernel.capabilities import DAC_OVERRIDE, keep_only
 from synplug.kernel.deadman import Deadman
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
@@ -113,6 +114,7 @@ class Keeper:
                 self._warnings.append(f"backend {backend.name} is not available: {error.message}")
                 continue
             self._backend = backend
+            _limit(backend.capabilities)
             self._deadman = Deadman()
             self._write_ledger(backend, "armed")
             if self._spec.name:
@@ -303,7 +305,7 @@ class Keeper:
 
 
 def become_keeper(keep: tuple[int, ...]) -> None:
-    """Turn the forked child into a keeper: a session, a name and descriptors of its own.
+    """Turn the forked child into a keeper: a session, a name, descriptors, few capabilities.
 
     :param keep: the descriptors that stay open. Standard streams become /dev/null, so that
         nobody who reads our caller's pipes waits for a lingering keeper.
@@ -322,5 +324,11 @@ def become_keeper(keep: tuple[int, ...]) -> None:
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _limit(ANY_BACKEND)
     with suppress(OSError), open("/proc/self/comm", "w") as comm:
         comm.write("synplug-keeper")
+
+
+def _limit(capabilities: frozenset[int]) -> None:
+    """Give up what is not needed. Root's files are its own; others may have to override rights."""
+    keep_only(capabilities if os.geteuid() == 0 else capabilities | {DAC_OVERRIDE})

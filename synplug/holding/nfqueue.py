@@ -49,6 +49,7 @@ class QueueBackend(Backend):
 
     def __init__(self, spec: HoldSpec, gate: Gate) -> None:
         self.name = gate.name
+        self.capabilities = gate.capabilities
         self._spec = spec
         self._gate = gate
         self._queues: PacketQueues | None = None

@@ -19,6 +19,7 @@ class FakeGate:
     """A rule that sends what comes to the queues, until it is taken out."""
 
     name = "fake"
+    capabilities = frozenset[int]()
 
     def __init__(self) -> None:
         self.log: list[str] = []

@@ -1,0 +1,96 @@
+"""What each verb needs, and that a keeper has no more than that (docs/privileges.md)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+from netlab.topology import ClientServer
+from tests.integration import shell
+from tests.integration.conftest import SimpleService
+from tests.integration.connect import connects_within, holds_in_force
+
+_BITS = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
+_NEEDS = {
+    "nfqueue": ("net_admin",),
+    "nfqueue-iptables": ("net_admin", "net_raw"),
+}
+
+
+def _limited(capabilities: Sequence[str], *argv: str) -> list[str]:
+    """A command that runs ``synplug`` as root with these capabilities alone."""
+    kept = "".join(f",+{name}" for name in capabilities)
+    limits = [f"--bounding-set=-all{kept}", "--inh-caps=-all", "--no-new-privs"]
+    return ["setpriv", *limits, "--", *shell.SYNPLUG, *argv]
+
+
+@pytest.mark.parametrize("backend", _NEEDS)
+def test_wrap_needs_no_more(lab: ClientServer, simple: SimpleService, backend: str) -> None:
+    options = ["wrap", "--backend", backend, "-p", "8080", "--"]
+    argv = _limited(_NEEDS[backend], *options, *simple.restart_argv("--delay", "0.1"))
+    done = lab.server.run(argv, check=False)
+    assert done.returncode == 0, done
+    assert "restarted" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("backend", "missing"), [(name, one) for name, needs in _NEEDS.items() for one in needs]
+)
+def test_what_is_missing_is_named(
+    lab: ClientServer, simple: SimpleService, backend: str, missing: str
+) -> None:
+    kept = [name for name in _NEEDS[backend] if name != missing]
+    argv = _limited(kept, "wrap", "--backend", backend, "-p", "8080", "--", "true")
+    done = lab.server.run(argv, check=False)
+    assert done.returncode == 125
+    assert f"CAP_{missing.upper()}" in done.stderr
+    assert "not run" in done.stderr or len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("backend", _NEEDS)
+def test_hold_and_release_need_no_more(
+    lab: ClientServer, simple: SimpleService, backend: str
+) -> None:
+    argv = ["hold", "--name", "web", "--max-hold", "9s", "--backend", backend, "-p", "8080"]
+    lab.server.run(_limited(_NEEDS[backend], *argv))
+    assert not connects_within(lab.client, (lab.server_ipv4, 8080), 0.2)
+    lab.server.run(_limited((), "status"))
+    lab.server.run(_limited((), "release", "--name", "web"))
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5)
+
+
+@pytest.mark.parametrize("backend", _NEEDS)
+def test_the_keeper_has_no_more(lab: ClientServer, simple: SimpleService, backend: str) -> None:
+    argv = ["hold", "--name", "web", "--max-hold", "9s", "--backend", backend, "-p", "8080"]
+    assert shell.run(lab.server, *argv).status == 0
+    (entry,) = holds_in_force(lab.server)
+    status = _status(entry["keeper"])
+    wanted = sum(1 << _BITS[f"CAP_{name.upper()}"] for name in _NEEDS[backend])
+    for which in ("CapEff", "CapPrm"):
+        assert int(status[which], 16) == wanted, which
+    assert int(status["CapInh"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    assert shell.run(lab.server, "release", "--name", "web").status == 0
+
+
+def test_the_command_keeps_all_that_the_caller_has(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """The control: nothing of the keeper's limits reaches the command."""
+    show = [sys.executable, "-c", "print(open('/proc/self/status').read())"]
+    plain = lab.server.run(show).stdout
+    wrapped = lab.server.run([*shell.SYNPLUG, "wrap", "-q", "-p", "8080", "--", *show]).stdout
+    for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb", "NoNewPrivs"):
+        assert _fields(wrapped)[name] == _fields(plain)[name], name
+
+
+def _status(pid: int) -> dict[str, str]:
+    with open(f"/proc/{pid}/status") as file:
+        return _fields(file.read())
+
+
+def _fields(text: str) -> dict[str, str]:
+    lines = (line.partition(":") for line in text.splitlines())
+    return {name: value.strip() for name, _, value in lines}
