@@ -6,6 +6,7 @@ A test that cannot run here fails, it is not skipped: see ``pytest_sessionfinish
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -15,6 +16,10 @@ from netlab.isolation import enter_private_namespaces
 def pytest_configure() -> None:
     """Leave the machine's namespaces before anything else happens."""
     enter_private_namespaces()
+    os.environ.pop("PYTHONUNBUFFERED", None)  # synplug's users do not have it set
+    # Whoever starts us in the background, or by nohup(1), has us ignore these, and what we start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -29,23 +29,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     _occupy_standard_streams()
     _undo_locale_coercion()
     words = list(sys.argv[1:] if argv is None else argv)
-    options_part, command = _split(words)
     try:
-        options = parser().parse_args(options_part)
-        if command and options.verb != "wrap":
-            raise UsageError(f"synplug {options.verb} takes no command")
-        run: Callable[..., int] = importlib.import_module(_VERBS[options.verb]).run
-        return run(options, tuple(command))
+        return _flushed(_run(words))
     except SynplugError as error:
         complain(f"synplug: {plain(str(error))}")
         return error.exit_code
     except BrokenPipeError:  # of standard output: a list that was read far enough
+        sys.stdout = None  # or the interpreter's last flush makes the exit status 120
         return 0
     except KeyboardInterrupt:
         return _INTERRUPTED
     except OSError as error:  # no floor foresaw it; what was held is released by now
         complain(f"synplug: {plain(str(error))}")
         return SynplugError.exit_code
+
+
+def _run(words: list[str]) -> int:
+    """Find the verb and run it; returns the exit status."""
+    options_part, command = _split(words)
+    try:
+        options = parser().parse_args(options_part)
+    except SystemExit as end:  # --help and --version have said it
+        return int(end.code or 0)
+    if command and options.verb != "wrap":
+        raise UsageError(f"synplug {options.verb} takes no command")
+    run: Callable[..., int] = importlib.import_module(_VERBS[options.verb]).run
+    return run(options, tuple(command))
+
+
+def _flushed(status: int) -> int:
+    """The status, after standard output has been written: what fails then is said."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return status
 
 
 def _occupy_standard_streams() -> None:

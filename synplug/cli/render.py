@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 
 from synplug.model import Outcome, OwnedListener, ReleaseReason, Report
 
@@ -20,9 +19,14 @@ _HEADLINES = {
 
 def complain(text: str) -> None:
     """Print to standard error; to nowhere when our caller has closed it."""
-    if sys.stderr is not None:
-        with suppress(OSError):  # nobody reads it: that must not change what is done, or said
-            print(text, file=sys.stderr, flush=True)
+    if sys.stderr is None:
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        # Nobody reads it: that must not change what is done, or said. What is left in its buffer
+        # would make the interpreter's last flush fail, and its exit status 120.
+        sys.stderr = None
 
 
 def plain(text: str) -> str:

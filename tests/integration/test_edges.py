@@ -76,6 +76,13 @@ def test_a_standard_error_that_nobody_reads(
     assert (tmp_path / "ran").exists()
 
 
+def test_a_standard_output_that_nobody_reads(lab: ClientServer, simple: SimpleService) -> None:
+    for verb, status in (("status", 0), ("doctor --json", 0), ("--help", 0)):
+        line = f"exec 3>&1; ({' '.join(shell.SYNPLUG)} {verb}; echo $? >&3) | true"
+        done = lab.server.run(["bash", "-c", line])
+        assert (done.stdout.strip(), done.stderr) == (str(status), "")
+
+
 def test_a_read_only_run(lab: ClientServer, simple: SimpleService, tmp_path: Path) -> None:
     """As under systemd's ProtectSystem=strict: one line, and best effort still runs the command."""
     proof = tmp_path / "ran"
