@@ -29,7 +29,7 @@ def test_a_port_that_the_new_configuration_drops(lab: ClientServer) -> None:
             result = load.stop()
     assert outcome.status == 0, outcome
     assert outcome.report["readiness"] == "partial"
-    assert outcome.report["hold"]["duration_s"] < 5
+    assert outcome.report["hold"]["reason"] == "asked", "not the deadline"
     assert "nobody listens on *:8443 after the command" in outcome.report["warnings"]
     assert result.failures == 0, result.summary()
 
