@@ -8,6 +8,7 @@
     ├── PrivilegeError           125  a capability is missing, and is named
     ├── UnsupportedError         125  this kernel or machine lacks something
     ├── KernelError              125  the kernel refused a request that should have worked
+    ├── OverrunError             125  the kernel dropped notices, since they were read too slowly
     ├── LockError                125  another run has one of the endpoints
     ├── NoSuchHoldError            3  there is no hold of that name, or none any more
     ├── CheckError               125  the --check command failed; the command was not run
@@ -84,6 +85,10 @@ class KernelError(SynplugError):
         super().__init__(f"{text}: {detail}" if detail else text, remedy=remedy)
         self.action = action
         self.errno = errno
+
+
+class OverrunError(SynplugError):
+    """The kernel dropped what did not fit into a socket's receive buffer (ENOBUFS, netlink(7))."""
 
 
 class LockError(SynplugError):

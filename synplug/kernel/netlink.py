@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from synplug.errors import KernelError, PrivilegeError, UnsupportedError
+from synplug.errors import KernelError, OverrunError, PrivilegeError, UnsupportedError
 
 NETLINK_SOCK_DIAG = 4
 NETLINK_NETFILTER = 12
@@ -135,25 +135,19 @@ class NetlinkSocket:
 
     :param protocol: NETLINK_SOCK_DIAG or NETLINK_NETFILTER.
     :raises UnsupportedError: the kernel does not have that protocol.
+    :raises KernelError: no socket could be had: descriptors or memory have run out, for example.
+
+    What send(2) and recv(2) refuse is a :class:`KernelError` in every method, too.
     """
 
     def __init__(self, protocol: int) -> None:
-        try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
-            )
-        except OSError as error:
-            raise UnsupportedError(
-                f"this kernel does not speak {_NAMES.get(protocol, protocol)}: {error.strerror}",
-                remedy="load the module nfnetlink" if protocol == NETLINK_NETFILTER else "",
-            ) from error
+        self._socket = _open(protocol)
         self._sequence = 0
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             try:
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
             except OSError:  # only the wording of errors depends on these (Linux 4.3, 4.12, 4.20)
                 continue
-        self._socket.bind((0, 0))
 
     def fileno(self) -> int:
         """The socket's descriptor, for poll(2)."""
@@ -175,16 +169,26 @@ class NetlinkSocket:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size_bytes)
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
-    def send(self, data: bytes) -> None:
+    def send(self, action: str, data: bytes) -> None:
         """Send encoded messages to the kernel without waiting for an answer."""
-        self._socket.send(data)
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise _failed(action, error) from error
 
-    def receive_into(self, buffer: bytearray) -> int:
-        """Receive one datagram without blocking; 0 when there is none."""
+    def receive_into(self, action: str, buffer: bytearray) -> int:
+        """Receive one datagram without blocking; 0 when there is none.
+
+        :raises OverrunError: earlier ones were dropped, since the buffer was full.
+        """
         try:
             return self._socket.recv_into(buffer, 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return 0
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                raise OverrunError(f"{action}: more came than its buffer takes") from error
+            raise _failed(action, error) from error
 
     def message(self, kind: int, flags: int, body: bytes) -> bytes:
         """Encode one message with the next sequence number."""
@@ -196,7 +200,7 @@ class NetlinkSocket:
 
         :raises KernelError: what the kernel answered. :raises PrivilegeError: EPERM.
         """
-        self.send(self.message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, body))
+        self.send(action, self.message(kind, NLM_F_REQUEST | NLM_F_ACK | flags, body))
         self._settle(action, self._sequence, self._sequence)
 
     def batch(
@@ -215,7 +219,7 @@ class NetlinkSocket:
             data += self.message(kind, NLM_F_REQUEST | flags | ack, body)
         last = self._sequence
         data += self.message(_NFNL_BATCH_END, NLM_F_REQUEST, edge)
-        self.send(data)
+        self.send(action, data)
         self._settle(action, first, last)
 
     def dump(self, action: str, kind: int, body: bytes) -> list[memoryview]:
@@ -223,10 +227,10 @@ class NetlinkSocket:
 
         An interrupted dump (NLM_F_DUMP_INTR) is returned as it is: callers poll anyway.
         """
-        self.send(self.message(kind, NLM_F_REQUEST | NLM_F_DUMP, body))
+        self.send(action, self.message(kind, NLM_F_REQUEST | NLM_F_DUMP, body))
         found: list[memoryview] = []
         while True:
-            for message in messages(self._socket.recv(_RECEIVE_BYTES)):
+            for message in self._receive(action):
                 if message.sequence != self._sequence:
                     continue
                 if message.kind == _NLMSG_DONE:
@@ -243,15 +247,49 @@ class NetlinkSocket:
         """
         while True:
             try:
-                data = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+                answers = self._receive(action, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 raise KernelError(action, errno.ENOMSG, detail="no acknowledgement") from None
-            for message in messages(data):
+            for message in answers:
                 if message.kind != _NLMSG_ERROR or message.sequence < first:
                     continue
                 _refuse(action, *error_of(message))
                 if message.sequence == last:
                     return
+
+    def _receive(self, action: str, flags: int = 0) -> Iterator[Message]:
+        """The messages of the next datagram."""
+        try:
+            return messages(self._socket.recv(_RECEIVE_BYTES, flags))
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise _failed(action, error) from error
+
+
+def _open(protocol: int) -> socket.socket:
+    """A bound socket; its port number is the kernel's choice."""
+    name = _NAMES.get(protocol, str(protocol))
+    try:
+        made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    except OSError as error:
+        if error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
+            raise UnsupportedError(
+                f"this kernel does not speak {name}: {error.strerror}",
+                remedy="load the module nfnetlink" if protocol == NETLINK_NETFILTER else "",
+            ) from error
+        raise _failed(f"open a netlink socket ({name})", error) from error
+    try:
+        made.bind((0, 0))
+    except OSError as error:
+        made.close()
+        raise _failed(f"bind a netlink socket ({name})", error) from error
+    return made
+
+
+def _failed(action: str, error: OSError) -> KernelError:
+    """What stands for an errno of the socket itself, not of an answer."""
+    return KernelError(action, error.errno or 0)
 
 
 def _refuse(action: str, code: int, words: str) -> None:

@@ -161,14 +161,11 @@ class PacketQueues:
     def read(self) -> Iterator[Notice]:
         """The packets queued since the last call; ends when there are none left.
 
-        :raises KernelError: ENOBUFS: notices were lost, and their packets dropped, since the
-            reader was too slow. The next call goes on.
+        :raises OverrunError: notices were lost, and their packets dropped, since the reader was
+            too slow. The next call goes on.
         """
         while True:
-            try:
-                size = self._socket.receive_into(self._buffer)
-            except OSError as error:
-                raise KernelError("read the netfilter queue", error.errno or 0) from error
+            size = self._socket.receive_into("read the netfilter queue", self._buffer)
             if not size:
                 return
             offset = 0
@@ -193,7 +190,8 @@ class PacketQueues:
     def _settle(self, kind: int, queue: int, packet: int, verdict: int) -> None:
         head = _ATTRIBUTE.pack(12, _A_VERDICT_HDR)
         body = struct.pack("!BBH", 0, 0, queue) + head + struct.pack("!II", verdict, packet)
-        self._socket.send(_MESSAGE.pack(16 + len(body), kind, NLM_F_REQUEST, 0, 0) + body)
+        message = _MESSAGE.pack(16 + len(body), kind, NLM_F_REQUEST, 0, 0) + body
+        self._socket.send("give a verdict", message)
 
     def states(self) -> list[QueueState]:
         """What the kernel says of these queues now; a queue that is gone is missing."""

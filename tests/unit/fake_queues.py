@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 
-from synplug.errors import KernelError
+from synplug.errors import OverrunError
 from synplug.kernel.nfqueue import NF_ACCEPT, NF_DROP, Notice, QueueState
 from synplug.model import Flow
 
@@ -93,7 +92,7 @@ class FakeQueues:
     def read(self) -> Iterator[Notice]:
         if self.overrun:
             self.overrun = False
-            raise KernelError("read the netfilter queue", errno.ENOBUFS)
+            raise OverrunError("read the netfilter queue: more came than its buffer takes")
         while self._notices:
             yield self._notices.pop(0)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import resource
+import socket
 import struct
 from collections.abc import Callable
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synplug.errors import KernelError, PrivilegeError
+from synplug.errors import KernelError, OverrunError, PrivilegeError, SynplugError, UnsupportedError
 from synplug.kernel import netlink
 from synplug.kernel.netlink import (
     Message,
@@ -246,3 +248,100 @@ def test_a_refused_dump_is_an_error_and_no_empty_list() -> None:
     sock, _ = talking_to(lambda said: [ack(said[0], errno.ENOENT)])
     with pytest.raises(KernelError, match="list: ENOENT"):
         sock.dump("list", 20, b"")
+
+
+# --- what the socket itself refuses
+
+
+class Failing:
+    """A socket that cannot send, or cannot receive."""
+
+    def __init__(self, code: int, *, sends: bool = False) -> None:
+        self._code = code
+        self._sends = sends
+
+    def send(self, data: bytes) -> int:
+        if self._sends:
+            return len(data)
+        raise OSError(self._code, "what the C library says")
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        raise OSError(self._code, "what the C library says")
+
+    def recv_into(self, buffer: bytearray, size: int, flags: int) -> int:
+        raise OSError(self._code, "what the C library says")
+
+
+REQUESTS: list[Callable[[NetlinkSocket], object]] = [
+    lambda sock: sock.acknowledged("do it", 77, b""),
+    lambda sock: sock.batch("do it", 10, [(1, 0, b"")]),
+    lambda sock: sock.dump("do it", 20, b""),
+    lambda sock: sock.receive_into("do it", bytearray(64)),
+]
+
+
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.EMSGSIZE, errno.EPERM, errno.ECONNREFUSED])
+@pytest.mark.parametrize("sends", [False, True], ids=["send", "receive"])
+@pytest.mark.parametrize("request_of", REQUESTS, ids=["one", "batch", "dump", "notices"])
+def test_what_a_socket_refuses_is_told_with_the_action(
+    code: int, sends: bool, request_of: Callable[[NetlinkSocket], object]
+) -> None:
+    sock, _ = talking_to(lambda said: [])
+    sock._socket = Failing(code, sends=sends)  # type: ignore[assignment]
+    with pytest.raises(SynplugError) as error:
+        request_of(sock)
+    assert error.value.message.startswith("do it: ")
+    if not isinstance(error.value, OverrunError):
+        assert isinstance(error.value, KernelError)
+        assert error.value.errno == code
+
+
+def test_only_notices_can_be_overrun() -> None:
+    """A request that found no memory was not sent; nothing was dropped that came unasked."""
+    sock, _ = talking_to(lambda said: [])
+    sock._socket = Failing(errno.ENOBUFS)  # type: ignore[assignment]
+    with pytest.raises(OverrunError):
+        sock.receive_into("read", bytearray(64))
+    with pytest.raises(KernelError, match="give a verdict: ENOBUFS"):
+        sock.send("give a verdict", b"")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.EPROTONOSUPPORT, UnsupportedError),
+        (errno.EAFNOSUPPORT, UnsupportedError),
+        (errno.EMFILE, KernelError),
+        (errno.ENFILE, KernelError),
+        (errno.ENOMEM, KernelError),
+        (errno.EACCES, KernelError),
+    ],
+)
+def test_a_socket_that_cannot_be_opened(
+    monkeypatch: pytest.MonkeyPatch, code: int, kind: type[SynplugError]
+) -> None:
+    def refused(*_: int) -> None:
+        raise OSError(code, "what the C library says")
+
+    monkeypatch.setattr(socket, "socket", refused)
+    with pytest.raises(SynplugError) as error:
+        NetlinkSocket(netlink.NETLINK_NETFILTER)
+    assert type(error.value) is kind
+    assert ("does not speak" in error.value.message) is (kind is UnsupportedError)
+
+
+def test_a_process_without_free_descriptors_is_not_told_to_load_a_module() -> None:
+    """By the kernel itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(KernelError, match=r"open a netlink socket \(sock_diag\): EMFILE"):
+            NetlinkSocket(netlink.NETLINK_SOCK_DIAG)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_protocol_that_the_kernel_does_not_have() -> None:
+    """By the kernel itself: netlink has 32 protocols at the most (MAX_LINKS)."""
+    with pytest.raises(UnsupportedError, match="does not speak 99"):
+        NetlinkSocket(99)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -314,6 +316,19 @@ def test_unread_notices_are_lost_packets_and_no_error() -> None:
     held.backend.absorb()
     held.backend.absorb()
     assert held.backend.counts().lost == 5
+
+
+def test_a_verdict_that_could_not_be_sent_is_no_overrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOBUFS of send(2) means that there was no memory: the SYN still waits."""
+    held = Held()
+    held.arrive(1)
+
+    def verdict(queue: int, packet: int, verdict: int) -> None:
+        raise KernelError("give a verdict", errno.ENOBUFS)
+
+    monkeypatch.setattr(held.queues, "verdict", verdict)
+    with pytest.raises(KernelError, match="give a verdict"):
+        held.arrive(1)
 
 
 def test_another_error_of_the_queue_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
