@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,7 @@ _NFNL_BATCH_END = 0x11
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _RECEIVE_BYTES = 1 << 17
+_DUMP_TRIES = 10
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -113,21 +115,26 @@ def messages(data: bytes | memoryview) -> Iterator[Message]:
 
 
 def error_of(message: Message) -> tuple[int, str]:
-    """The positive errno of an NLMSG_ERROR (0 is an acknowledgement) and the kernel's own words."""
+    """The positive errno of an NLMSG_ERROR or NLMSG_DONE, and the kernel's own words.
+
+    0 is an acknowledgement, or the good end of a dump. Behind the errno an error repeats the
+    request, or its header; the end of a dump does not (``net/netlink/af_netlink.c``).
+    """
     if len(message.body) < 4:
         return errno.EBADMSG, "truncated error message"
-    code = -int.from_bytes(message.body[:4], "little" if _LITTLE else "big", signed=True)
+    code = -int.from_bytes(message.body[:4], sys.byteorder, signed=True)
     words = ""
-    if message.flags & _NLM_F_ACK_TLVS and len(message.body) >= 20:
+    start = 4
+    if message.kind == _NLMSG_ERROR:
+        if len(message.body) < 20:
+            return code, ""
         (original,) = struct.unpack_from("=I", message.body, 4)
         start = 20 if message.flags & _NLM_F_CAPPED else 4 + ((original + 3) & ~3)
+    if message.flags & _NLM_F_ACK_TLVS:
         for kind, payload in attributes(message.body[start:]):
             if kind == _NLMSGERR_ATTR_MSG:
                 words = bytes(payload).rstrip(b"\0").decode(errors="replace")
     return code, words
-
-
-_LITTLE = struct.pack("=H", 1) == b"\1\0"
 
 
 class NetlinkSocket:
@@ -222,22 +229,39 @@ class NetlinkSocket:
         self.send(action, data)
         self._settle(action, first, last)
 
-    def dump(self, action: str, kind: int, body: bytes) -> list[memoryview]:
+    def dump(
+        self, action: str, kind: int, body: bytes, *, complete: bool = True
+    ) -> list[memoryview]:
         """Send a dump request and return the bodies of the answers.
 
-        An interrupted dump (NLM_F_DUMP_INTR) is returned as it is: callers poll anyway.
+        The kernel marks a dump during which something changed, since parts may be missing from
+        it; such a one is asked for anew (``Documentation/userspace-api/netlink/intro.rst``, "Dump
+        consistency").
+
+        :param complete: an answer that is marked even the last time is an error; False: it counts.
+        :raises KernelError: what the kernel answered; EINTR: every answer was marked.
         """
+        for _ in range(_DUMP_TRIES):
+            found, interrupted = self._dump(action, kind, body)
+            if not interrupted:
+                return found
+        if complete:
+            raise KernelError(action, errno.EINTR, detail=f"changed meanwhile, {_DUMP_TRIES} times")
+        return found
+
+    def _dump(self, action: str, kind: int, body: bytes) -> tuple[list[memoryview], bool]:
+        """One dump, and whether it was interrupted; its end can be marked, too, or be an error."""
         self.send(action, self.message(kind, NLM_F_REQUEST | NLM_F_DUMP, body))
         found: list[memoryview] = []
+        interrupted = False
         while True:
             for message in self._receive(action):
                 if message.sequence != self._sequence:
                     continue
-                if message.kind == _NLMSG_DONE:
-                    return found
-                if message.kind == _NLMSG_ERROR:
+                interrupted |= bool(message.flags & _NLM_F_DUMP_INTR)
+                if message.kind in (_NLMSG_DONE, _NLMSG_ERROR):
                     _refuse(action, *error_of(message))
-                    return found
+                    return found, interrupted
                 found.append(message.body)
 
     def _settle(self, action: str, first: int, last: int) -> None:

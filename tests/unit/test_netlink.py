@@ -126,6 +126,7 @@ def error_body(code: int, *, original: bytes = b"", words: str = "") -> bytes:
         (0x100, error_body(22, words="not announced"), (22, "")),
         (0x300, error_body(22, words="why")[:-8], (22, "")),
         (0x300, error_body(22)[:10], (22, "")),
+        (0x300, error_body(22)[:4], (22, "")),
         (0, b"\0\0", (errno.EBADMSG, "truncated error message")),
     ],
 )
@@ -248,6 +249,57 @@ def test_a_refused_dump_is_an_error_and_no_empty_list() -> None:
     sock, _ = talking_to(lambda said: [ack(said[0], errno.ENOENT)])
     with pytest.raises(KernelError, match="list: ENOENT"):
         sock.dump("list", 20, b"")
+
+
+def test_an_error_at_the_end_of_a_dump_is_one() -> None:
+    def answer(said: list[Message]) -> list[bytes]:
+        own = said[0].sequence
+        end = struct.pack("=i", -errno.ENOMEM) + text(1, "why")
+        return [message(20, b"one!", sequence=own), message(3, end, flags=0x200, sequence=own)]
+
+    sock, _ = talking_to(answer)
+    with pytest.raises(KernelError, match=r"list: ENOMEM, .*: why"):
+        sock.dump("list", 20, b"")
+
+
+INTERRUPTED = 0x10
+
+
+def changing(times: int, *, marked: str) -> tuple[NetlinkSocket, Script]:
+    """A table that changes during the first so many dumps; each shows how many there were."""
+    dumps = 0
+
+    def answer(said: list[Message]) -> list[bytes]:
+        nonlocal dumps
+        dumps += 1
+        own = said[0].sequence
+        flags = {marked: INTERRUPTED} if dumps <= times else {}
+        return [
+            message(20, b"old!", sequence=own),
+            message(20, b"%4d" % dumps, flags=flags.get("entry", 0), sequence=own),
+            message(3, bytes(4), flags=flags.get("end", 0), sequence=own),
+        ]
+
+    return talking_to(answer)
+
+
+@pytest.mark.parametrize("marked", ["entry", "end"])
+@given(times=st.integers(0, 9))
+def test_an_interrupted_dump_is_asked_for_anew(marked: str, times: int) -> None:
+    sock, script = changing(times, marked=marked)
+    found = [bytes(body) for body in sock.dump("list", 20, b"")]
+    assert found == [b"old!", b"%4d" % (times + 1)], "all of the last one, nothing of the others"
+    assert len({request.sequence for request in script.sent}) == times + 1
+
+
+def test_a_dump_that_is_always_interrupted_is_an_error_or_will_do() -> None:
+    sock, script = changing(99, marked="end")
+    with pytest.raises(KernelError, match=r"list: EINTR, .* changed meanwhile, 10 times"):
+        sock.dump("list", 20, b"")
+    assert len(script.sent) == 10
+    sock, script = changing(99, marked="end")
+    assert len(sock.dump("list", 20, b"", complete=False)) == 2
+    assert len(script.sent) == 10
 
 
 # --- what the socket itself refuses

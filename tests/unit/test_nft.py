@@ -25,6 +25,7 @@ class Kernel:
         self.batches: list[tuple[str, list[int]]] = []
         self.refuse: dict[bytes, Exception] = {}
         self.answers: list[memoryview] = []
+        self.completely: bool | None = None
         self.closed = False
 
     def batch(
@@ -38,7 +39,10 @@ class Kernel:
         for kind, _, body in requests:
             self.machine.apply(kind, body)
 
-    def dump(self, action: str, kind: int, body: bytes) -> list[memoryview]:
+    def dump(
+        self, action: str, kind: int, body: bytes, *, complete: bool = True
+    ) -> list[memoryview]:
+        self.completely = complete
         return self.answers
 
     def close(self) -> None:
@@ -240,9 +244,11 @@ def test_the_packets_that_met_the_rules(kernel: Kernel) -> None:
     table = HoldTable("t")
     kernel.answers = [counted(5), counted(1 << 40), memoryview(bytes(4) + text(1, "t"))]
     assert table.matched() == 5 + (1 << 40)
+    assert kernel.completely is False, "somebody else's change must not end a hold"
 
 
 def test_the_names_of_tables(kernel: Kernel) -> None:
     kernel.answers = [memoryview(bytes(4) + text(1, word)) for word in ("filter", "synplug-1")]
     assert nft.tables() == ["filter", "synplug-1"]
+    assert kernel.completely is True, "whether a table is gone is read from this"
     assert kernel.closed
