@@ -2,15 +2,100 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from ipaddress import ip_address
 
 import pytest
 
 from synplug.errors import KernelError
+from synplug.handover.request import (
+    _LARGEST_MAX_HELD,
+    _MOST_ENDPOINTS,
+    HoldOptions,
+    hold_spec,
+)
+from synplug.holding.handle import KeptHold
+from synplug.holding.runtime import PortLocks
 from synplug.kernel import nft
 from synplug.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
+from synplug.kernel.nfqueue import queue_states
+from synplug.model import PACKETS_PER_QUEUE, Endpoint, HoldSpec
+
+_AT_ONCE_S = 0.5  # less than the first retransmission of a SYN takes
+_STILL_WAITS_S = 0.15
+
+# --- the largest hold
+
+
+@contextmanager
+def hold_of(spec: HoldSpec) -> Iterator[KeptHold]:
+    """An armed hold with a keeper, closed at the end."""
+    locks = PortLocks(endpoint.port for endpoint in spec.endpoints)
+    locks.take(timeout_s=0)
+    hold = KeptHold(spec, locks)
+    try:
+        hold.arm()
+        yield hold
+    finally:
+        hold.close()
+        locks.drop()
+
+
+def connecting(host: str, port: int) -> socket.socket:
+    """A socket that has begun to connect."""
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setblocking(False)
+    made.connect_ex((host, port))
+    return made
+
+
+def is_connected(made: socket.socket, timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(made, select.POLLOUT)
+    return bool(poll.poll(timeout_s * 1000)) and not made.getsockopt(
+        socket.SOL_SOCKET, socket.SO_ERROR
+    )
+
+
+def test_as_many_endpoints_and_queues_as_a_run_may_have() -> None:
+    """IPv6 addresses make the longest rules. Connections to the first and the last one wait."""
+    address = ip_address("::1")
+    ports = range(30_000, 30_000 + _MOST_ENDPOINTS)
+    endpoints = tuple(Endpoint(port=port, address=address) for port in ports)
+    spec = hold_spec(endpoints, HoldOptions(max_held=_LARGEST_MAX_HELD))
+    with ExitStack() as stack:
+        for port in (ports[0], ports[-1]):
+            listener = stack.enter_context(socket.socket(socket.AF_INET6))
+            listener.bind((str(address), port))
+            listener.listen()
+        hold = stack.enter_context(hold_of(spec))
+        hold.hold()
+        clients = [
+            stack.enter_context(connecting(str(address), port)) for port in (ports[0], ports[-1])
+        ]
+        assert not any(is_connected(client, _STILL_WAITS_S) for client in clients)
+        assert len(queue_states()) == _LARGEST_MAX_HELD // PACKETS_PER_QUEUE
+        result = hold.release()
+        assert all(is_connected(client, _AT_ONCE_S) for client in clients)
+        assert hold.finish() == ""
+    assert (result.counts.held, result.counts.released, result.counts.overflowed) == (2, 2, 0)
+
+
+def test_a_batch_beyond_the_usual_send_buffer() -> None:
+    """More than 212,992 bytes, and less than what every user may have (twice as much)."""
+    address = ip_address("fd00::1")
+    table = nft.HoldTable("synplug-large")
+    table.prepare([Endpoint(port=1 + n, address=address) for n in range(900)], [1], probe_mark=1)
+    rules = subprocess.run(
+        ["nft", "list chain inet synplug-large hold"], capture_output=True, text=True, check=True
+    ).stdout
+    table.close()
+    assert rules.count("jump queues") == 900
+
 
 # --- dumps that are interrupted
 

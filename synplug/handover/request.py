@@ -14,7 +14,7 @@ from synplug.kernel.namespaces import network_inode
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import PACKETS_PER_QUEUE, BackendName, Endpoint, HoldSpec, OnFull, ReleaseMode
 
-#: A transaction must fit a netlink socket's send buffer.
+#: Pacing looks at each port by itself, and each look may walk the kernel's whole hash table.
 _MOST_ENDPOINTS = 64
 _LONGEST_HOLD_S = 24 * 3600.0
 _LARGEST_MAX_HELD = PACKETS_PER_QUEUE * 64

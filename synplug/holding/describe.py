@@ -13,17 +13,19 @@ def equivalent_commands(spec: HoldSpec) -> list[str]:
         return _iptables(spec)
     table = f"inet synplug-{spec.run_id}"
     queues, _ = queue_plan(spec.max_held_packets)
-    rules = [
-        f"    {_nft_match(endpoint)}{_nft_share(index, queues)}counter queue num "
-        f"{_number(index)} bypass;"
-        for endpoint in spec.endpoints
+    shares = [
+        f"    {_nft_share(index, queues)}counter queue num {_number(index)} bypass;"
         for index in range(queues)
     ]
+    matches = [f"    {_nft_match(endpoint)}jump queues;" for endpoint in spec.endpoints]
     return [
         "# prepare; a program must be bound to the queue and hold its verdicts back",
         f"nft 'table {table} {{",
+        "  chain queues {",
+        *shares,
+        "  }",
         "  chain hold {",
-        *rules,
+        *matches,
         "  }",
         "  chain input { type filter hook input priority mangle; policy accept; }",
         "}'",

@@ -40,6 +40,7 @@ _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
 _NETLINK_GET_STRICT_CHK = 12
+_SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 
 _NFNL_BATCH_BEGIN = 0x10
@@ -176,6 +177,19 @@ class NetlinkSocket:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size_bytes)
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
+    def _enlarge_send_buffer(self, message_bytes: int) -> None:
+        """Make the send buffer large enough for one message, beyond wmem_max where permitted.
+
+        A message may be 32 bytes shorter than the buffer, otherwise send(2) says EMSGSIZE
+        (``net/netlink/af_netlink.c``, netlink_sendmsg).
+        """
+        if message_bytes <= self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - 32:
+            return
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, message_bytes)
+        except PermissionError:  # as for the receive buffer
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, message_bytes)
+
     def send(self, action: str, data: bytes) -> None:
         """Send encoded messages to the kernel without waiting for an answer."""
         try:
@@ -226,6 +240,7 @@ class NetlinkSocket:
             data += self.message(kind, NLM_F_REQUEST | flags | ack, body)
         last = self._sequence
         data += self.message(_NFNL_BATCH_END, NLM_F_REQUEST, edge)
+        self._enlarge_send_buffer(len(data))
         self.send(action, data)
         self._settle(action, first, last)
 

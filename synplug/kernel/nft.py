@@ -7,7 +7,8 @@ when the socket that made it is closed, SIGKILL included, and refuses others to 
 ::
 
     table inet synplug-RUN {
-        chain hold { one queue statement per endpoint (and queue) }      armed: nobody goes there
+        chain queues { one queue statement per queue, by source port }
+        chain hold { one rule per endpoint → jump queues }               armed: nobody goes there
         chain input { type filter hook input priority mangle; policy accept;
             meta l4proto tcp, not marked as probe, a bare SYN → jump hold      } this rule holds
     }
@@ -201,19 +202,23 @@ class HoldTable:
     def _create_rules(
         self, endpoints: Sequence[Endpoint], queues: Sequence[int], queue: Callable[[int], bytes]
     ) -> None:
-        """Table and queue statements: no packet comes here yet."""
+        """Table, endpoints and queue statements: no packet comes here yet.
+
+        Two chains, since a rule per endpoint *and* queue would be thousands of them, through
+        which each SYN would have to go.
+        """
+        name = text(1, self.name)
         requests = [
-            (
-                _NEWTABLE,
-                NLM_F_CREATE | NLM_F_EXCL,
-                text(1, self.name) + be32(2, _TABLE_F_OWNER),
-            ),
-            (_NEWCHAIN, NLM_F_CREATE, text(1, self.name) + text(3, "hold")),
+            (_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, name + be32(2, _TABLE_F_OWNER)),
+            (_NEWCHAIN, NLM_F_CREATE, name + text(3, "queues")),
+            (_NEWCHAIN, NLM_F_CREATE, name + text(3, "hold")),
         ]
-        for endpoint in endpoints:
-            for index, number in enumerate(queues):
-                match = _sent_to(endpoint) + _one_share(index, len(queues))
-                requests.append(self._rule("hold", match + _expression("counter") + queue(number)))
+        for index, number in enumerate(queues):
+            share = _one_share(index, len(queues))
+            requests.append(self._rule("queues", share + _expression("counter") + queue(number)))
+        requests += [
+            self._rule("hold", _sent_to(endpoint) + _jump("queues")) for endpoint in endpoints
+        ]
         self._transact("create the nftables table", requests)
 
     def _create_base_chain(self) -> None:
@@ -241,7 +246,7 @@ class HoldTable:
         the owner's alone, and nothing is left out of a chain that did not change; an error in
         the middle of a hold, over a number, would drop all that waits.
         """
-        body = _INET + text(1, self.name) + text(2, "hold")
+        body = _INET + text(1, self.name) + text(2, "queues")
         rules = self._socket.dump(
             "read the rules' counters", _SUBSYSTEM << 8 | _GETRULE, body, complete=False
         )

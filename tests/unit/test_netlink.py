@@ -152,12 +152,26 @@ class Script:
         self.sent: list[Message] = []
         self._answer = answer
         self._waiting: list[bytes] = []
+        self.send_buffer_bytes = 212_992
+        self.may_force = True
 
     def send(self, data: bytes) -> int:
         said = list(messages(data))
         self.sent += said
         self._waiting += self._answer(said)
         return len(data)
+
+    def getsockopt(self, level: int, option: int) -> int:
+        assert (level, option) == (socket.SOL_SOCKET, socket.SO_SNDBUF)
+        return self.send_buffer_bytes
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        """As the kernel does it: twice the number, and no more than permitted (socket(7))."""
+        assert level == socket.SOL_SOCKET
+        if option != socket.SO_SNDBUF and not self.may_force:
+            raise PermissionError
+        permitted = value if option != socket.SO_SNDBUF else min(value, 212_992)
+        self.send_buffer_bytes = 2 * permitted
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         if not self._waiting:
@@ -222,6 +236,25 @@ def test_a_batch_is_one_datagram_framed_and_acknowledged_once() -> None:
     assert [bytes(found.body) for found in script.sent[::3]] == [b"\0\0\0\x0a"] * 2
     sequences = [found.sequence for found in script.sent]
     assert sequences == list(range(sequences[0], sequences[0] + 4))
+
+
+@pytest.mark.parametrize(
+    ("body_bytes", "may_force", "buffer_bytes"),
+    [
+        (212_904, True, 212_992),  # with three headers and the edges' bodies: it just fits
+        (212_908, True, 425_928),
+        (212_908, False, 425_928),
+        (900_000, True, 1_800_112),
+        (900_000, False, 425_984),  # what wmem_max permits; send(2) will say EMSGSIZE
+    ],
+)
+def test_a_batch_gets_the_send_buffer_that_it_needs(
+    body_bytes: int, may_force: bool, buffer_bytes: int
+) -> None:
+    sock, script = talking_to(lambda said: [ack(said[-2])])
+    script.may_force = may_force
+    sock.batch("do all", 10, [(1, 0, bytes(body_bytes))])
+    assert script.send_buffer_bytes == buffer_bytes
 
 
 @pytest.mark.parametrize("culprit", [0, 1, 2])
@@ -311,6 +344,9 @@ class Failing:
     def __init__(self, code: int, *, sends: bool = False) -> None:
         self._code = code
         self._sends = sends
+
+    def getsockopt(self, level: int, option: int) -> int:
+        return 212_992
 
     def send(self, data: bytes) -> int:
         if self._sends:

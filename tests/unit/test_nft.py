@@ -160,6 +160,15 @@ def test_several_queues_share_the_source_ports(kernel: Kernel, count: int) -> No
     assert again == shares
 
 
+def test_rules_grow_with_endpoints_and_queues_and_not_with_their_product(kernel: Kernel) -> None:
+    hold(*(f"*:{port}" for port in range(1000, 1064)), queues=range(20_000, 20_064))
+    assert sum(len(rules) for rules in kernel.machine.chains.values()) == 64 + 64 + 1
+    for port in (1000, 1063):
+        for share in (0, 63):
+            packet = syn("10.0.0.1", port=port, source=share << 4)
+            assert kernel.machine.queue_for(packet) == 20_000 + share
+
+
 # --- the table's life
 
 
@@ -199,7 +208,7 @@ def test_a_long_comment_is_cut(kernel: Kernel) -> None:
 def test_the_base_chain_is_made_alone_and_last(kernel: Kernel) -> None:
     """An aborted transaction that made one would drop what every queue holds."""
     hold("*:80", "10.0.0.1:81")
-    assert [kinds for _, kinds in kernel.batches] == [[0, 3, 6, 6], [3], [6]]
+    assert [kinds for _, kinds in kernel.batches] == [[0, 3, 3, 6, 6, 6], [3], [6]]
 
 
 # --- kernels that lack something
