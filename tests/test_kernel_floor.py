@@ -6,7 +6,7 @@ import select
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from ipaddress import ip_address
 
 import pytest
@@ -23,10 +23,16 @@ from synplug.holding.runtime import PortLocks
 from synplug.kernel import nft
 from synplug.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from synplug.kernel.nfqueue import queue_states
+from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import PACKETS_PER_QUEUE, Endpoint, HoldSpec
 
 _AT_ONCE_S = 0.5  # less than the first retransmission of a SYN takes
 _STILL_WAITS_S = 0.15
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
 
 # --- the largest hold
 
@@ -47,7 +53,7 @@ def hold_of(spec: HoldSpec) -> Iterator[KeptHold]:
 
 def connecting(host: str, port: int) -> socket.socket:
     """A socket that has begun to connect."""
-    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made = socket.socket(_family(host))
     made.setblocking(False)
     made.connect_ex((host, port))
     return made
@@ -95,6 +101,64 @@ def test_a_batch_beyond_the_usual_send_buffer() -> None:
     ).stdout
     table.close()
     assert rules.count("jump queues") == 900
+
+
+# --- connections by the address that they came to
+
+_MAPPED_V4 = "::ffff:127.0.0.1"
+
+
+def listening(host: str) -> socket.socket:
+    """A listener; a dual one for ``::``."""
+    made = socket.socket(_family(host))
+    made.bind((host, 0))
+    made.listen()
+    return made
+
+
+@contextmanager
+def half_open(bound_to: str, connected_to: str) -> Iterator[int]:
+    """A listener with one connection in SYN_RECV: its handshake waits for data (tcp(7))."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(listening(bound_to))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+        port = listener.getsockname()[1]
+        client = stack.enter_context(connecting(connected_to, port))
+        assert is_connected(client, _AT_ONCE_S)
+        yield port
+
+
+@pytest.mark.parametrize(
+    ("bound_to", "connected_to", "here", "elsewhere"),
+    [
+        ("0.0.0.0", "127.0.0.1", ["127.0.0.1", "0.0.0.0"], ["127.0.0.2", "::1", "::"]),
+        ("::", "127.0.0.1", ["127.0.0.1", "0.0.0.0"], ["127.0.0.2", "::1", "::"]),
+        (_MAPPED_V4, "127.0.0.1", ["127.0.0.1", "0.0.0.0"], ["127.0.0.2", "::1", "::"]),
+        ("::", "::1", ["::1", "::"], ["fd00::1", "127.0.0.1", "0.0.0.0"]),
+    ],
+)
+def test_request_sockets_and_connections_are_those_of_the_address(
+    bound_to: str, connected_to: str, here: list[str], elsewhere: list[str]
+) -> None:
+    """However the kernel shows IPv4 on a dual socket, established or still in SYN_RECV."""
+    with (
+        closing(SocketDiagnostics()) as diagnostics,
+        half_open(bound_to, connected_to) as port,
+    ):
+        assert diagnostics.request_sockets([Endpoint(port=port)]) == 1
+        assert diagnostics.request_sockets([Endpoint(port=port % 65_535 + 1)]) == 0
+        for host in here + elsewhere:
+            counted = diagnostics.request_sockets([Endpoint(port=port, address=ip_address(host))])
+            assert counted == (host in here), host
+    with (
+        closing(SocketDiagnostics()) as diagnostics,
+        listening(bound_to) as listener,
+    ):
+        port = listener.getsockname()[1]
+        with socket.create_connection((connected_to, port)):
+            for host in here + elsewhere:
+                made = diagnostics.connections([Endpoint(port=port, address=ip_address(host))])
+                assert len(made) == (host in here), host
 
 
 # --- dumps that are interrupted

@@ -46,7 +46,9 @@ class Drain:
     ) -> None:
         self._plan = plan
         self._endpoints = endpoints
-        self._ports = sorted({listener.port for listener in old})
+        self._served = [
+            endpoint for endpoint in endpoints if any(own.serves(endpoint) for own in old)
+        ]
         self._cookies = {listener.cookie for listener in old}
         self._sockets = sockets
 
@@ -104,7 +106,7 @@ class Drain:
             for listener in self._sockets.listeners(self._endpoints)
             if listener.cookie in self._cookies
         )
-        return queued or self._sockets.request_sockets(self._ports)
+        return queued or self._sockets.request_sockets(self._served)
 
     def _busy(self) -> int:
-        return sum(map(is_busy, self._sockets.connections(self._ports)))
+        return sum(map(is_busy, self._sockets.connections(self._served)))

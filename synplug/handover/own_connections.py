@@ -4,6 +4,9 @@ A health check in the restart command, or a readiness command, may connect to th
 that is held. The sockets of these processes that are in SYN_SENT to it are found, and the hold
 lets their SYNs pass: they meet the new listener, or are refused while there is none, just as
 without a hold.
+
+Only ports are compared: a flow to the same port at another address never meets the hold's rule,
+so letting it pass changes nothing.
 """
 
 from __future__ import annotations

@@ -80,11 +80,11 @@ class SocketTable(Protocol):
     def listeners(self, endpoints: Iterable[Endpoint] | None = None) -> list[Listener]:
         """The listening sockets that serve the endpoints; all for None."""
 
-    def request_sockets(self, ports: Iterable[int]) -> int:
-        """Connections of these local ports in SYN_RECV."""
+    def request_sockets(self, endpoints: Iterable[Endpoint]) -> int:
+        """Connections to the endpoints in SYN_RECV."""
 
-    def connections(self, ports: Iterable[int]) -> list[Connection]:
-        """Established connections of these local ports."""
+    def connections(self, endpoints: Iterable[Endpoint]) -> list[Connection]:
+        """Established connections to the endpoints."""
 
     def connecting(self, ports: Iterable[int]) -> list[tuple[int, Flow]]:
         """Inodes and flows of local sockets in SYN_SENT to these ports."""

@@ -20,8 +20,8 @@ class Rooms(Protocol):
     def listeners(self, endpoints: Iterable[Endpoint] | None = None) -> list[Listener]:
         """The listening sockets that serve the endpoints."""
 
-    def request_sockets(self, ports: Iterable[int]) -> int:
-        """Connections of these ports that are in SYN_RECV."""
+    def request_sockets(self, endpoints: Iterable[Endpoint]) -> int:
+        """Connections to the endpoints that are in SYN_RECV."""
 
 
 class Room(NamedTuple):
@@ -108,7 +108,7 @@ class Pacer:
             listeners = self._rooms.listeners(wanted)
             if not listeners:
                 continue
-            requests = self._rooms.request_sockets([port]) if self.steps else 0
+            requests = self._rooms.request_sockets(wanted) if self.steps else 0
             rooms.append(room_of(listeners, requests))
             self.limit = f"backlog of {min(listener.backlog for listener in listeners)}"
         return min(rooms, default=None, key=lambda room: room.free)

@@ -25,6 +25,7 @@ _ID = struct.Struct("!HH16s16s")
 _ANSWER = struct.Struct("=BBBB")
 _COUNTS = struct.Struct("=IIIII")  # expires, rqueue, wqueue, uid, inode
 _ANSWER_BYTES = 72
+_WIDTHS = {Family.IPV4: 4, Family.IPV6: 16}
 _MAPPED = bytes(10) + b"\xff\xff"
 # struct tcp_info: tcpi_last_data_sent, _last_data_recv, _bytes_acked, _bytes_received.
 _TCP_INFO = struct.Struct("=44xI4xI64xQQ")
@@ -62,33 +63,44 @@ class SocketDiagnostics:
     def listeners(self, endpoints: Iterable[Endpoint] | None = None) -> list[Listener]:
         """The listening sockets that serve *endpoints*; all of the namespace for None."""
         if endpoints is None:
-            wanted: list[Endpoint] | None = None
-            ports = {0}
-        else:
-            wanted = list(endpoints)
-            ports = {endpoint.port for endpoint in wanted}
+            return [_listener(body) for body in self._dump(1 << _LISTEN)]
+        wanted = list(endpoints)
         found = []
-        for port in sorted(ports):
+        for port in sorted({endpoint.port for endpoint in wanted}):
             for body in self._dump(1 << _LISTEN, source_port=port):
                 listener = _listener(body)
-                if wanted is None or any(listener.serves(endpoint) for endpoint in wanted):
+                if any(listener.serves(endpoint) for endpoint in wanted):
                     found.append(listener)
         return found
 
-    def request_sockets(self, ports: Iterable[int]) -> int:
-        """How many connections of these local ports are in SYN_RECV."""
-        return sum(1 for port in ports for _ in self._dump(1 << _SYN_RECV, source_port=port))
+    def request_sockets(self, endpoints: Iterable[Endpoint]) -> int:
+        """How many connections to *endpoints* are in SYN_RECV."""
+        return sum(1 for _ in self._made_to(endpoints, 1 << _SYN_RECV))
 
-    def connections(self, ports: Iterable[int]) -> list[Connection]:
-        """The established connections of these local ports, with their tcp_info."""
+    def connections(self, endpoints: Iterable[Endpoint]) -> list[Connection]:
+        """The established connections that came in to *endpoints*, with their tcp_info."""
         return [
             _connection(body)
-            for port in ports
-            for body in self._dump(1 << _ESTABLISHED, source_port=port, extension=_INET_DIAG_INFO)
+            for body in self._made_to(endpoints, 1 << _ESTABLISHED, extension=_INET_DIAG_INFO)
         ]
 
+    def _made_to(
+        self, endpoints: Iterable[Endpoint], states: int, *, extension: int = 0
+    ) -> Iterator[memoryview]:
+        """The sockets in *states* whose local address is one of *endpoints*.
+
+        Another service may have the same port at another address; its sockets are passed over.
+        """
+        wanted = list(endpoints)
+        for port in sorted({endpoint.port for endpoint in wanted}):
+            exact, widths = _addresses([end for end in wanted if end.port == port])
+            for body in self._dump(states, source_port=port, extension=extension):
+                address = _local_address(body)
+                if len(address) in widths or address in exact:
+                    yield body
+
     def connecting(self, ports: Iterable[int]) -> list[tuple[int, Flow]]:
-        """The local sockets in SYN_SENT to these ports: their inodes and flows."""
+        """The local sockets in SYN_SENT to these ports, at whatever address: inodes and flows."""
         return [
             (_COUNTS.unpack_from(body, 52)[4], _flow(body))
             for port in ports
@@ -128,6 +140,26 @@ def _listener(body: memoryview) -> Listener:
         accept_queue=queued,
         v6only=v6only,
     )
+
+
+def _addresses(endpoints: Iterable[Endpoint]) -> tuple[set[bytes], set[int]]:
+    """The addresses that endpoints stand for, packed; and the widths of which any one will do."""
+    exact: set[bytes] = set()
+    widths: set[int] = set()
+    for endpoint in endpoints:
+        if endpoint.exact_address is not None:
+            exact.add(endpoint.exact_address.packed)
+        else:
+            widths.update(_WIDTHS[family] for family in endpoint.families)
+    return exact, widths
+
+
+def _local_address(body: memoryview) -> bytes:
+    """As packets to the socket carry it: IPv4 where an IPv6 socket has a mapped address."""
+    source = bytes(body[8:24])
+    if body[0] == Family.IPV4.af:
+        return source[:4]
+    return source[12:] if source.startswith(_MAPPED) else source
 
 
 def _flow(body: memoryview) -> Flow:

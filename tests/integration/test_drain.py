@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 from netlab.load import Load
 from netlab.load_result import LoadResult
 from netlab.program import wait_until
@@ -58,6 +62,42 @@ def test_a_listener_that_never_runs_empty(lab: ClientServer, simple: SimpleServi
     assert proceeded.status == 0
     assert proceeded.report["drain"]["left"] > 3
     assert "still in the old listener's queues" in " ".join(proceeded.report["warnings"])
+
+
+_STUCK = """
+import socket, sys
+made = [socket.create_connection((sys.argv[1], int(sys.argv[2]))) for _ in range(5)]
+print("connected", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_stuck_neighbour_on_the_same_port_delays_nothing(
+    lab: ClientServer, simple: SimpleService, tmp_path: Path
+) -> None:
+    """Two services on port 8080, each at its own address; the neighbour accepts no more."""
+    _restart_with(simple, "--address", lab.server_ipv4)
+    (tmp_path / "neighbour").mkdir()
+    neighbour = SimpleService(namespace=lab.server, directory=tmp_path / "neighbour")
+    lab.server.run(neighbour.start_argv("--address", "127.0.0.1", "--lazy", "60"))
+    wait_until(neighbour.listens, 10, "the neighbour listens")
+    argv = [sys.executable, "-c", _STUCK, "127.0.0.1", "8080"]
+    with lab.server.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stuck:
+        assert stuck.stdout is not None
+        assert stuck.stdout.readline() == "connected\n"
+        hasty = ["--drain-timeout", "100ms", "--quiesce", "100ms", "--settle", "0"]
+        control = shell.wrap(lab.server, ["-p", "127.0.0.1:8080", *hasty], ["true"])
+        before = simple.pid
+        command = simple.restart_argv("--address", lab.server_ipv4)
+        kept = shell.wrap(lab.server, ["-p", f"{lab.server_ipv4}:8080"], command)
+        wait_until(lambda: simple.pid != before, 10, "it listens anew")
+        stuck.communicate(timeout=10)
+    assert control.report["drain"]["left"] >= 4, "the neighbour was not stuck"
+    assert control.report["drain"]["busy"] >= 4, "the neighbour was not stuck"
+    assert kept.status == 0, kept
+    assert kept.report["drain"] == {"empty": True, "left": 0, "quiet": True, "busy": 0}
+    (drain,) = [phase for phase in kept.report["phases"] if phase["name"] == "drain"]
+    assert drain["duration_s"] < 0.5, "it waited for the neighbour's connections"
 
 
 def _restart_with(simple: SimpleService, *options: str) -> None:

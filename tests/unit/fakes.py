@@ -183,6 +183,7 @@ class FakeSockets:
         self.requests = 0
         self.established: list[Connection] = []
         self.syn_sent: list[tuple[int, Flow]] = []
+        self.asked: list[tuple[Endpoint, ...]] = []
         self.asked_ports: list[tuple[int, ...]] = []
         self.error: BaseException | None = None
 
@@ -194,14 +195,14 @@ class FakeSockets:
         wanted = list(endpoints)
         return [own for own in self.now if any(own.serves(endpoint) for endpoint in wanted)]
 
-    def request_sockets(self, ports: Iterable[int]) -> int:
+    def request_sockets(self, endpoints: Iterable[Endpoint]) -> int:
         self._world.note("look at the queues")
-        self.asked_ports.append(tuple(ports))
+        self.asked.append(tuple(endpoints))
         return self.requests
 
-    def connections(self, ports: Iterable[int]) -> list[Connection]:
+    def connections(self, endpoints: Iterable[Endpoint]) -> list[Connection]:
         self._world.note("look at the connections")
-        self.asked_ports.append(tuple(ports))
+        self.asked.append(tuple(endpoints))
         return list(self.established)
 
     def connecting(self, ports: Iterable[int]) -> list[tuple[int, Flow]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_address
 
 import pytest
 
 from synplug.handover.drain import Drain, is_busy
 from synplug.handover.plan import DrainPlan
 from synplug.kernel.sock_diag import Connection
-from synplug.model import DrainResult, Listener
+from synplug.model import DrainResult, Endpoint, Listener
 from tests.unit.fakes import HTTP, FakeSockets, World, connection, listener
 
 # --- busy, or not
@@ -64,12 +65,13 @@ class Waited:
         self.world = World(0.0)
         self.sockets = FakeSockets(self.world, old)
         self.old = old
+        self.endpoints: tuple[Endpoint, ...] = (HTTP,)
         self.plan = plan or DrainPlan(timeout_s=1.0, quiesce_s=1.0)
         self.pauses: list[float] = []
         self.stopped: Callable[[], bool] = lambda: False
 
     def result(self) -> DrainResult:
-        drain = Drain(plan=self.plan, endpoints=(HTTP,), old=self.old, sockets=self.sockets)
+        drain = Drain(plan=self.plan, endpoints=self.endpoints, old=self.old, sockets=self.sockets)
         return drain.wait(clock=self.world.clock, pause=self._pause, stopped=self._stopped)
 
     def _pause(self, seconds: float) -> None:
@@ -84,7 +86,7 @@ def test_empty_queues_take_two_looks() -> None:
     waited = Waited(listener(1))
     assert waited.result() == DrainResult()
     assert len(waited.pauses) == 1
-    assert waited.sockets.asked_ports == [(80,), (80,), (80,)]  # twice queues, once connections
+    assert waited.sockets.asked == [(HTTP,)] * 3  # twice queues, once connections
 
 
 def test_one_empty_look_is_not_enough() -> None:
@@ -125,7 +127,16 @@ def test_no_old_listener_no_wait() -> None:
     waited.sockets.established = [connection(unread=1)]
     assert waited.result() == DrainResult()
     assert waited.world.now_s == 0
-    assert waited.sockets.asked_ports == []
+    assert waited.sockets.asked == []
+
+
+def test_only_endpoints_with_an_old_listener_are_looked_at() -> None:
+    """Not the port: another service may have it at another address."""
+    mine = Endpoint(port=80, address=ip_address("10.0.0.1"))
+    waited = Waited(listener(1, "10.0.0.1"))
+    waited.endpoints = (mine, Endpoint(port=80, address=ip_address("10.0.0.2")), Endpoint(port=81))
+    assert waited.result() == DrainResult()
+    assert set(waited.sockets.asked) == {(mine,)}
 
 
 def test_a_timeout_of_0_looks_once() -> None:

@@ -19,14 +19,14 @@ class Listening:
     def __init__(self, *now: Listener, requests: int = 0) -> None:
         self.now = list(now)
         self.requests = requests
-        self.asked: list[tuple[int, ...]] = []
+        self.asked: list[tuple[Endpoint, ...]] = []
 
     def listeners(self, endpoints: Iterable[Endpoint] | None = None) -> list[Listener]:
         wanted = list(endpoints or ())
         return [own for own in self.now if any(own.serves(endpoint) for endpoint in wanted)]
 
-    def request_sockets(self, ports: Iterable[int]) -> int:
-        self.asked.append(tuple(ports))
+    def request_sockets(self, endpoints: Iterable[Endpoint]) -> int:
+        self.asked.append(tuple(endpoints))
         return self.requests
 
 
@@ -122,7 +122,7 @@ def test_request_sockets_are_counted_from_the_second_step_on() -> None:
     assert paced.step(100) == 10
     assert rooms.asked == []
     assert paced.step(90) == 6
-    assert rooms.asked == [(80,)]
+    assert rooms.asked == [(HTTP,)]
 
 
 def test_a_burst_is_not_paced() -> None:

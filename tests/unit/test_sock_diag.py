@@ -6,10 +6,10 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from synplug.kernel import sock_diag
@@ -138,6 +138,11 @@ def test_listeners_of_endpoints_are_asked_for_by_port(kernel: Kernel) -> None:
     assert {family for family, *_ in kernel.requests} == {socket.AF_INET, socket.AF_INET6}
 
 
+def at(name: str) -> Endpoint:
+    host, _, port = name.rpartition(":")
+    return Endpoint(port=int(port), address=None if host == "*" else ip_address(host.strip("[]")))
+
+
 def test_request_sockets_are_counted_over_ports_and_families(kernel: Kernel) -> None:
     kernel.sockets = [
         answer(("10.0.0.1", 80), state=SYN_RECV),
@@ -145,7 +150,69 @@ def test_request_sockets_are_counted_over_ports_and_families(kernel: Kernel) -> 
         answer(("10.0.0.1", 80), state=ESTABLISHED),
         answer(("10.0.0.1", 82), state=SYN_RECV),
     ]
-    assert SocketDiagnostics().request_sockets([80, 81]) == 2
+    assert SocketDiagnostics().request_sockets([at("*:80"), at("*:81")]) == 2
+
+
+LOCAL = ("10.0.0.1", "10.0.0.2", "::ffff:10.0.0.1", "fd00::1", "fd00::2", "::1")
+
+
+@pytest.mark.parametrize("state", [SYN_RECV, ESTABLISHED])
+@pytest.mark.parametrize(
+    ("endpoints", "found"),
+    [
+        (["*:80"], LOCAL),
+        (["0.0.0.0:80"], ("10.0.0.1", "10.0.0.2", "::ffff:10.0.0.1")),
+        (["[::]:80"], ("fd00::1", "fd00::2", "::1")),
+        (["10.0.0.1:80"], ("10.0.0.1", "::ffff:10.0.0.1")),
+        (["[fd00::1]:80"], ("fd00::1",)),
+        (["10.0.0.2:80", "[::1]:80"], ("10.0.0.2", "::1")),
+        (["10.0.0.1:80", "*:80"], LOCAL),
+        (["127.0.0.1:80"], ()),
+        (["*:81"], ()),
+    ],
+)
+def test_connections_to_other_addresses_of_the_port_are_somebody_elses(
+    kernel: Kernel, state: int, endpoints: list[str], found: tuple[str, ...]
+) -> None:
+    """A connection over IPv4 to an IPv6 socket has a mapped address, and counts for IPv4."""
+    kernel.sockets = [
+        answer((host, 80), ("fd00::9" if ":" in host else "10.9.9.9", 9), state=state, received=n)
+        for n, host in enumerate(LOCAL)
+    ]
+    wanted = [at(name) for name in endpoints]
+    diagnostics = SocketDiagnostics()
+    if state == SYN_RECV:
+        assert diagnostics.request_sockets(wanted) == len(found)
+    else:
+        numbers = sorted(made.unread_bytes for made in diagnostics.connections(wanted))
+        assert numbers == [LOCAL.index(host) for host in found]
+
+
+ADDRESSES = st.one_of(
+    st.none(),
+    st.sampled_from(["0.0.0.0", "::"]).map(ip_address),
+    st.ip_addresses(v=4),
+    st.ip_addresses(v=6),
+)
+
+
+@given(endpoint=ADDRESSES, local=st.ip_addresses(), port=st.sampled_from((80, 81)))
+def test_a_connection_counts_where_a_listener_bound_to_its_address_would(
+    endpoint: IPv4Address | IPv6Address | None, local: IPv4Address | IPv6Address, port: int
+) -> None:
+    """The two ways to compare, by packed bytes and by the model, say the same."""
+    assume(not local.is_unspecified)
+    assume(local.version == 4 or local.ipv4_mapped is None)
+    if endpoint is not None and not endpoint.is_unspecified and local.packed[0] % 2:
+        endpoint = local  # otherwise an exact address would hardly ever match
+    wanted = Endpoint(port=80, address=endpoint)
+    own = Listener(address=local, port=port, inode=1, cookie=1, backlog=1, accept_queue=0)
+    kernel = Kernel()
+    kernel.sockets = [answer((str(local), port), (str(local), 9), state=SYN_RECV)]
+    diagnostics = SocketDiagnostics()
+    diagnostics._netlink.close()
+    diagnostics._netlink = kernel  # type: ignore[assignment]
+    assert diagnostics.request_sockets([wanted]) == own.serves(wanted)
 
 
 def test_a_connection(kernel: Kernel) -> None:
@@ -153,7 +220,7 @@ def test_a_connection(kernel: Kernel) -> None:
     kernel.sockets = [
         answer(("10.0.0.1", 80), ("10.0.0.2", 999), info, state=ESTABLISHED, received=5, sent=6)
     ]
-    assert SocketDiagnostics().connections([80]) == [
+    assert SocketDiagnostics().connections([at("*:80")]) == [
         Connection(
             accepted=True,
             unread_bytes=5,
@@ -169,7 +236,7 @@ def test_a_connection(kernel: Kernel) -> None:
 
 def test_a_connection_that_nobody_has_accepted_has_no_inode(kernel: Kernel) -> None:
     kernel.sockets = [answer(("10.0.0.1", 80), state=ESTABLISHED, inode=0)]
-    (found,) = SocketDiagnostics().connections([80])
+    (found,) = SocketDiagnostics().connections([at("*:80")])
     assert not found.accepted
 
 
@@ -177,7 +244,7 @@ def test_a_connection_that_nobody_has_accepted_has_no_inode(kernel: Kernel) -> N
 def test_an_older_kernel_tells_less(kernel: Kernel, size: int) -> None:
     info = tcp_info(since_sent=11, since_received=22, acked=33, received=44, size=size)
     kernel.sockets = [answer(("10.0.0.1", 80), ("10.0.0.2", 9), info, state=ESTABLISHED)]
-    (found,) = SocketDiagnostics().connections([80])
+    (found,) = SocketDiagnostics().connections([at("*:80")])
     assert found.since_sent_ms == (11 if size >= 48 else 0)
     assert found.received_bytes == 0
 

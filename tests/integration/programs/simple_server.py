@@ -1,9 +1,9 @@
 """A small server whose shortcomings can be chosen: ``python simple_server.py PORT [options]``.
 
-Answers every request on IPv4 and IPv6 with 200. With --pidfile it writes its pid once it
-listens; --delay waits before it binds; --backlog is listen(2)'s; --think is how long a request
-takes, each in a thread; --lazy is a rest after each accept(2). SIGTERM ends it at once, whatever
-is in flight.
+Answers every request with 200, on IPv4 and IPv6 unless --address names one. With --pidfile it
+writes its pid once it listens; --delay waits before it binds; --backlog is listen(2)'s; --think
+is how long a request takes, each in a thread; --lazy is a rest after each accept(2). SIGTERM ends
+it at once, whatever is in flight.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
+    parser.add_argument("--address", default="::")
     parser.add_argument("--pidfile")
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--backlog", type=int, default=1024)
@@ -30,10 +31,11 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     select.select([], [], [], options.delay)
-    listener = socket.socket(socket.AF_INET6)
+    listener = socket.socket(socket.AF_INET6 if ":" in options.address else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    listener.bind(("::", options.port))
+    if ":" in options.address:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    listener.bind((options.address, options.port))
     listener.listen(options.backlog)
     if options.pidfile:
         draft = options.pidfile + ".new"
