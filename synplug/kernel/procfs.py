@@ -71,13 +71,56 @@ def descendants(roots: Iterable[int]) -> set[int]:
 
 
 def control_group_members(component: str) -> set[int]:
-    """The processes whose control group's path has *component*, such as ``nginx.service``."""
-    found = set()
-    for pid in pids():
-        for line in _read(f"/proc/{pid}/cgroup").splitlines():
-            if component in line.split(":", 2)[-1].split("/"):
-                found.add(pid)
-    return found
+    """The processes of a unit of the system's own manager, such as ``nginx.service``.
+
+    A unit of that manager is found below its root by slices alone:
+    ``/system.slice/nginx.service``, with groups of the service's own below it or not. So units of
+    the same name do not count that belong to another manager: a user's
+    (``/user.slice/user-1000.slice/user@1000.service/app.slice/nginx.service``), or that of a
+    container (``/machine.slice/machine-web.scope/system.slice/nginx.service``,
+    ``/docker/ID/…``); from inside of a container, its own manager is the system's. Only the
+    hierarchies that systemd keeps are read: ``name=systemd`` and the unified one
+    (cgroups(7), systemd.slice(5)).
+
+    :param component: the unit's name; a slice stands for all that is in it.
+    """
+    roots = _managers_roots()
+    return {
+        pid
+        for pid in pids()
+        for hierarchy, path in _control_groups(pid)
+        if is_unit_path(path, component, root=roots.get(hierarchy, ""))
+    }
+
+
+def is_unit_path(path: str, unit: str, *, root: str) -> bool:
+    """Whether the control group at *path* is, or is in, that of *unit* of the manager at *root*."""
+    if not path.startswith(f"{root}/"):
+        return False
+    names = path[len(root) + 1 :].split("/")
+    if unit not in names:
+        return False
+    return all(name.endswith(".slice") for name in names[: names.index(unit)])
+
+
+def _managers_roots() -> dict[str, str]:
+    """The control group of the system's manager, by hierarchy: that of pid 1, which it leaves.
+
+    systemd itself is in ``init.scope`` below its root; another init stays in the root.
+    """
+    return {
+        hierarchy: path.removesuffix("/init.scope").rstrip("/")
+        for hierarchy, path in _control_groups(1)
+    }
+
+
+def _control_groups(pid: int) -> Iterator[tuple[str, str]]:
+    """Where a process is in systemd's hierarchies: pairs of controllers and path."""
+    for line in _read(f"/proc/{pid}/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers in ("", "name=systemd"):
+            yield controllers, path
 
 
 def socket_inodes(pid: int) -> set[int]:

@@ -1,0 +1,123 @@
+"""What /proc tells of processes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synplug.kernel import procfs
+from synplug.kernel.procfs import control_group_members, is_unit_path
+
+# --- control groups
+
+UNIT = "nginx.service"
+
+
+@pytest.mark.parametrize(
+    ("path", "counts"),
+    [
+        ("/system.slice/nginx.service", True),
+        ("/nginx.service", True),
+        ("/system.slice/system-web.slice/nginx.service", True),
+        ("/system.slice/nginx.service/workers/7", True),
+        ("/system.slice", False),
+        ("/system.slice/nginx.service.d", False),
+        ("/system.slice/other.service", False),
+        ("/system.slice/other.service/nginx.service", False),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/nginx.service", False),
+        ("/user.slice/user-1000.slice/user@1000.service/nginx.service", False),
+        ("/machine.slice/machine-web.scope/system.slice/nginx.service", False),
+        ("/machine.slice/systemd-nspawn@web.service/payload/system.slice/nginx.service", False),
+        ("/system.slice/docker-0123abcd.scope/system.slice/nginx.service", False),
+        ("/docker/0123abcd/system.slice/nginx.service", False),
+        ("/lxc.payload.web/system.slice/nginx.service", False),
+        ("/kubepods.slice/kubepods-pod1.slice/cri-containerd-0.scope/nginx.service", False),
+        ("/../nginx.service", False),
+        ("", False),
+        ("/", False),
+    ],
+)
+def test_a_unit_of_the_systems_manager(path: str, counts: bool) -> None:
+    assert is_unit_path(path, UNIT, root="") is counts
+
+
+@pytest.mark.parametrize(
+    ("unit", "counts"),
+    [("user.slice", True), ("user@1000.service", True), ("app.slice", False), ("x.scope", False)],
+)
+def test_slices_and_managers_of_users_can_be_named(unit: str, counts: bool) -> None:
+    path = "/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope"
+    assert is_unit_path(path, unit, root="") is counts
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\n"), min_size=1, max_size=6)
+SLICES = st.lists(NAMES.map(lambda name: f"{name}.slice"), max_size=4)
+
+
+@given(before=SLICES, after=st.lists(NAMES, max_size=3), root=st.lists(NAMES, max_size=2))
+def test_below_slices_and_below_the_root(
+    before: list[str], after: list[str], root: list[str]
+) -> None:
+    above = "".join(f"/{name}" for name in root)
+    path = above + "/" + "/".join([*before, UNIT, *after])
+    assert is_unit_path(path, UNIT, root=above)
+    assert not is_unit_path(path, UNIT, root=f"{above}/elsewhere")
+
+
+@given(before=SLICES, other=NAMES, between=SLICES)
+def test_below_anything_else_it_is_somebody_elses(
+    before: list[str], other: str, between: list[str]
+) -> None:
+    path = "/" + "/".join([*before, f"{other}.service", *between, UNIT])
+    assert not is_unit_path(path, UNIT, root="")
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, files: dict[int, str]) -> None:
+    """Processes with these /proc/PID/cgroup."""
+    monkeypatch.setattr(procfs, "pids", lambda: iter(files))
+    texts = {f"/proc/{pid}/cgroup": text for pid, text in files.items()}
+    monkeypatch.setattr(procfs, "_read", lambda path: texts.get(path, ""))
+
+
+@pytest.mark.parametrize("hierarchy", ["0::", "1:name=systemd:"])
+def test_the_systems_unit_and_not_the_users(
+    hierarchy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = "/user.slice/user-1000.slice/user@1000.service"
+    machine(
+        monkeypatch,
+        {
+            1: f"{hierarchy}/init.scope\n",
+            10: f"{hierarchy}/system.slice/nginx.service\n",
+            11: f"9:memory:/system.slice\n{hierarchy}/system.slice/nginx.service\n",
+            20: f"{hierarchy}{user}/app.slice/nginx.service\n",
+            30: f"9:memory:/system.slice/nginx.service\n{hierarchy}/system.slice/b.service\n",
+            40: "",
+        },
+    )
+    assert control_group_members(UNIT) == {10, 11}
+
+
+def test_in_a_container_that_sees_the_hosts_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a cgroup namespace of its own, every path begins with the container's."""
+    machine(
+        monkeypatch,
+        {
+            1: "1:name=systemd:/docker/0123/init.scope\n",
+            10: "1:name=systemd:/docker/0123/system.slice/nginx.service\n",
+            20: "1:name=systemd:/docker/0123/docker/4567/system.slice/nginx.service\n",
+        },
+    )
+    assert control_group_members(UNIT) == {10}
+
+
+def test_without_systemd_as_init(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, {1: "0::/\n", 10: "0::/nginx.service\n", 20: "0::/other\n"})
+    assert control_group_members(UNIT) == {10}
+
+
+def test_a_hidden_pid_1_is_taken_for_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hidepid (proc(5)) and without root."""
+    machine(monkeypatch, {10: "0::/system.slice/nginx.service\n"})
+    assert control_group_members(UNIT) == {10}
