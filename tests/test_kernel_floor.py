@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import select
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,8 @@ from synplug.handover.request import (
 from synplug.holding.handle import KeptHold
 from synplug.holding.runtime import PortLocks
 from synplug.kernel import nft
+from synplug.kernel.abi import architecture, membarrier_number
+from synplug.kernel.namespaces import wait_for_packets_in_flight
 from synplug.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from synplug.kernel.nfqueue import queue_states
 from synplug.kernel.sock_diag import SocketDiagnostics
@@ -204,7 +208,30 @@ def test_a_dump_at_rest_is_asked_for_once(meddled: type[Meddled]) -> None:
 
 def test_the_kernel_answers_what_it_lacks() -> None:
     """An nfnetlink subsystem that does not exist: an error, and no empty list."""
-    sock = NetlinkSocket(NETLINK_NETFILTER)
-    with pytest.raises(KernelError, match="list nothing: EINVAL"):
+    with (
+        closing(NetlinkSocket(NETLINK_NETFILTER)) as sock,
+        pytest.raises(KernelError, match="list nothing: EINVAL"),
+    ):
         sock.dump("list nothing", 0xEE << 8, b"\1\0\0\0")
-    sock.close()
+
+
+# --- calls by number
+
+
+def test_membarrier_is_the_call_that_is_made() -> None:
+    """Its first command tells which commands there are; another call would not know it."""
+    number = membarrier_number(architecture())
+    assert number is not None
+    commands = ctypes.CDLL(None).syscall(number, 0, 0, 0)
+    assert commands > 0
+    assert commands & 1, "MEMBARRIER_CMD_GLOBAL"
+    assert wait_for_packets_in_flight()
+
+
+def test_root_has_a_larger_receive_buffer_than_permitted_to_others() -> None:
+    """Root of the initial user namespace, that is (net/core/sock.c)."""
+    permitted = int(Path("/proc/sys/net/core/rmem_max").read_text(encoding="ascii"))
+    may_force = Path("/proc/self/uid_map").read_text(encoding="ascii").split()[2] == "4294967295"
+    with closing(NetlinkSocket(NETLINK_NETFILTER)) as sock:
+        size_bytes = sock.enlarge_receive_buffer(4 * permitted)
+    assert size_bytes == 2 * permitted * (4 if may_force else 1)

@@ -13,11 +13,11 @@ import struct
 from pathlib import Path
 
 from synplug.errors import KernelError, PrivilegeError, UsageError
+from synplug.kernel.abi import architecture, membarrier_number
 
 _CLONE_NEWNET = 0x40000000
 _CLONE_NEWUSER = 0x10000000
 _MEMBARRIER_CMD_GLOBAL = 1
-_MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 _NAMED = Path("/run/netns")
 
@@ -97,15 +97,19 @@ def wait_for_packets_in_flight() -> bool:
     rule which was just deleted is out of it after a grace period; MEMBARRIER_CMD_GLOBAL waits
     for one (``kernel/sched/membarrier.c`` calls synchronize_rcu). About 10 ms.
 
-    :returns: False where the system call is missing, or refused (nohz_full).
+    :returns: False where the system call is missing, refused (nohz_full), or of a number that is
+        not known here (:mod:`synplug.kernel.abi`). Then a SYN that was on its way can come too
+        late to be let go, and its client sends it again.
     """
-    number = _MEMBARRIER.get(os.uname().machine)
+    number = membarrier_number(architecture())
     if number is None:
         return False
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    return bool(libc.syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0) == 0)
+    libc.syscall.restype = ctypes.c_long
+    words = [ctypes.c_long(word) for word in (number, _MEMBARRIER_CMD_GLOBAL, 0, 0)]
+    return bool(libc.syscall(*words) == 0)
 
 
 def _raise(action: str, code: int, path: str) -> None:

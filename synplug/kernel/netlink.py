@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from synplug.errors import KernelError, OverrunError, PrivilegeError, UnsupportedError
+from synplug.kernel.abi import architecture, buffer_force_options
 
 NETLINK_SOCK_DIAG = 4
 NETLINK_NETFILTER = 12
@@ -40,8 +41,6 @@ _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
 _NETLINK_GET_STRICT_CHK = 12
-_SO_SNDBUFFORCE = 32
-_SO_RCVBUFFORCE = 33
 
 _NFNL_BATCH_BEGIN = 0x10
 _NFNL_BATCH_END = 0x11
@@ -172,7 +171,8 @@ class NetlinkSocket:
         elsewhere rmem_max bounds it. The kernel keeps twice the number it is given (socket(7)).
         """
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size_bytes)
+            _, force = buffer_force_options(architecture())
+            self._socket.setsockopt(socket.SOL_SOCKET, force, size_bytes)
         except PermissionError:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size_bytes)
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
@@ -186,7 +186,8 @@ class NetlinkSocket:
         if message_bytes <= self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - 32:
             return
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, message_bytes)
+            force, _ = buffer_force_options(architecture())
+            self._socket.setsockopt(socket.SOL_SOCKET, force, message_bytes)
         except PermissionError:  # as for the receive buffer
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, message_bytes)
 
