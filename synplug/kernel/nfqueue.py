@@ -51,14 +51,16 @@ class Notice(NamedTuple):
     sequence: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class QueueState:
-    """A line of /proc/net/netfilter/nfnetlink_queue."""
+    """A line of /proc/net/netfilter/nfnetlink_queue.
+
+    :param waiting: packets in it now. :param last_id: of the packet that came last.
+    :param dropped_unread: packets whose notice did not fit into the socket's buffer.
+    """
 
     number: int
-    portid: int
     waiting: int
-    dropped_full: int
     dropped_unread: int
     last_id: int
 
@@ -82,8 +84,9 @@ def queue_states() -> dict[int, QueueState]:
     states = {}
     for line in lines:
         fields = [int(word) for word in line.split()]
+        # number, port id, waiting, copy mode and range, dropped when full and unread, last id
         states[fields[0]] = QueueState(
-            fields[0], fields[1], fields[2], fields[5], fields[6], fields[7]
+            number=fields[0], waiting=fields[2], dropped_unread=fields[6], last_id=fields[7]
         )
     return states
 

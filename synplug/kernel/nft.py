@@ -163,7 +163,6 @@ class HoldTable:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.statement = ""
         self._socket = NetlinkSocket(NETLINK_NETFILTER)
 
     def prepare(
@@ -179,7 +178,7 @@ class HoldTable:
         :raises UnsupportedError: the kernel lacks owner tables, or both ways to queue.
         """
         self._probe_mark = probe_mark
-        for name, queue in (("queue", native_queue), ("target NFQUEUE", compat_queue)):
+        for queue in (native_queue, compat_queue):
             try:
                 self._create_rules(endpoints, queues, queue)
             except KernelError as error:
@@ -191,7 +190,6 @@ class HoldTable:
                 if error.errno != errno.ENOENT:
                     raise
                 continue
-            self.statement = name
             self._create_base_chain()
             return
         raise UnsupportedError(

@@ -111,12 +111,10 @@ class FakeQueues:
     def states(self) -> list[QueueState]:
         return [
             QueueState(
-                number,
-                1,
-                len(self.waiting[number]),
-                0,
-                self.unread if number == self.numbers[0] else 0,
-                self.last_id[number],
+                number=number,
+                waiting=len(self.waiting[number]),
+                dropped_unread=self.unread if number == self.numbers[0] else 0,
+                last_id=self.last_id[number],
             )
             for number in self.numbers
         ]

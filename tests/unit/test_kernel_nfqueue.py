@@ -197,8 +197,8 @@ def test_queue_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(nfqueue, "_STATE_FILE", str(path))
     assert queue_states() == {
-        20_000: QueueState(20_000, 12345, 3, 4, 5, 77),
-        20_001: QueueState(20_001, -12345, 0, 0, 0, 0),
+        20_000: QueueState(number=20_000, waiting=3, dropped_unread=5, last_id=77),
+        20_001: QueueState(number=20_001, waiting=0, dropped_unread=0, last_id=0),
     }
 
 

@@ -17,6 +17,10 @@ from tests.unit.fake_queues import FakeGate, FakeQueues, flow_of
 from tests.unit.fakes import HTTP
 
 
+def state(number: int, *, waiting: int) -> QueueState:
+    return QueueState(number=number, waiting=waiting, dropped_unread=0, last_id=9)
+
+
 class Held:
     """An armed and holding backend with its kernel."""
 
@@ -425,12 +429,12 @@ def test_the_final_counts_do_not_change_when_the_queues_are_gone() -> None:
 
 def test_removal_waits_for_packets_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held()
-    states = {100: QueueState(100, 1, 5, 0, 0, 5), 7: QueueState(7, 2, 3, 0, 0, 3)}
+    states = {100: state(100, waiting=5), 7: state(7, waiting=3)}
     monkeypatch.setattr(nfqueue, "queue_states", lambda: states)
     assert "queue 7 holds packets of somebody else" in held.backend.obstacle()
-    states[7] = QueueState(7, 2, 0, 0, 0, 3)
+    states[7] = state(7, waiting=0)
     assert held.backend.obstacle() == ""
-    states[7] = QueueState(7, 2, 3, 0, 0, 3)
+    states[7] = state(7, waiting=3)
     held.gate.flushes = False
     assert held.backend.obstacle() == ""
 
