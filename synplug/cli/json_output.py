@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from synplug.errors import UsageError
 from synplug.model import Report
@@ -36,7 +37,8 @@ class JsonOutput:
         from synplug.cli.report_json import report_json
 
         try:
-            if os.path.isfile(f"/proc/self/fd/{self._descriptor}") and self.diverted is None:
+            regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+            if regular and self.diverted is None:
                 os.ftruncate(self._descriptor, 0)
             with os.fdopen(self._descriptor, "w") as file:
                 file.write(report_json(report))

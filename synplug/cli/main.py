@@ -6,11 +6,11 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from synplug.cli.options import parser
 from synplug.cli.render import complain, plain
 from synplug.errors import SynplugError, UsageError
+from synplug.kernel.procfs import initial_variables
 
 _INTERRUPTED = 130
 #: A verb is a module with ``run(options, command) -> exit status``.
@@ -78,9 +78,9 @@ def _occupy_standard_streams() -> None:
 
 def _undo_locale_coercion() -> None:
     """Give the command the caller's environment: Python may have set LC_CTYPE (PEP 538)."""
-    with suppress(OSError), open("/proc/self/environ", "rb") as file:
-        if not any(entry.startswith(b"LC_CTYPE=") for entry in file.read().split(b"\0")):
-            os.environ.pop("LC_CTYPE", None)
+    given = initial_variables()
+    if given is not None and b"LC_CTYPE" not in given:
+        os.environ.pop("LC_CTYPE", None)
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -78,9 +77,5 @@ def _self_test(backend: BackendName, *, needed: bool) -> Finding:
 
 def _sysctl(name: str) -> Finding:
     """A value that bounds how fast held connections can be released; never a failure."""
-    path = "/proc/sys/" + name.replace(".", "/")
-    value = "not readable"
-    if os.access(path, os.R_OK):
-        with open(path) as file:
-            value = file.read().strip()
-    return Finding(name=name, ok=True, detail=value, needed=False)
+    detail = procfs.sysctl(name) or "not readable"
+    return Finding(name=name, ok=True, detail=detail, needed=False)

@@ -16,6 +16,7 @@ from typing import Protocol
 from synplug.errors import TargetError, UsageError
 from synplug.handover.clues import Clue, clue_of, output_of
 from synplug.handover.plan import ProcessTable, SocketTable
+from synplug.kernel.procfs import is_alive
 from synplug.model import Endpoint, Listener, Process
 
 
@@ -177,7 +178,7 @@ def read_pidfile(path: str) -> int:
     if not words or not words[0].isdigit() or not 0 < int(words[0]) < 1 << 22:
         raise UsageError(f"pidfile {path} holds no pid")
     pid = int(words[0])
-    if not os.path.isdir(f"/proc/{pid}"):
+    if not is_alive(pid):
         raise UsageError(
             f"pidfile {path}: there is no process {pid}",
             remedy="it is stale, or the service does not run; name the ports with -p",

@@ -162,6 +162,21 @@ def network_inode(pid: int) -> int:
         return 0
 
 
+def sysctl(name: str) -> str:
+    """A kernel parameter, such as ``net.core.somaxconn``; empty where it cannot be read."""
+    return _read("/proc/sys/" + name.replace(".", "/")).strip()
+
+
+def initial_variables() -> set[bytes] | None:
+    """The names of the environment that this process was started with; None where unknown."""
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            entries = file.read().split(b"\0")
+    except OSError:
+        return None
+    return {entry.partition(b"=")[0] for entry in entries if entry}
+
+
 def require_net_admin() -> None:
     """Check first what every hold needs, so that the error names it.
 

@@ -85,6 +85,28 @@ def test_linux_is_spoken_on_the_kernel_floor_only(path: Path) -> None:
     assert {name.split(".")[0] for name in imports(path)} & LINUX == set()
 
 
+#: The keeper closes and renames itself right after fork(2): nothing to translate, nobody to tell.
+READS_PROC = {"holding/keeper.py"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=title)
+def test_proc_is_read_on_the_kernel_floor_only(path: Path) -> None:
+    """A docstring may speak of /proc; any other text that begins with it is a path."""
+    if path.is_relative_to(ROOT / "kernel"):
+        return
+    tree = ast.parse(path.read_text())
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    paths = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and node.value.startswith("/proc")
+        and id(node) not in prose
+    ]
+    assert bool(paths) is (title(path) in READS_PROC), paths
+
+
 @pytest.mark.parametrize("path", MODULES, ids=title)
 def test_only_the_command_line_prints(path: Path) -> None:
     if path.is_relative_to(ROOT / "cli"):

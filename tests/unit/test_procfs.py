@@ -2,12 +2,58 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from synplug.cli import main
 from synplug.kernel import procfs
 from synplug.kernel.procfs import control_group_members, is_unit_path
+
+# --- this machine
+
+
+def test_sysctl() -> None:
+    expected = Path("/proc/sys/net/core/somaxconn").read_text(encoding="ascii").strip()
+    assert procfs.sysctl("net.core.somaxconn") == expected
+    assert procfs.sysctl("net.core.no_such_thing") == ""
+
+
+def test_a_zombie_is_not_alive() -> None:
+    with subprocess.Popen(["true"]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not procfs.is_alive(child.pid)
+    assert procfs.is_alive(os.getpid())
+
+
+@pytest.mark.parametrize("environment", [{}, {"FIRST": "a=b", "SECOND": ""}])
+def test_the_environment_is_that_of_the_start(environment: dict[str, str]) -> None:
+    """Python itself adds LC_CTYPE to an empty one (PEP 538)."""
+    program = (
+        "import os; from synplug.kernel.procfs import initial_variables;"
+        "os.environ['LATER'] = '1'; os.environ.pop('FIRST', None);"
+        "print(*sorted(name.decode() for name in initial_variables()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == sorted(environment)
+
+
+def test_the_command_of_an_empty_environment_gets_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for known, stays in ((set(), False), ({b"LC_CTYPE"}, True), (None, True)):
+        monkeypatch.setenv("LC_CTYPE", "C.UTF-8")
+        monkeypatch.setattr(main, "initial_variables", lambda known=known: known)
+        main._undo_locale_coercion()
+        assert ("LC_CTYPE" in os.environ) is stays
+
 
 # --- control groups
 
