@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from synplug.model import OwnedListener, Report
+from synplug.model import CommandResult, DrainResult, HoldResult, OwnedListener, Phase, Report
 
 SCHEMA = "synplug.report/1"
 
 
 def report_dict(report: Report) -> dict[str, Any]:
     """A report as plain values."""
-    hold, drain = report.hold, report.drain
     return {
         "schema": SCHEMA,
         "run_id": report.run_id,
@@ -20,50 +19,54 @@ def report_dict(report: Report) -> dict[str, Any]:
         "exit_code": report.exit_code,
         "started_at": report.started_at,
         "endpoints": [str(endpoint) for endpoint in report.endpoints],
-        "command": {
-            "argv": list(report.command.argv),
-            "ran": report.command.ran,
-            "pid": report.command.pid,
-            "status": report.command.status,
-        },
-        "hold": None
-        if hold is None
-        else {
-            "backend": hold.backend,
-            "reason": hold.reason.value,
-            "duration_s": hold.opened_at_s - hold.held_at_s,
-            "held": hold.counts.held,
-            "held_local": hold.counts.held_local,
-            "released": hold.counts.released,
-            "duplicates": hold.counts.duplicates,
-            "superseded": hold.counts.superseded,
-            "let_through": hold.counts.let_through,
-            "overflowed": hold.counts.overflowed,
-            "lost": hold.counts.lost,
-            "peak": hold.counts.peak,
-            "release_steps": hold.release_steps,
-            "release_limit": hold.release_limit,
-        },
-        "drain": None
-        if drain is None
-        else {
-            "empty": drain.empty,
-            "left": drain.left,
-            "quiet": drain.quiet,
-            "busy": drain.busy,
-        },
+        "command": _command(report.command),
+        "hold": None if report.hold is None else _hold(report.hold),
+        "drain": None if report.drain is None else _drain(report.drain),
         "readiness": report.readiness,
         "gap_s": report.gap_s,
-        "phases": [
-            {"name": phase.name, "start_s": phase.start_s, "duration_s": phase.duration_s}
-            for phase in report.phases
-        ],
+        "phases": [_phase(phase) for phase in report.phases],
         "old_listeners": [_listener(owned) for owned in report.old_listeners],
         "new_listeners": [_listener(owned) for owned in report.new_listeners],
         "warnings": list(report.warnings),
         "error": report.error,
         "remedy": report.remedy,
     }
+
+
+def _command(command: CommandResult) -> dict[str, Any]:
+    return {
+        "argv": list(command.argv),
+        "ran": command.ran,
+        "pid": command.pid,
+        "status": command.status,
+    }
+
+
+def _hold(hold: HoldResult) -> dict[str, Any]:
+    return {
+        "backend": hold.backend,
+        "reason": hold.reason.value,
+        "duration_s": hold.opened_at_s - hold.held_at_s,
+        "held": hold.counts.held,
+        "held_local": hold.counts.held_local,
+        "released": hold.counts.released,
+        "duplicates": hold.counts.duplicates,
+        "superseded": hold.counts.superseded,
+        "let_through": hold.counts.let_through,
+        "overflowed": hold.counts.overflowed,
+        "lost": hold.counts.lost,
+        "peak": hold.counts.peak,
+        "release_steps": hold.release_steps,
+        "release_limit": hold.release_limit,
+    }
+
+
+def _drain(drain: DrainResult) -> dict[str, Any]:
+    return {"empty": drain.empty, "left": drain.left, "quiet": drain.quiet, "busy": drain.busy}
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+    return {"name": phase.name, "start_s": phase.start_s, "duration_s": phase.duration_s}
 
 
 def _listener(owned: OwnedListener) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 from typing import Protocol
 
@@ -69,57 +69,77 @@ def find_target(
         processes that were meant do not listen. The message lists who listens.
     :raises UsageError: a pidfile cannot be read, a pid is not there.
     """
-    named = bool(request.endpoints or request.units or request.pids or request.pidfiles)
-    clue = (
-        Clue(units=request.units, pids=request.pids, pidfiles=request.pidfiles)
-        if named
-        else clue_of(request.argv)
-    )
-    pids, unit = _processes_of(clue, processes)
-    returns_early = clue_of(request.argv).returns_early
+    named = Clue(units=request.units, pids=request.pids, pidfiles=request.pidfiles)
+    read = clue_of(request.argv)
     if request.endpoints:
-        listeners = sockets.listeners(request.endpoints)
-        return Target(
-            endpoints=_as_served(request.endpoints, listeners),
-            pids=pids,
-            unit=unit,
-            returns_early=returns_early,
-            unserved=tuple(
-                endpoint
-                for endpoint in request.endpoints
-                if not any(listener.serves(endpoint) for listener in listeners)
-            ),
-        )
-    if not (clue.units or clue.pids or clue.pidfiles):
+        pids, unit = _processes_of(named, processes)
+        target = _of_endpoints(request.endpoints, sockets)
+        return replace(target, pids=pids, unit=unit, returns_early=read.returns_early)
+    clue, how = (named, _words(named)) if _tells(named) else (read, _words(read))
+    if not _tells(clue):
         raise TargetError(
             "cannot tell which ports the command restarts; name them with -p"
             if request.argv
             else "nothing names an endpoint; name it with -p, --unit, --pid or --pidfile",
             remedy=_who_listens(sockets, processes),
         )
+    pids, unit = _processes_of(clue, processes)
     tree = processes.descendants(pids)
-    inodes = {inode for pid in tree for inode in processes.socket_inodes(pid)}
+    return Target(
+        endpoints=_served_by(tree, how, sockets=sockets, processes=processes, here=here),
+        pids=tuple(sorted(tree)),
+        unit=unit,
+        returns_early=read.returns_early,
+        how=how if clue is named else f"inferred from the command: {how}",
+    )
+
+
+def _tells(clue: Clue) -> bool:
+    """Whether it names any process."""
+    return bool(clue.units or clue.pids or clue.pidfiles)
+
+
+def _of_endpoints(endpoints: Sequence[Endpoint], sockets: SocketTable) -> Target:
+    """The target that named endpoints are."""
+    listeners = sockets.listeners(endpoints)
+    return Target(
+        endpoints=_as_served(endpoints, listeners),
+        unserved=tuple(
+            endpoint
+            for endpoint in endpoints
+            if not any(listener.serves(endpoint) for listener in listeners)
+        ),
+    )
+
+
+def _served_by(
+    pids: Collection[int],
+    how: str,
+    *,
+    sockets: SocketTable,
+    processes: Processes,
+    here: int,
+) -> tuple[Endpoint, ...]:
+    """What processes listen on.
+
+    :param how: what they are, in words.
+    :raises TargetError: nothing; if they live in another network namespace, that is said.
+    """
+    inodes = {inode for pid in pids for inode in processes.socket_inodes(pid)}
     found = sorted(
         {listener.endpoint() for listener in sockets.listeners() if listener.inode in inodes},
         key=lambda endpoint: (endpoint.port, str(endpoint)),
     )
-    what = _words(clue)
-    if not found:
-        elsewhere = [pid for pid in tree if processes.network_inode(pid) not in (0, here)]
-        raise TargetError(
-            f"{what}: no process of it listens on TCP in this network namespace",
-            remedy=(
-                f"its processes live in another one: add --netns {elsewhere[0]}"
-                if elsewhere
-                else f"name the ports with -p; {_who_listens(sockets, processes)}"
-            ),
-        )
-    return Target(
-        endpoints=_without_covered(found),
-        pids=tuple(sorted(tree)),
-        unit=unit,
-        returns_early=returns_early,
-        how=what if named else f"inferred from the command: {what}",
+    if found:
+        return _without_covered(found)
+    elsewhere = [pid for pid in pids if processes.network_inode(pid) not in (0, here)]
+    raise TargetError(
+        f"{how}: no process of it listens on TCP in this network namespace",
+        remedy=(
+            f"its processes live in another one: add --netns {elsewhere[0]}"
+            if elsewhere
+            else f"name the ports with -p; {_who_listens(sockets, processes)}"
+        ),
     )
 
 

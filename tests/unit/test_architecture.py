@@ -16,6 +16,7 @@ ROOT = Path(synplug.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 #: "About 300 lines": a little more is no reason to cut a room in two.
 LINES = 340
+FUNCTION_LINES = 40
 
 #: From the top to the ground. A module may import from its own floor and those below.
 FLOORS = ["__main__", "cli", "api", "handover", "holding", "kernel", "errors", "model"]
@@ -124,6 +125,24 @@ def test_only_the_command_line_prints(path: Path) -> None:
 def test_modules_stay_readable(path: Path) -> None:
     lines = len(path.read_text().splitlines())
     assert lines <= LINES
+
+
+@pytest.mark.parametrize("path", MODULES, ids=title)
+def test_functions_stay_readable(path: Path) -> None:
+    """What they do, that is: behind the parameters and the docstring."""
+    long = [
+        f"{node.name}: {lines}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := lines_of_code(node)) > FUNCTION_LINES
+    ]
+    assert long == []
+
+
+def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """From the first statement behind the docstring to the last one."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return (function.end_lineno or 0) - body[0].lineno + 1 if body else 0
 
 
 def fresh(program: str) -> list[str]:
