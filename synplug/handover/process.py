@@ -17,7 +17,8 @@ from contextlib import suppress
 from synplug.errors import CommandError, CommandNotFoundError
 from synplug.handover.plan import HasDescriptor
 
-#: Python ignores these at its start (Modules/main.c); a command expects their defaults.
+#: Python ignores these at its start (Modules/signalmodule.c, signal_install_handlers), and what
+#: they were is lost with that; a command expects their defaults. See docs/failure-modes.md.
 _PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 _OUTPUT_BYTES = 4096
 _SHELL = "/bin/sh"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,24 @@ def test_what_cannot_be_executed(folder: Path, name: str) -> None:
 )
 def test_ends_as_a_shell_calls_them(status: int, expected: int) -> None:
     assert shell_status(status) == expected
+
+
+@pytest.mark.parametrize("ignored", [True, False], ids=["caller ignores", "caller does not"])
+def test_sigpipe_is_at_its_default_unless_the_command_sees_to_it(ignored: bool) -> None:
+    """Whatever the caller had: docs/failure-modes.md says so, and what to do about it."""
+    look = "grep SigIgn /proc/self/status"
+    program = (
+        "from synplug.handover.process import SpawnedCommand as start\n"
+        "import sys\n"
+        f'for line in ("exec {look}", "trap \'\' PIPE; exec {look}"):\n'
+        "    command = start(['sh', '-c', line], captured=True)\n"
+        "    command.wait(10)\n"
+        "    print(int(command.output().split()[1], 16) >> 12 & 1)\n"
+    )
+    trap = "trap '' PIPE; " if ignored else ""
+    argv = ["sh", "-c", f'{trap}exec "$@"', "sh", sys.executable, "-c", program]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "1"]
 
 
 def test_signals_are_taken_once_and_given_back() -> None:
