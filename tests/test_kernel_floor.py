@@ -21,7 +21,7 @@ from synplug.handover.request import (
     hold_spec,
 )
 from synplug.holding.handle import KeptHold
-from synplug.holding.runtime import PortLocks
+from synplug.holding.locks import RunLocks
 from synplug.kernel import nft
 from synplug.kernel.abi import architecture, membarrier_number
 from synplug.kernel.namespaces import wait_for_packets_in_flight
@@ -44,7 +44,7 @@ def _family(host: str) -> socket.AddressFamily:
 @contextmanager
 def hold_of(spec: HoldSpec) -> Iterator[KeptHold]:
     """An armed hold with a keeper, closed at the end."""
-    locks = PortLocks(endpoint.port for endpoint in spec.endpoints)
+    locks = RunLocks(endpoint.port for endpoint in spec.endpoints)
     locks.take(timeout_s=0)
     hold = KeptHold(spec, locks)
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 from typing import Protocol
 
-from synplug.errors import TargetError, UsageError
+from synplug.errors import PrivilegeError, TargetError, UsageError
 from synplug.handover.clues import Clue, clue_of, output_of
 from synplug.handover.plan import ProcessTable, SocketTable
 from synplug.kernel.procfs import is_alive
@@ -53,6 +53,9 @@ class Namespaces(Protocol):
 
     def network_inode(self, pid: int, /) -> int:
         """The identity of a process's network namespace."""
+
+    def hides_its_sockets(self, pid: int, /) -> bool:
+        """Whether we may not see what a process has open."""
 
 
 class Processes(ProcessTable, Namespaces, Protocol):
@@ -124,6 +127,7 @@ def _served_by(
 
     :param how: what they are, in words.
     :raises TargetError: nothing; if they live in another network namespace, that is said.
+    :raises PrivilegeError: that cannot be seen.
     """
     inodes = {inode for pid in pids for inode in processes.socket_inodes(pid)}
     found = sorted(
@@ -132,6 +136,13 @@ def _served_by(
     )
     if found:
         return _without_covered(found)
+    hidden = [pid for pid in pids if processes.hides_its_sockets(pid)]
+    if hidden:
+        raise PrivilegeError(
+            f"{how}: the sockets of pid {hidden[0]} are not visible to this user",
+            capability="CAP_SYS_PTRACE",
+            remedy="run it as root, or with CAP_SYS_PTRACE; or name the ports with -p",
+        )
     elsewhere = [pid for pid in pids if processes.network_inode(pid) not in (0, here)]
     raise TargetError(
         f"{how}: no process of it listens on TCP in this network namespace",

@@ -140,6 +140,20 @@ def socket_inodes(pid: int) -> set[int]:
     return found
 
 
+def hides_its_sockets(pid: int) -> bool:
+    """Whether the process lives, and we may not look: ptrace(2), PTRACE_MODE_READ_FSCREDS.
+
+    The same is asked for every link below /proc/PID; the names of its descriptors show anyway.
+    """
+    try:
+        os.readlink(f"/proc/{pid}/cwd")
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def owners(
     inodes: Iterable[int], candidates: Iterable[int] | None = None
 ) -> dict[int, list[Process]]:

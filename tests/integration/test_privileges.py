@@ -86,6 +86,16 @@ def test_the_command_keeps_all_that_the_caller_has(
         assert _fields(wrapped)[name] == _fields(plain)[name], name
 
 
+def test_another_users_process_needs_ptrace(lab: ClientServer, simple: SimpleService) -> None:
+    """A process that may more than we do hides its descriptors: then name the ports."""
+    target = ["wrap", "--pid", str(simple.pid), "--", "true"]
+    done = lab.server.run(_limited(("net_admin",), *target), check=False)
+    assert done.returncode == 125
+    assert "CAP_SYS_PTRACE" in done.stderr, done
+    allowed = lab.server.run(_limited(("net_admin", "sys_ptrace"), *target), check=False)
+    assert allowed.returncode == 0, allowed
+
+
 def _status(pid: int) -> dict[str, str]:
     with open(f"/proc/{pid}/status") as file:
         return _fields(file.read())

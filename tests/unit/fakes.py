@@ -220,6 +220,7 @@ class FakeProcesses:
     names: dict[int, str] = field(default_factory=dict)
     networks: dict[int, int] = field(default_factory=dict)
     dead: set[int] = field(default_factory=set)
+    hidden: set[int] = field(default_factory=set)
 
     def descendants(self, roots: Iterable[int], /) -> set[int]:
         found: set[int] = set()
@@ -248,6 +249,9 @@ class FakeProcesses:
             ]
             for inode in set(inodes)
         }
+
+    def hides_its_sockets(self, pid: int, /) -> bool:
+        return pid in self.hidden
 
     def network_inode(self, pid: int, /) -> int:
         return self.networks.get(pid, 1)
