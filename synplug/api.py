@@ -51,6 +51,7 @@ def hold(
     *,
     max_hold: float = 10.0,
     max_held: int = PACKETS_PER_QUEUE,
+    max_held_per_source: int = 0,
     on_full: OnFull | str = OnFull.DROP,
     release: ReleaseMode | str = ReleaseMode.PACED,
     backend: BackendName | str = BackendName.AUTO,
@@ -63,7 +64,7 @@ def hold(
 
     :param ports: port numbers, or endpoints with an address.
     :param max_hold: seconds, at the most.
-    :param max_held: SYNs, at the most.
+    :param max_held: SYNs, at the most. :param max_held_per_source: of one source; 0: any number.
     :param on_full: ``drop`` or ``pass`` what does not fit.
     :param lock_timeout: seconds to wait for another run on the same ports.
     :raises PrivilegeError: no CAP_NET_ADMIN. :raises UnsupportedError: no backend works here.
@@ -74,6 +75,7 @@ def hold(
     options = HoldOptions(
         max_hold_s=max_hold,
         max_held=max_held,
+        max_held_per_source=max_held_per_source,
         on_full=OnFull(on_full),
         release=ReleaseMode(release),
         backend=BackendName(backend),
@@ -104,6 +106,7 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
     pidfile: str = "",
     max_hold: float = 10.0,
     max_held: int = PACKETS_PER_QUEUE,
+    max_held_per_source: int = 0,
     on_full: OnFull | str = OnFull.DROP,
     release: ReleaseMode | str = ReleaseMode.PACED,
     backend: BackendName | str = BackendName.AUTO,
@@ -145,6 +148,7 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
         hold=HoldOptions(
             max_hold_s=max_hold,
             max_held=max_held,
+            max_held_per_source=max_held_per_source,
             on_full=OnFull(on_full),
             release=ReleaseMode(release),
             backend=BackendName(backend),

@@ -172,6 +172,7 @@ class HoldSpec:
     :param name: by which a hold that is left to its keeper is asked for; empty: it has none.
     :param max_hold_s: seconds from the first held SYN's instant to the release, at most.
     :param max_held_packets: how many SYNs may wait at once.
+    :param max_held_per_source: how many of one IPv4 address, or one IPv6 /64; 0: any number.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -180,6 +181,7 @@ class HoldSpec:
     backend: BackendName = BackendName.AUTO
     max_hold_s: float = 10.0
     max_held_packets: int = PACKETS_PER_QUEUE
+    max_held_per_source: int = 0
     on_full: OnFull = OnFull.DROP
     release: ReleaseMode = ReleaseMode.PACED
     probe_mark: int = PROBE_MARK
@@ -196,6 +198,7 @@ class HoldCounts:
     :param superseded: SYNs dropped since their client began a new connection from the same port.
     :param let_through: SYNs of the run's own readiness checks, which did not wait.
     :param overflowed: SYNs beyond ``max_held_packets``, dropped or passed as ``on_full`` says.
+    :param over_source: SYNs beyond ``max_held_per_source``, likewise.
     :param lost: SYNs that the kernel dropped from the hold: somebody removed a netfilter hook
         or a device, or the keeper could not keep up. Sent again, they are counted as held again.
     :param waiting: still held.
@@ -209,6 +212,7 @@ class HoldCounts:
     superseded: int = 0
     let_through: int = 0
     overflowed: int = 0
+    over_source: int = 0
     lost: int = 0
     waiting: int = 0
     peak: int = 0

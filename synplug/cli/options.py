@@ -172,20 +172,7 @@ def _hold_options(verb: Parser, *, deadline: str = "default 10s") -> None:
         metavar="TIME",
         help=f"release at the latest after this long ({deadline})",
     )
-    group.add_argument(
-        "--max-held",
-        type=value_of(values.count),
-        default=_HOLD.max_held,
-        metavar="N",
-        help=f"hold at most N SYNs (default {_HOLD.max_held})",
-    )
-    group.add_argument(
-        "--on-full",
-        choices=[choice.value for choice in OnFull],
-        default=OnFull.DROP.value,
-        help="a SYN beyond that: drop it, and its client tries again in a second (default), "
-        "or pass it, and it may be refused",
-    )
+    _limit_options(group)
     group.add_argument(
         "--backend",
         choices=[choice.value for choice in BackendName],
@@ -197,6 +184,30 @@ def _hold_options(verb: Parser, *, deadline: str = "default 10s") -> None:
         choices=[choice.value for choice in ReleaseMode],
         default=ReleaseMode.PACED.value,
         help="let go as fast as the listeners' backlogs allow (default), or all at once",
+    )
+
+
+def _limit_options(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--max-held",
+        type=value_of(values.count),
+        default=_HOLD.max_held,
+        metavar="N",
+        help=f"hold at most N SYNs (default {_HOLD.max_held})",
+    )
+    group.add_argument(
+        "--max-held-per-source",
+        type=value_of(values.count),
+        default=_HOLD.max_held_per_source,
+        metavar="N",
+        help="hold at most N SYNs of one IPv4 address, or one IPv6 /64 (default: any number)",
+    )
+    group.add_argument(
+        "--on-full",
+        choices=[choice.value for choice in OnFull],
+        default=OnFull.DROP.value,
+        help="a SYN beyond these: drop it, and its client tries again in a second (default), "
+        "or pass it, and it may be refused",
     )
 
 

@@ -102,6 +102,7 @@ def _hold_rows(report: Report) -> list[tuple[str, str]]:
                 (counts.superseded, "superseded"),
                 (counts.let_through, "let through"),
                 (counts.overflowed, "beyond --max-held"),
+                (counts.over_source, "beyond --max-held-per-source"),
                 (counts.lost, "lost"),
             )
             if number

@@ -54,6 +54,7 @@ def _hold(hold: HoldResult) -> dict[str, Any]:
         "superseded": hold.counts.superseded,
         "let_through": hold.counts.let_through,
         "overflowed": hold.counts.overflowed,
+        "over_source": hold.counts.over_source,
         "lost": hold.counts.lost,
         "peak": hold.counts.peak,
         "release_steps": hold.release_steps,

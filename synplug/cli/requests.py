@@ -26,6 +26,7 @@ def hold_options(options: argparse.Namespace) -> HoldOptions:
     return HoldOptions(
         max_hold_s=options.max_hold,
         max_held=options.max_held,
+        max_held_per_source=options.max_held_per_source,
         on_full=OnFull(options.on_full),
         release=ReleaseMode(options.release),
         backend=BackendName(options.backend),

@@ -33,14 +33,19 @@ def exit_code(
 
 def overflow_warnings(result: HoldResult | None, spec: HoldSpec) -> tuple[str, ...]:
     """What became of SYNs that did not fit, if there were any."""
-    overflowed = result.counts.overflowed if result else 0
-    if not overflowed:
+    if result is None:
         return ()
     became = {
         OnFull.DROP: "were dropped, and their clients tried again",
         OnFull.PASS: "were passed, and may have been refused",
     }[spec.on_full]
-    return (f"{overflowed} SYNs beyond --max-held {became}",)
+    beyond = {
+        "--max-held": result.counts.overflowed,
+        "--max-held-per-source": result.counts.over_source,
+    }
+    return tuple(
+        f"{number} SYNs beyond {option} {became}" for option, number in beyond.items() if number
+    )
 
 
 def unserved_warnings(endpoints: Iterable[Endpoint], listeners: Collection[Listener]) -> list[str]:

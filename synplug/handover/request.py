@@ -26,6 +26,7 @@ class HoldOptions:
 
     max_hold_s: float = 10.0
     max_held: int = PACKETS_PER_QUEUE
+    max_held_per_source: int = 0
     on_full: OnFull = OnFull.DROP
     release: ReleaseMode = ReleaseMode.PACED
     backend: BackendName = BackendName.AUTO
@@ -53,6 +54,8 @@ def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions, *, name: st
         raise UsageError("the longest hold must be more than 0 seconds, and a day at most")
     if not 1 <= options.max_held <= _LARGEST_MAX_HELD:
         raise UsageError(f"the number of held SYNs must be from 1 to {_LARGEST_MAX_HELD}")
+    if not 0 <= options.max_held_per_source <= options.max_held:
+        raise UsageError("the number of held SYNs of one source must be from 0 to that of all")
     if len(endpoints) > _MOST_ENDPOINTS:
         raise UsageError(f"{len(endpoints)} endpoints are more than {_MOST_ENDPOINTS}")
     return HoldSpec(
@@ -62,6 +65,7 @@ def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions, *, name: st
         backend=options.backend,
         max_hold_s=options.max_hold_s,
         max_held_packets=options.max_held,
+        max_held_per_source=options.max_held_per_source,
         on_full=options.on_full,
         release=options.release,
     )

@@ -17,12 +17,14 @@ from typing import NamedTuple
 from synplug.errors import OverrunError, ReleaseError
 from synplug.holding.base import Backend
 from synplug.holding.gates import Gate
+from synplug.holding.sources import Sources
 from synplug.kernel.namespaces import wait_for_packets_in_flight
 from synplug.kernel.nfqueue import NF_ACCEPT, NF_DROP, Notice, PacketQueues, queue_states
 from synplug.model import PACKETS_PER_QUEUE, Flow, HoldCounts, HoldSpec, OnFull
 
 _NOTICES_PER_TURN = 4096
 _SETTLE_ROUNDS = 200
+_ROOM_FOR_REFUSED = 4096
 #: The kernel sends a packet's notice before it counts the packet, within one locked section.
 _LOOKS_AT_A_LOSS = 3
 
@@ -42,6 +44,7 @@ class _Place(NamedTuple):
     packet: int
     sequence: int
     moved: bool
+    local: bool
 
 
 class QueueBackend(Backend):
@@ -55,9 +58,21 @@ class QueueBackend(Backend):
         self._queues: PacketQueues | None = None
         self._held: dict[Flow | bytes, _Place] = {}  # in the order of arrival
         self._passing: set[Flow] = set()
+        self._sources = Sources(spec.max_held_per_source)
         self._count = dict.fromkeys(
-            ("held", "held_local", "released", "duplicates", "superseded", "let_through", "lost"), 0
+            (
+                "held",
+                "held_local",
+                "released",
+                "duplicates",
+                "superseded",
+                "let_through",
+                "lost",
+                "over_source",
+            ),
+            0,
         )
+        self._refused = 0  # beyond the limit of all; where queues are as long as that, none
         self._peak = 0
         self._open = False
         self._final: HoldCounts | None = None
@@ -67,7 +82,10 @@ class QueueBackend(Backend):
         return self._gate.traces() | ({"queues": " ".join(map(str, numbers))} if numbers else {})
 
     def arm(self) -> None:
-        count, length = queue_plan(self._spec.max_held_packets)
+        length_wanted = self._spec.max_held_packets
+        if self._spec.max_held_per_source:  # what is refused passes through the queue, too
+            length_wanted += _ROOM_FOR_REFUSED
+        count, length = queue_plan(length_wanted)
         self._queues = PacketQueues(
             count=count, length_packets=length, fail_open=self._spec.on_full is OnFull.PASS
         )
@@ -104,6 +122,10 @@ class QueueBackend(Backend):
         if flow is None:  # headers that could not be read: a place of its own
             flow = b"unreadable packet %d %d" % (notice.queue, notice.packet)
         before = self._held.get(flow)
+        if before is None and self._refuses(flow):
+            may_pass = self._spec.on_full is OnFull.PASS
+            self._bound.verdict(notice.queue, notice.packet, NF_ACCEPT if may_pass else NF_DROP)
+            return
         if before is not None:
             self._bound.verdict(before.queue, before.packet, NF_DROP)
             if before.sequence == notice.sequence:
@@ -115,16 +137,32 @@ class QueueBackend(Backend):
             count["held"] += 1
             count["held_local"] += notice.local
         self._held[flow] = _Place(
-            notice.queue, notice.packet, notice.sequence, moved=before is not None
+            notice.queue,
+            notice.packet,
+            notice.sequence,
+            moved=before is not None,
+            local=notice.local,
         )
+
+    def _refuses(self, flow: bytes) -> bool:
+        """Whether there is no room for it, of its source's or at all; counts it, if so."""
+        if len(self._held) >= self._spec.max_held_packets:
+            self._refused += 1
+            return True
+        if not self._sources.admits(flow):
+            self._count["over_source"] += 1
+            return True
+        return False
 
     def let_through(self, flow: Flow) -> None:
         self._passing.add(flow)
         place = self._held.pop(flow, None)
         if place is not None:
+            self._sources.leave(flow)
             self._bound.verdict(place.queue, place.packet, NF_ACCEPT)
             self._count["let_through"] += 1
             self._count["held"] -= 1
+            self._count["held_local"] -= place.local
 
     def waiting(self) -> int:
         return len(self._held)
@@ -135,6 +173,7 @@ class QueueBackend(Backend):
         flows = [flow for flow, _ in zip(self._held, range(limit), strict=False)]
         for flow in flows:
             place = self._held.pop(flow)
+            self._sources.leave(flow)
             if place.moved:
                 moved.append(place)
             else:
@@ -169,6 +208,7 @@ class QueueBackend(Backend):
         gone = mine[: max(0, len(mine) - waiting)]
         for _, flow in gone:
             del self._held[flow]
+            self._sources.leave(flow)
         return len(gone)
 
     def open(self) -> int:
@@ -227,7 +267,8 @@ class QueueBackend(Backend):
 
     def _overflowed(self) -> int:
         """Packets that met the rule and found the queue full: matched, but never given an id."""
-        return max(0, self._gate.matched() - sum(state.last_id for state in self._bound.states()))
+        taken = sum(state.last_id for state in self._bound.states())
+        return self._refused + max(0, self._gate.matched() - taken)
 
     def close(self) -> None:
         # The queues first: a rule whose queue nobody is bound to lets packets pass.

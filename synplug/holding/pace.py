@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 from synplug.model import Endpoint, Listener, ReleaseMode
 
 _DEBT_WINDOW_S = 0.5
+#: Round trips are shorter; a SYN-ACK that got lost is sent again after a second.
+_HANDSHAKE_WINDOW_S = 1.5
 
 
 class Rooms(Protocol):
@@ -29,6 +31,8 @@ class Room(NamedTuple):
 
     free: int
     total: int
+    #: Whether it is handshakes that fill it, and not connections that the service has to accept.
+    awaits_clients: bool = False
 
 
 def room_of(listeners: list[Listener], request_sockets: int) -> Room:
@@ -43,8 +47,11 @@ def room_of(listeners: list[Listener], request_sockets: int) -> Room:
         for backlog, listener in zip(backlogs, listeners, strict=True)
     ]
     share = 1 if len(listeners) == 1 else len(listeners) / 2
+    acceptable = int(min(free) * share)
     return Room(
-        free=max(0, int(min(free) * share) - request_sockets), total=int(min(backlogs) * share)
+        free=max(0, acceptable - request_sockets),
+        total=int(min(backlogs) * share),
+        awaits_clients=acceptable > 0 and request_sockets >= acceptable,
     )
 
 
@@ -69,6 +76,8 @@ class Pacer:
         self._lowest: int | None = None
         self._lowest_at_s = 0.0
         self._stepped = False
+        self._awaits_clients = False
+        self._reason = ""
         self.steps = 0
         #: What bounded the pace, for the report; empty when everything fitted at once.
         self.limit = ""
@@ -81,9 +90,10 @@ class Pacer:
         if self._mode is ReleaseMode.BURST:
             return None
         if self._is_debt(waiting):
-            self.limit += "; opened at once, since newcomers outpaced the service"
+            self.limit += f"; opened at once, since {self._reason}"
             return None
         room = self._room()
+        self._awaits_clients = room is not None and room.awaits_clients
         if room is None or (waiting <= room.free // 2 and room.free >= room.total // 2):
             return None
         released = min(waiting, room.free)
@@ -93,12 +103,21 @@ class Pacer:
         return released
 
     def _is_debt(self, waiting: int) -> bool:
-        """Whether what waits has not become less for a while, though some could go."""
+        """Whether what waits has not become less for a while, though some could go.
+
+        A flood of SYNs with forged sources leaves handshakes that nobody completes: they fill
+        the room for a minute, and a client that is there completes its own within a round trip.
+        """
         now = self._clock()
         if self._lowest is None or waiting < self._lowest:
             self._lowest, self._lowest_at_s, self._stepped = waiting, now, False
+        since_s = now - self._lowest_at_s
+        if self._awaits_clients and since_s > _HANDSHAKE_WINDOW_S:
+            self._reason = "clients did not complete their handshakes"
+            return True
+        self._reason = "newcomers outpaced the service"
         may_give_up = self._stepped or len({endpoint.port for endpoint in self._endpoints}) > 1
-        return may_give_up and now - self._lowest_at_s > _DEBT_WINDOW_S
+        return may_give_up and since_s > _DEBT_WINDOW_S
 
     def _room(self) -> Room | None:
         """The room of the endpoint that has least; None when nobody listens."""

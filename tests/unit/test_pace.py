@@ -59,7 +59,7 @@ def pacer(
     ],
 )
 def test_room(listeners: list[Listener], requests: int, free: int, total: int) -> None:
-    assert room_of(listeners, requests) == (free, total)
+    assert room_of(listeners, requests)[:2] == (free, total)
 
 
 # --- steps
@@ -193,3 +193,46 @@ def test_a_listener_that_accepts_is_never_overrun_and_all_get_in(
             break
     assert waiting == 0
     assert served + queued == total
+
+
+# --- handshakes that nobody completes
+
+
+def test_handshakes_that_stay_do_not_hold_back_those_who_wait() -> None:
+    """As a flood with forged sources leaves them; the rest goes before the deadline."""
+    world = World(0.0)
+    rooms = Listening(listener(1, backlog=100), requests=0)
+    paced = pacer(rooms, world)
+    assert paced.step(5000) == 100
+    rooms.requests = 100
+    while world.now_s < 1.5:
+        assert paced.step(4900) == 0
+        world.wait(0.1)
+    world.wait(0.1)
+    assert paced.step(4900) is None
+    assert "did not complete their handshakes" in paced.limit
+
+
+def test_a_service_that_does_not_accept_is_waited_for() -> None:
+    """The same room, filled by what the service has to accept: that is its own pace."""
+    world = World(0.0)
+    rooms = Listening(listener(1, backlog=100), requests=0)
+    paced = pacer(rooms, world)
+    assert paced.step(5000) == 100
+    rooms.now = [listener(1, backlog=100, accept_queue=100)]
+    while world.now_s < 8:
+        assert paced.step(4900) == 0
+        world.wait(0.1)
+
+
+def test_slow_handshakes_are_waited_for_as_long_as_some_complete() -> None:
+    world = World(0.0)
+    rooms = Listening(listener(1, backlog=100), requests=0)
+    paced = pacer(rooms, world)
+    waiting = 5000 - (paced.step(5000) or 0)
+    for _ in range(20):
+        rooms.requests = 90
+        released = paced.step(waiting)
+        assert released == 10
+        waiting -= released
+        world.wait(0.3)
