@@ -10,7 +10,9 @@ from ipaddress import ip_address
 from synplug.errors import UsageError
 from synplug.model import Address, Endpoint
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|m|h|)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(ms|s|m|h|)")
+_COUNT = re.compile(r"[0-9]+(?:_[0-9]+)*")
+_COUNT_LETTERS = 12
 _UNIT_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST_S = 24 * 3600.0
 
@@ -39,7 +41,7 @@ def positive_duration(text: str) -> float:
 
 def count(text: str) -> int:
     """A whole number from 1."""
-    if not re.fullmatch(r"[0-9_]{1,12}", text) or not text.strip("_0"):
+    if not _COUNT.fullmatch(text) or len(text) > _COUNT_LETTERS or not text.strip("_0"):
         raise UsageError(f"{text!r} is not a whole number from 1")
     return int(text.replace("_", ""))
 

@@ -50,7 +50,23 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "s", "-1", "+1", "1d", "1e3", "1,5", "1.", "5 minutes", "ms", "0x10", "inf", "nan", "1s2"],
+    [
+        "",
+        "s",
+        "-1",
+        "+1",
+        "1d",
+        "1e3",
+        "1,5",
+        "1.",
+        "5 minutes",
+        "ms",
+        "0x10",
+        "inf",
+        "nan",
+        "1s2",
+        "１s",
+    ],
 )
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(UsageError, match="is not a duration") as error:
@@ -138,7 +154,9 @@ def test_counts(text: str, number: int) -> None:
     assert values.count(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "0", "00", "-1", "1.5", "1e3", "many", "9" * 13, "_", "１"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "00", "-1", "1.5", "1e3", "many", "9" * 13, "_", "_1", "1_", "1__2", "１"]
+)
 def test_what_is_no_count(text: str) -> None:
     with pytest.raises(UsageError, match="is not a whole number"):
         values.count(text)
