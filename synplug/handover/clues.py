@@ -7,8 +7,10 @@ understood completely count, and shell scripts are not read.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +52,13 @@ _PIDFILE_FLAGS_OF = {
     "gunicorn": ("-p", "--pid"),
     "uwsgi": ("--reload", "--stop"),
 }
-_NGINX_PID = re.compile(r"^(?:[^#\n]*[;{}])?\s*pid\s+([^;\s]+)\s*;", re.MULTILINE)
+#: The tokens of nginx's configuration: ``ngx_conf_read_token`` in ``src/core/ngx_conf_file.c``.
+_NGINX_TOKEN = re.compile(
+    r"""\s+|\#[^\n]*|[;{}]|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s;{}"'][^\s;{}]*""", re.DOTALL
+)
+_NGINX_CONF_BYTES = 1 << 20
+#: As many digits as the largest process id has (proc(5), pid_max).
+_PID = re.compile(r"[0-9]{1,7}")
 _NGINX_BUILT_IN = re.compile(r"--pid-path=(\S+)")
 _NGINX_CONF_BUILT_IN = re.compile(r"--conf-path=(\S+)")
 
@@ -132,7 +140,7 @@ def _kill(argv: list[str]) -> Clue:
         number, rest = rest[0][1:], rest[1:]
     if rest and rest[0] == "--":
         rest = rest[1:]
-    if not rest or not all(word.isdigit() and int(word) > 1 for word in rest):
+    if not rest or not all(_PID.fullmatch(word) and int(word) > 1 for word in rest):
         return Clue()
     ends_it = number.upper().removeprefix("SIG") in _ENDING_SIGNALS
     return Clue(pids=tuple(map(int, rest)), returns_early=ends_it)
@@ -143,7 +151,7 @@ def _haproxy(argv: list[str]) -> Clue:
     for index, word in enumerate(argv):
         if word in ("-sf", "-st"):
             for value in argv[index + 1 :]:
-                if not value.isdigit():
+                if not _PID.fullmatch(value):
                     break
                 pids.append(int(value))
     pidfiles = tuple(path for path in _values_of(argv, ("-p",)) if os.path.exists(path))
@@ -152,22 +160,40 @@ def _haproxy(argv: list[str]) -> Clue:
 
 def _nginx(argv: list[str]) -> Clue:
     """The pidfile that nginx itself would use: -g, then the configuration, then built in."""
-    match = _NGINX_PID.search("\n".join(_values_of(argv, ("-g",))))
-    built_in = "" if match else output_of([argv[0], "-V"])
-    if not match:
+    path = _nginx_pidfile("\n".join(_values_of(argv, ("-g",))))
+    if path == "":
+        built_in = output_of([argv[0], "-V"])
         paths = _values_of(argv, ("-c",)) or _NGINX_CONF_BUILT_IN.findall(built_in)
         try:
-            with open(
-                os.path.join(*_values_of(argv, ("-p",))[:1], paths[0]),
-                encoding="utf-8",
-                errors="replace",
-            ) as file:
-                match = _NGINX_PID.search(file.read())
+            where = os.path.join(*_values_of(argv, ("-p",))[:1], paths[0])
+            configuration = beginning_of(where, _NGINX_CONF_BYTES)
         except (OSError, IndexError):  # then nginx itself will fail, and nobody's is meant
             return Clue()
-    match = match or _NGINX_BUILT_IN.search(built_in)
-    path = match.group(1).strip("\"'") if match else ""
-    return Clue(pidfiles=(path,)) if os.path.exists(path) else Clue()
+        if len(configuration) == _NGINX_CONF_BYTES:  # there is more, and it was not read
+            return Clue()
+        path = _nginx_pidfile(configuration.decode(errors="replace"))
+        if path == "":
+            path = "".join(_NGINX_BUILT_IN.findall(built_in)[:1])
+    return Clue(pidfiles=(path,)) if path and os.path.exists(path) else Clue()
+
+
+def _nginx_pidfile(configuration: str) -> str | None:
+    """The value of the directive ``pid``, which stands outside of all blocks.
+
+    Empty without one; None where a quote stays open, so what follows is not understood.
+    """
+    statement: list[str] = []
+    depth = offset = 0
+    while match := _NGINX_TOKEN.match(configuration, offset):
+        piece, offset = match.group(), match.end()
+        if piece == ";" and depth == 0 and len(statement) == 2 and statement[0] == "pid":
+            return statement[1].strip("\"'")
+        if piece in (";", "{", "}"):
+            depth += (piece == "{") - (piece == "}")
+            statement.clear()
+        elif not piece.isspace() and not piece.startswith("#"):
+            statement.append(piece)
+    return "" if offset == len(configuration) else None
 
 
 _READERS: dict[str, Callable[[list[str]], Clue]] = {
@@ -177,6 +203,20 @@ _READERS: dict[str, Callable[[list[str]], Clue]] = {
     "haproxy": _haproxy,
     "nginx": _nginx,
 }
+
+
+def beginning_of(path: str, limit_bytes: int) -> bytes:
+    """What a plain file begins with. Anything else could make its reader wait for ever.
+
+    :raises OSError: it cannot be read, or is no plain file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", path)
+        return os.read(descriptor, limit_bytes)
+    finally:
+        os.close(descriptor)
 
 
 def output_of(argv: list[str]) -> str:

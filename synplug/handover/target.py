@@ -14,10 +14,12 @@ from ipaddress import IPv6Address
 from typing import Protocol
 
 from synplug.errors import PrivilegeError, TargetError, UsageError
-from synplug.handover.clues import Clue, clue_of, output_of
+from synplug.handover.clues import Clue, beginning_of, clue_of, output_of
 from synplug.handover.plan import ProcessTable, SocketTable
 from synplug.kernel.procfs import is_alive
 from synplug.model import Endpoint, Listener, Process
+
+_PIDFILE_BYTES = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,8 +204,7 @@ def read_pidfile(path: str) -> int:
     :raises UsageError: it cannot be read, holds no pid, or that process is gone.
     """
     try:
-        with open(path, "rb") as file:
-            words = file.read(64).split()
+        words = beginning_of(path, _PIDFILE_BYTES).split()
     except OSError as error:
         raise UsageError(f"pidfile {path}: {error.strerror}") from error
     if not words or not words[0].isdigit() or not 0 < int(words[0]) < 1 << 22:

@@ -73,12 +73,16 @@ def pids(*numbers: int) -> Clue:
         ("kill 0", NOTHING),
         ("kill %1", NOTHING),
         ("kill 123 app", NOTHING),
+        ("kill ²", NOTHING),
+        ("kill " + "9" * 5000, NOTHING),
         ("kill", NOTHING),
         # haproxy
         ("haproxy -D -f x.cfg -sf 11 12", pids(11, 12)),
         ("haproxy -st 11", pids(11)),
         ("haproxy -sf 11 12 -D", pids(11, 12)),
         ("haproxy -D -f x.cfg", NOTHING),
+        ("haproxy -sf 11 ² 12", pids(11)),
+        ("haproxy -sf " + "9" * 5000, NOTHING),
         # what runs it
         ("sudo systemctl restart nginx", units("nginx")),
         ("sudo env LANG=C systemctl restart nginx", units("nginx")),
@@ -230,6 +234,42 @@ def test_settings_of_nginx_on_one_line(nginx: Nginx) -> None:
 def test_a_comment_behind_a_setting_is_none(nginx: Nginx) -> None:
     nginx.configure(f"user www; # was: a; pid {nginx.pidfile};\n")
     assert clue_of(["nginx", "-c", str(nginx.config)]) == Clue(pidfiles=(str(nginx.built_in),))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("log_format x 'a; pid {};';", id="in a quoted text"),
+        pytest.param("http {{ pid {}; }}", id="in a block, where it is no directive"),
+        pytest.param("load_module x#y; env z pid {};", id="as another directive's word"),
+    ],
+)
+def test_what_looks_like_a_pidfile_of_nginx(nginx: Nginx, text: str) -> None:
+    nginx.configure(text.format(nginx.pidfile))
+    assert clue_of(["nginx", "-c", str(nginx.config)]) == Clue(pidfiles=(str(nginx.built_in),))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("user 'www; pid {};", id="a quote that stays open"),
+        pytest.param("#" + "x" * (1 << 20) + "\npid {};", id="more than is read"),
+    ],
+)
+def test_a_configuration_of_nginx_that_is_not_understood(nginx: Nginx, text: str) -> None:
+    nginx.configure(text.format(nginx.pidfile))
+    assert clue_of(["nginx", "-c", str(nginx.config)]) == NOTHING
+
+
+@pytest.mark.parametrize("line", ["\n", " ", ";", "{", "; ", "pid ", '\\"', "'\\"])
+def test_no_configuration_of_nginx_takes_long_to_read(nginx: Nginx, line: str) -> None:
+    nginx.configure(line * (500_000 // len(line)))
+    clue_of(["nginx", "-c", str(nginx.config)])
+
+
+def test_a_configuration_of_nginx_that_is_a_fifo_blocks_nobody(nginx: Nginx) -> None:
+    os.mkfifo(nginx.config)
+    assert clue_of(["nginx", "-c", str(nginx.config)]) == NOTHING
 
 
 def test_a_configuration_of_nginx_that_cannot_be_read_tells_nothing(nginx: Nginx) -> None:

@@ -264,8 +264,11 @@ def test_a_pidfile_that_is_none(content: bytes, message: str, tmp_path: Path) ->
 def test_a_pidfile_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_pidfile(str(tmp_path / "none"))
-    with pytest.raises(UsageError, match="Is a directory"):
+    with pytest.raises(UsageError, match="not a plain file"):
         read_pidfile(str(tmp_path))
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UsageError, match="not a plain file"):
+        read_pidfile(str(tmp_path / "fifo"))
 
 
 def test_a_pidfile_that_is_named_is_an_error_where_it_is_stale(tmp_path: Path) -> None:
