@@ -19,16 +19,20 @@ from synplug.kernel import procfs
 _FORMAT = 1
 _DRAFT_S = 5.0
 #: Entries are files, and files can say anything.
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "run_id": str,
-    "name": str,
-    "keeper": int,
-    "keeper_start": int,
-    "backend": str,
-    "state": str,
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "run_id": (str,),
+    "name": (str,),
+    "keeper": (int,),
+    "keeper_start": (int,),
+    "backend": (str,),
+    "state": (str,),
+    "endpoints": (list,),
     "deadline_s": (int, float),
-    "traces": dict,
+    "traces": (dict,),
 }
+_ENTRY_BYTES = 1 << 24  # more than one with an endpoint for every port has
+_PIDS = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
+_CLOCK_END_S = (1 << 63) / 1e9  # ktime_t counts nanoseconds in 63 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +103,19 @@ def entries() -> Iterator[Entry]:
 
 def _entry(path: str) -> Entry:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor) as file:
-        data: Any = json.load(file)
+    try:
+        data: Any = json.loads(os.read(descriptor, _ENTRY_BYTES))
+    finally:
+        os.close(descriptor)
     if not isinstance(data, dict) or data.pop("format") != _FORMAT:
         raise ValueError("another version's ledger entry")
-    data["endpoints"] = tuple(map(str, data["endpoints"]))
-    entry = Entry(**data)
-    if not all(isinstance(getattr(entry, name), kind) for name, kind in _FIELDS.items()):
+    if not all(type(data[name]) in kinds for name, kinds in _FIELDS.items()):
         raise TypeError("a field of another type")
-    return entry
+    if not all(type(word) is str for word in (*data["endpoints"], *data["traces"].values())):
+        raise TypeError("a part of a field of another type")
+    if not (0 < data["keeper"] < _PIDS and 0 <= data["deadline_s"] < _CLOCK_END_S):
+        raise ValueError("no process, or no time, that can be")
+    return Entry(**data | {"endpoints": tuple(data["endpoints"])})
 
 
 def remove_drafts() -> None:

@@ -115,6 +115,15 @@ def _document(**changes: Any) -> str:
         pytest.param(_document(deadline_s="soon"), id="a deadline of a wrong type"),
         pytest.param(_document(traces=[1]), id="traces of a wrong type"),
         pytest.param(_document(backend=["nfqueue"]), id="a backend of a wrong type"),
+        pytest.param(_document(endpoints="*:80"), id="a text for endpoints"),
+        pytest.param(_document(endpoints=[80]), id="an endpoint of a wrong type"),
+        pytest.param(_document(traces={"queues": 7}), id="a trace of a wrong type"),
+        pytest.param(_document(keeper=True), id="true for a keeper"),
+        pytest.param(_document(keeper=-1), id="a process group for a keeper"),
+        pytest.param(_document(keeper=1 << 22), id="a keeper beyond all pids"),
+        pytest.param(_document(deadline_s=float("nan")), id="a deadline that is no number"),
+        pytest.param(_document(deadline_s=10**400), id="a deadline beyond the clock"),
+        pytest.param(_document(deadline_s=-1), id="a deadline before the clock"),
     ],
 )
 def test_what_cannot_be_read_as_an_entry_is_passed_over(here: Path, content: str) -> None:
@@ -130,7 +139,9 @@ def test_only_plain_files_are_entries(here: Path, tmp_path: Path) -> None:
     (here / "22222222.json").mkdir()
     (here / "33333333.txt").write_text(_document())
     (here / "44444444.json.new").write_text(_document())
+    before = len(os.listdir("/proc/self/fd"))
     assert list(entries()) == []
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_fifo_in_the_ledger_blocks_nobody(here: Path) -> None:
