@@ -28,7 +28,7 @@ def _nearest(message: str, parser: argparse.ArgumentParser) -> str:
     import difflib
 
     known = _option_names(parser)
-    word = message[len(prefix) :].split(maxsplit=1)[0].partition("=")[0]
+    word = message[len(prefix) :].partition(" ")[0].partition("=")[0]
     near = difflib.get_close_matches(word, known, n=1)
     if not near:
         return message

@@ -211,6 +211,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
         (["wrap", "-q", "-v", "--", "x"], ["-v/--verbose", "not allowed with", "-q/--quiet"]),
         (["wrap", "--max-hodl", "1", "--", "x"], ["--max-hodl", "did you mean --max-hold?"]),
         (["wrap", "--drain-timout=1", "--", "x"], ["did you mean --drain-timeout?"]),
+        (["wrap", "", "--", "x"], ["unrecognized arguments"]),
         (["wrap", "--max-h", "1", "--", "x"], ["unrecognized arguments: --max-h"]),
         (["wrap", "systemctl", "restart", "x"], ["unrecognized arguments: systemctl"]),
         (["rwap", "--", "x"], ["'rwap'", "wrap", "doctor"]),
