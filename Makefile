@@ -1,7 +1,7 @@
 # Each target sets up what it needs: Debian packages (as root) and .venv.
 PYTHON := .venv/bin/python
 
-.PHONY: help setup demo test unit lint format bench clean
+.PHONY: help setup demo test unit lint format bench soak clean
 
 .DEFAULT_GOAL := help
 
@@ -11,6 +11,7 @@ help:
 	@echo "make unit    the tests that need no root and no namespaces"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   the figures of docs/benchmarks.md"
+	@echo "make soak    1,000 restarts in a row, 50 at once, 100,000 cases of the properties"
 	@echo "make format  ruff format"
 
 setup:
@@ -36,6 +37,9 @@ format: setup
 
 bench: setup
 	@$(PYTHON) bench/figures.py --write
+
+soak: setup
+	$(PYTHON) -m pytest --soak tests/unit tests/integration/test_soak.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -12,18 +12,35 @@ import pytest
 
 from netlab.isolation import enter_private_namespaces
 
+#: What a soak measured, one line a test; told at the end.
+FIGURES = pytest.StashKey[list[str]]()
 
-def pytest_configure() -> None:
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``make soak`` gives the option."""
+    parser.addoption(
+        "--soak",
+        action="store_true",
+        help="the soak in full: 1,000 runs in a row, 50 at once, 100,000 cases of the properties",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Leave the machine's namespaces before anything else happens."""
     enter_private_namespaces()
     os.environ.pop("PYTHONUNBUFFERED", None)  # synplug's users do not have it set
     # Whoever starts us in the background, or by nohup(1), has us ignore these, and what we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    config.stash[FIGURES] = []
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """In CI a skipped test is a hole in what was shown."""
+    if terminalreporter.config.getoption("--soak"):
+        terminalreporter.section("soak")
+        for line in terminalreporter.config.stash[FIGURES]:
+            terminalreporter.write_line(line)
     skipped = terminalreporter.stats.get("skipped", [])
     if os.environ.get("CI") and skipped:
         terminalreporter.write_line(f"CI: {len(skipped)} skipped tests count as failures", red=True)

@@ -113,8 +113,10 @@ def _entry(path: str) -> Entry:
         raise TypeError("a field of another type")
     if not all(type(word) is str for word in (*data["endpoints"], *data["traces"].values())):
         raise TypeError("a part of a field of another type")
-    if not (0 < data["keeper"] < _PIDS and 0 <= data["deadline_s"] < _CLOCK_END_S):
-        raise ValueError("no process, or no time, that can be")
+    if not 0 < data["keeper"] < _PIDS or data["keeper_start"] < 0:
+        raise ValueError("no process that can be")
+    if not 0 <= data["deadline_s"] < _CLOCK_END_S:  # and no NaN
+        raise ValueError("no time that can be")
     return Entry(**data | {"endpoints": tuple(data["endpoints"])})
 
 

@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from synplug.errors import UnsupportedError
@@ -94,13 +94,11 @@ def inside(packet: bytes) -> None:
     assert flow[:-4] in packet
 
 
-@settings(max_examples=500)
 @given(st.binary(max_size=160))
 def test_hostile_packets(packet: bytes) -> None:
     inside(packet)
 
 
-@settings(max_examples=500)
 @given(
     version=st.sampled_from((0x40, 0x60)),
     low=st.integers(0, 15),
@@ -117,7 +115,6 @@ def test_hostile_packets_of_a_known_version(
     inside(bytes(packet))
 
 
-@settings(max_examples=300)
 @given(cut=st.integers(0, 120), words=st.integers(0, 5), number=st.sampled_from((0, 43, 44, 60)))
 def test_truncated_packets(cut: int, words: int, number: int) -> None:
     content = bytes(7) if number == 44 else extension(words)
@@ -167,7 +164,6 @@ def test_attributes_behind_a_broken_one_are_not_read() -> None:
     assert _notice(body(broken, header(5))) is None
 
 
-@settings(max_examples=500)
 @given(st.binary(min_size=4, max_size=200))
 def test_hostile_notices(data: bytes) -> None:
     found = _notice(memoryview(data))
@@ -176,7 +172,6 @@ def test_hostile_notices(data: bytes) -> None:
         assert 0 < found.packet < 1 << 32
 
 
-@settings(max_examples=300)
 @given(st.integers(0, 200), st.integers(0, 1 << 16))
 def test_truncated_notices_and_wrong_lengths(cut: int, length: int) -> None:
     data = bytearray(body(header(5), be32(5, 1), attribute(10, ipv6(tcp(), *V6))))

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from synplug.errors import KernelError, OverrunError, PrivilegeError, SynplugError, UnsupportedError
@@ -56,7 +56,6 @@ def test_what_was_encoded_is_decoded(values: list[tuple[int, bytes]]) -> None:
     assert [(kind, bytes(payload)) for kind, payload in attributes(data)] == values
 
 
-@settings(max_examples=500)
 @given(st.binary(max_size=200))
 def test_hostile_attributes_end_the_walk_and_stay_inside(data: bytes) -> None:
     view = memoryview(data)
@@ -93,7 +92,6 @@ def test_a_datagram_of_several_messages() -> None:
     assert found == [(7, 0, 1, b"abc"), (8, 3, 2, b"")]
 
 
-@settings(max_examples=500)
 @given(st.binary(max_size=300))
 def test_hostile_datagrams_end_the_walk_and_stay_inside(data: bytes) -> None:
     assert sum(16 + len(found.body) for found in messages(data)) <= len(data)
@@ -134,7 +132,6 @@ def test_error_messages(flags: int, body: bytes, expected: tuple[int, str]) -> N
     assert error_of(Message(2, flags, 1, memoryview(body))) == expected
 
 
-@settings(max_examples=300)
 @given(st.binary(max_size=120), st.integers(0, 0xFFFF))
 def test_hostile_error_messages_are_no_exception(body: bytes, flags: int) -> None:
     code, words = error_of(Message(2, flags, 1, memoryview(body)))

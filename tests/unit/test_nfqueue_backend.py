@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from synplug.errors import KernelError, ReleaseError
@@ -181,7 +181,6 @@ def test_a_moved_entry_does_not_take_later_ones_with_it() -> None:
     assert held.queues.waiting[100] == [2, 3]
 
 
-@settings(max_examples=300)
 @given(st.data())
 def test_whatever_arrives_each_connection_goes_once_and_in_order(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:

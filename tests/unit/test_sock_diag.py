@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from synplug.kernel import sock_diag
@@ -269,7 +269,6 @@ def test_answers_that_are_too_short_are_passed_over(kernel: Kernel) -> None:
     assert SocketDiagnostics().listeners() == []
 
 
-@settings(max_examples=300)
 @given(st.binary(min_size=72, max_size=400), st.sampled_from((2, 10)))
 def test_hostile_answers(data: bytes, family: int) -> None:
     body = memoryview(bytes((family,)) + data[1:])

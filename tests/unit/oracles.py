@@ -1,0 +1,116 @@
+"""Second opinions: what a text or packet means, told by other means than the product's.
+
+Written from the RFCs, the man pages and the kernel's headers, with socket.inet_pton(3), Decimal
+and slices; plain, slow, and without a word of synplug's own code.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from decimal import Decimal
+
+from synplug.model import Endpoint
+
+_DIGITS = frozenset("0123456789")
+_UNITS = {"ms": "0.001", "s": "1", "m": "60", "h": "3600", "": "1"}
+
+
+def is_number(text: str) -> bool:
+    """Whether it is nothing but ASCII digits."""
+    return bool(text) and _DIGITS.issuperset(text)
+
+
+def endpoint(text: str) -> tuple[int, bytes | None] | None:
+    """Port and packed address (None: any) of PORT, ``*:PORT``, ``IPV4:PORT``, ``[IPV6]:PORT``."""
+    host, colon, port = text.strip().rpartition(":")
+    if not is_number(port) or len(port) > 5 or not 0 < int(port) < 65_536:
+        return None
+    if not colon or host == "*":
+        return int(port), None
+    family, bare = socket.AF_INET, host
+    if host.startswith("[") and host.endswith("]"):
+        family, bare = socket.AF_INET6, host[1:-1]
+    try:
+        return int(port), socket.inet_pton(family, bare)
+    except (OSError, ValueError, UnicodeError):
+        return None
+
+
+def packed(found: Endpoint) -> tuple[int, bytes | None]:
+    """An endpoint in the terms of :func:`endpoint`."""
+    return found.port, found.address.packed if found.address else None
+
+
+def seconds(text: str) -> Decimal | None:
+    """The seconds of ``500ms``, ``2s``, ``1m``, ``.5h``, ``3``; up to a day."""
+    text = text.strip()
+    unit = next(unit for unit in _UNITS if text.endswith(unit))
+    number = text.removesuffix(unit).rstrip()
+    whole, point, part = number.partition(".")
+    if (whole and not is_number(whole)) or (point and not is_number(part)) or not (whole or part):
+        return None
+    found = Decimal(number) * Decimal(_UNITS[unit])
+    return found if found <= 24 * 3600 else None
+
+
+def little(data: bytes) -> int:
+    """An integer in host byte order."""
+    return int.from_bytes(data, sys.byteorder)
+
+
+def records(data: bytes, head: int) -> list[bytes]:
+    """Netlink's runs: records with their length in front, aligned to four bytes (netlink(7)).
+
+    :param head: bytes of a header: 4 with a 16-bit length for attributes, 16 with a 32-bit one
+        for messages. The first record that does not fit ends the run.
+    """
+    found = []
+    while len(data) >= head:
+        length = little(data[: 2 if head == 4 else 4])
+        if not head <= length <= len(data):
+            break
+        found.append(data[:length])
+        data = data[length + -length % 4 :]
+    return found
+
+
+def attributes(data: bytes) -> list[tuple[int, bytes]]:
+    """Kind, without the two flag bits, and payload."""
+    return [(little(found[2:4]) % 0x4000, found[4:]) for found in records(data, 4)]
+
+
+def flow(packet: bytes) -> tuple[bytes, int] | None:
+    """Addresses and ports, and the sequence number, of a TCP segment (RFC 791, 8200, 9293).
+
+    None where the packet ends before they are all there, or they cannot be found.
+    """
+    if not packet:
+        return None
+    if packet[0] // 16 == 4:
+        addresses, segment = packet[12:20], packet[packet[0] % 16 * 4 :]
+        if packet[0] % 16 < 5:
+            return None
+    elif packet[0] // 16 == 6:
+        addresses, behind = packet[8:40], _behind_extensions(packet)
+        if behind is None:
+            return None
+        segment = behind
+    else:
+        return None
+    if len(segment) < 8:
+        return None
+    return addresses + segment[:4], int.from_bytes(segment[4:8], "big")
+
+
+def _behind_extensions(packet: bytes) -> bytes | None:
+    """What follows the IPv6 header and its extension headers; None where that is not TCP."""
+    if len(packet) < 40:
+        return None
+    number, rest = packet[6], packet[40:]
+    while number != 6:
+        if len(rest) < 2 or number not in (0, 43, 44, 60, 135, 139, 140):
+            return None
+        size = 8 if number == 44 else 8 + 8 * rest[1]
+        number, rest = rest[0], rest[size:]
+    return rest
