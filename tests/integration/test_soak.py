@@ -39,7 +39,7 @@ FIRST_PORT = 6000  # reserved in the lab: no client takes one of these
 RATE_PER_S = 100
 CONTROL_RESTARTS = 6
 WARM_UP = 15
-#: Room for noise: less than one small object a hold, and a quarter of a thousand pages.
+#: Room for noise: less than a small object a hold, and a quarter of a page for each of a thousand.
 ALLOCATED_BYTES_PER_HOLD, RESIDENT_KIB = 200, 1024
 
 
@@ -175,12 +175,7 @@ def test_wraps_at_once(
 
     began_s = time.monotonic()
     with nothing_left(lab, folder), Load(lab.client, targets, rate_per_s=RATE_PER_S) as load:
-        options = ["--max-hold", "60s", "--lock-timeout", "5m"]
-        started = [
-            start_wrap(lab.server, folder, ["-p", str(service.port), *options], command)
-            for service, command in zip(ours, restarts, strict=True)
-        ]
-        runs = [run.wait() for run in started]
+        runs = wrapped(lab, folder, [service.port for service in ours], restarts)
         result = load.stop()
         wait_until(lambda: not Path("/run/synplug").exists(), 90, "the keepers have ended")
     late = waited_for_a_retransmission(result, [port for _, port in targets], runs)
@@ -193,6 +188,18 @@ def test_wraps_at_once(
         assert not overlap(runs), "two runs held one endpoint at the same time"
     else:
         assert overlap(runs), "they never held at the same time"
+
+
+def wrapped(
+    lab: ClientServer, folder: Path, ports: Sequence[int], restarts: Sequence[Sequence[str]]
+) -> list[Run]:
+    """So many runs, started at once, each with a restart; they have ended."""
+    options = ["--max-hold", "60s", "--lock-timeout", "5m"]
+    started = [
+        start_wrap(lab.server, folder, ["-p", str(port), *options], command)
+        for port, command in zip(ports, restarts, strict=True)
+    ]
+    return [run.wait() for run in started]
 
 
 def plainly(lab: ClientServer, restarts: Sequence[Sequence[str]]) -> None:

@@ -91,12 +91,16 @@ def test_sigpipe_is_at_its_default_unless_the_command_sees_to_it(ignored: bool) 
 
 def test_signals_are_taken_once_and_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with Signals() as signals:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGHUP)
-        signals.pause(60.0)
-        assert sorted(signals.take()) == [signal.SIGHUP, signal.SIGTERM]
-        assert signals.take() == []
+    outside = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup(1) ignores it
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGHUP)
+            signals.pause(60.0)
+            assert sorted(signals.take()) == [signal.SIGHUP, signal.SIGTERM]
+            assert signals.take() == []
+    finally:
+        signal.signal(signal.SIGHUP, outside)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
