@@ -11,6 +11,7 @@ A backend lives in the keeper and nowhere else. It is driven in this order::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from synplug.kernel.capabilities import NET_ADMIN, NET_RAW
 from synplug.model import Flow, HoldCounts
@@ -26,6 +27,10 @@ class Backend(ABC):
     name: str
     #: The capabilities that it needs from :meth:`hold` on.
     capabilities: frozenset[int] = ANY_BACKEND
+    #: Whether :meth:`release_next` can let some go and not others.
+    can_pace: bool = True
+    #: Whether something stays in the kernel when its keeper is killed.
+    outlives_its_keeper: bool = False
 
     @abstractmethod
     def traces(self) -> dict[str, str]:
@@ -101,5 +106,8 @@ class Backend(ABC):
         """Give everything up, in whatever state it is. Never raises for what is gone already."""
 
     @abstractmethod
-    def clean_up_after_death(self) -> None:
-        """Remove what a dead keeper of the same run left. Called on a backend never armed."""
+    def clean_up_after_death(self, traces: Mapping[str, str]) -> None:
+        """Remove what a dead keeper of the same run left. Called on a backend never armed.
+
+        :param traces: what that one's :meth:`traces` said.
+        """

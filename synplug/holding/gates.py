@@ -20,6 +20,7 @@ class Gate(Protocol):
 
     name: str
     capabilities: frozenset[int]
+    outlives_its_keeper: bool
 
     def traces(self) -> dict[str, str]:
         """What it puts into the kernel."""
@@ -46,7 +47,7 @@ class Gate(Protocol):
         """Give up whatever is left."""
 
     def clean_up_after_death(self) -> None:
-        """Remove what a dead keeper of this run left."""
+        """Remove what a dead keeper of this run left: it is found by the run's id."""
 
 
 class NftGate:
@@ -55,6 +56,7 @@ class NftGate:
     def __init__(self, spec: HoldSpec) -> None:
         self.name = "nfqueue"
         self.capabilities = ANY_BACKEND - {NET_RAW}
+        self.outlives_its_keeper = False
         self._spec = spec
         self._made: HoldTable | None = None
 

@@ -15,10 +15,11 @@ from synplug.errors import KeeperError, SynplugError
 from synplug.holding.backends import backends_for
 from synplug.holding.base import Backend
 from synplug.holding.channel import Channel, endpoint_to_wire, error_to_wire
-from synplug.holding.keeper import Keeper, become_keeper
-from synplug.holding.ledger import Ledger
+from synplug.holding.keeper import Keeper
+from synplug.holding.keeper_process import become_keeper
 from synplug.holding.link import KeeperLink
-from synplug.holding.locks import RunLocks, remove_unused_locks
+from synplug.holding.locks import RunLocks
+from synplug.holding.recover import recover_run
 from synplug.model import Endpoint, Flow, HoldResult, HoldSpec
 
 _ARM_TIMEOUT_S = 15.0
@@ -145,13 +146,7 @@ class KeptHold(KeeperLink):
             self._reap()
 
     def _clean_up_after_death(self) -> None:
-        # One that is in use is known by its name; one that was only being tried may be any.
-        left = [make(self._spec) for make in self._backends]
-        for backend in left:
-            if self.backend in ("", backend.name):
-                backend.clean_up_after_death()
-        Ledger(self._spec.run_id).remove()
-        remove_unused_locks()
+        recover_run(self._spec.run_id)
 
     def _reap(self) -> None:
         """Collect the keeper, which should end by now.

@@ -59,6 +59,7 @@ class IptablesGate:
     def __init__(self, spec: HoldSpec) -> None:
         self.name = "nfqueue-iptables"
         self.capabilities = ANY_BACKEND  # libiptc talks through a raw socket
+        self.outlives_its_keeper = True  # a rule that lets packets pass
         self._spec = spec
         self._chain = f"synplug-{spec.run_id}"
         self._comment = f"synplug run {spec.run_id}"

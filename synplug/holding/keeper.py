@@ -12,21 +12,21 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from synplug.errors import PrivilegeError, SynplugError, UnsupportedError
+from synplug.holding import watcher
 from synplug.holding.audience import Audience
-from synplug.holding.base import ANY_BACKEND, Backend
+from synplug.holding.base import Backend
 from synplug.holding.channel import Channel, endpoint_to_wire, error_to_wire, result_to_wire
+from synplug.holding.keeper_process import limit
 from synplug.holding.ledger import Entry, Ledger
 from synplug.holding.locks import FlushGuard, RunLocks
 from synplug.holding.pace import Pacer
 from synplug.kernel import procfs
-from synplug.kernel.capabilities import DAC_OVERRIDE, keep_only
 from synplug.kernel.deadman import Deadman
 from synplug.kernel.sock_diag import SocketDiagnostics
-from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
+from synplug.model import Flow, HoldResult, HoldSpec, Listener, ReleaseReason
 
 #: How long an empty table may stay because removing it would drop others' packets.
 LINGER_S = 60.0
@@ -37,6 +37,7 @@ _LOSS_CHECK_S = 0.05
 #: connections pass; letting go of tens of thousands may take longer.
 _DEADMAN_S = 0.6
 _SLOWEST_RELEASE_PER_S = 10_000
+_CONFIRM_S = 5.0
 
 
 class Keeper:
@@ -103,6 +104,8 @@ class Keeper:
         """Take the first backend that this kernel has."""
         for make in self._backends:
             backend = make(self._spec)
+            if backend.outlives_its_keeper:
+                watcher.start(self._spec.run_id)
             try:
                 self._write_ledger(backend, "arming")
                 backend.arm()
@@ -114,7 +117,7 @@ class Keeper:
                 self._warnings.append(f"backend {backend.name} is not available: {error.message}")
                 continue
             self._backend = backend
-            _limit(backend.capabilities)
+            limit(backend.capabilities)
             self._deadman = Deadman()
             self._write_ledger(backend, "armed")
             if self._spec.name:
@@ -228,7 +231,27 @@ class Keeper:
             "or a device; their clients retransmit",
         )
 
+    def _burst_warning(self, released: int, listeners: list[Listener]) -> tuple[str, ...]:
+        """What has gone at once from a backend that cannot do otherwise, if that was too much."""
+        backlog = min((listener.backlog for listener in listeners), default=released)
+        if self._backend.can_pace or released <= backlog:
+            return ()
+        return (
+            f"{released} SYNs were let go at once, and a listener has a backlog of {backlog}: "
+            "some may wait a second more (raise its backlog, and net.core.somaxconn)",
+        )
+
     # --- releasing
+
+    def _pace(self, pacer: Pacer) -> None:
+        self._backend.absorb()
+        may_pace = self._backend.can_pace
+        while may_pace and not self._is_open_asked and self._clock() < self._deadline_s:
+            room = pacer.step(self._backend.waiting())
+            if room is None:
+                break
+            released = self._backend.release_next(room)
+            self._turn(0 if released else _PACE_POLL_MS)
 
     def _release(self) -> None:
         """Let go at the listeners' pace, then open."""
@@ -240,18 +263,18 @@ class Keeper:
             rooms=diagnostics,
             clock=self._clock,
         )
-        self._backend.absorb()
-        while not self._is_open_asked and self._clock() < self._deadline_s:
-            room = pacer.step(self._backend.waiting())
-            if room is None:
-                break
-            released = self._backend.release_next(room)
-            self._turn(0 if released else _PACE_POLL_MS)
+        listeners: list[Listener] = []
+        try:
+            self._pace(pacer)
+            listeners = diagnostics.listeners(self._spec.endpoints)
+        except SynplugError as error:  # no reason to drop what waits
+            self._warnings.append(f"let go at once, since the listeners could not be read: {error}")
         diagnostics.close()
         left_s = max(0.0, self._deadline_s - self._clock())
         self._deadman.set(left_s + _DEADMAN_S + self._backend.waiting() / _SLOWEST_RELEASE_PER_S)
-        self._backend.open()
+        burst = self._burst_warning(self._backend.open(), listeners)
         opened_at_s = self._clock()
+        self._deadman.set(_CONFIRM_S)  # new connections pass already
         self._backend.confirm_empty()
         self._deadman.stop()  # nothing is held any more, and what is left may linger
         self._guard.leave()
@@ -263,7 +286,7 @@ class Keeper:
             counts=self._backend.counts(),
             release_steps=pacer.steps,
             release_limit=pacer.limit if pacer.steps else "",
-            warnings=(*self._warnings, *self._loss_warning()),
+            warnings=(*self._warnings, *self._loss_warning(), *burst),
         )
         self._audience.close_door()
         self._audience.say("released", result=result_to_wire(self._result))
@@ -302,33 +325,3 @@ class Keeper:
         if obstacle:
             self._guard.leave()
         return obstacle
-
-
-def become_keeper(keep: tuple[int, ...]) -> None:
-    """Turn the forked child into a keeper: a session, a name, descriptors, few capabilities.
-
-    :param keep: the descriptors that stay open. Standard streams become /dev/null, so that
-        nobody who reads our caller's pipes waits for a lingering keeper.
-    """
-    os.setsid()
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(null, stream)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in keep:
-            with suppress(OSError):  # the listing's own is closed already
-                os.close(int(name))
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
-    for number in (signal.SIGCHLD, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    _limit(ANY_BACKEND)
-    with suppress(OSError), open("/proc/self/comm", "w") as comm:
-        comm.write("synplug-keeper")
-
-
-def _limit(capabilities: frozenset[int]) -> None:
-    """Give up what is not needed. Root's files are its own; others may have to override rights."""
-    keep_only(capabilities if os.geteuid() == 0 else capabilities | {DAC_OVERRIDE})

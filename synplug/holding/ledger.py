@@ -5,19 +5,22 @@ An entry is written before the kernel is changed, and removed after the undo was
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from synplug.errors import SynplugError
 from synplug.holding.runtime import create, here, tidy
 from synplug.kernel import procfs
 
 _FORMAT = 1
 _DRAFT_S = 5.0
+_CLAIM_S, _CLAIM_POLL_S = 5.0, 0.01
 #: Entries are files, and files can say anything.
 _FIELDS: dict[str, tuple[type, ...]] = {
     "run_id": (str,),
@@ -118,6 +121,40 @@ def _entry(path: str) -> Entry:
     if not 0 <= data["deadline_s"] < _CLOCK_END_S:  # and no NaN
         raise ValueError("no time that can be")
     return Entry(**data | {"endpoints": tuple(data["endpoints"])})
+
+
+@contextmanager
+def claim(entry: Entry) -> Iterator[bool]:
+    """Be the only one that cleans up after a dead run; False: somebody else has done it.
+
+    :raises SynplugError: somebody else has been at it for long.
+    """
+    path = f"{here()}/{entry.run_id}.json"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield True  # nobody can be at what has no entry of its name; and twice does no harm
+        return
+    try:
+        _wait_for(descriptor, entry.run_id)
+        yield os.path.lexists(path)
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int, run_id: str) -> None:
+    give_up_s = time.monotonic() + _CLAIM_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up_s:
+                raise SynplugError(
+                    f"run {run_id} is being cleaned up after, and not done"
+                ) from None
+            time.sleep(_CLAIM_POLL_S)
+        else:
+            return
 
 
 def remove_drafts() -> None:

@@ -11,6 +11,7 @@ older one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -53,6 +54,7 @@ class QueueBackend(Backend):
     def __init__(self, spec: HoldSpec, gate: Gate) -> None:
         self.name = gate.name
         self.capabilities = gate.capabilities
+        self.outlives_its_keeper = gate.outlives_its_keeper
         self._spec = spec
         self._gate = gate
         self._queues: PacketQueues | None = None
@@ -276,5 +278,5 @@ class QueueBackend(Backend):
             self._queues.close()
         self._gate.close()
 
-    def clean_up_after_death(self) -> None:
+    def clean_up_after_death(self, traces: Mapping[str, str]) -> None:  # noqa: ARG002
         self._gate.clean_up_after_death()

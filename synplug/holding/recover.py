@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from synplug.errors import SynplugError
+from synplug.errors import ReleaseError, SynplugError
 from synplug.holding.backends import backends_for
-from synplug.holding.ledger import Entry, Ledger, entries, remove_drafts
+from synplug.holding.ledger import Entry, Ledger, claim, entries, remove_drafts
 from synplug.holding.locks import remove_unused_locks
 from synplug.model import BackendName, Endpoint, HoldSpec
 
@@ -33,14 +33,32 @@ def recover() -> list[Recovered]:
     found = [_recover(entry) for entry in entries() if not entry.is_live]
     remove_unused_locks()
     remove_drafts()
-    return found
+    return [dead for dead in found if dead is not None]
 
 
-def _recover(entry: Entry) -> Recovered:
+def recover_run(run_id: str) -> None:
+    """Clean up after that run, if it is dead and left something.
+
+    :raises ReleaseError: that failed.
+    """
+    for entry in entries():
+        if entry.run_id == run_id and not entry.is_live:
+            dead = _recover(entry)
+            if dead is not None and dead.error:
+                raise ReleaseError(dead.error)
+    remove_unused_locks()
+
+
+def _recover(entry: Entry) -> Recovered | None:
+    """Clean up after one; None if somebody else has done that just now."""
     error = ""
     try:
-        _clean_up(entry)
-        Ledger(entry.run_id).remove()
+        _check_run_id(entry.run_id)
+        with claim(entry) as is_left:
+            if not is_left:
+                return None
+            _clean_up(entry)
+            Ledger(entry.run_id).remove()
     except SynplugError as failure:
         error = str(failure)
     return Recovered(
@@ -48,9 +66,12 @@ def _recover(entry: Entry) -> Recovered:
     )
 
 
+def _check_run_id(run_id: str) -> None:
+    if not _RUN_ID.fullmatch(run_id):
+        raise SynplugError(f"ledger entry with an impossible run id: {run_id!r}")
+
+
 def _clean_up(entry: Entry) -> None:
-    if not _RUN_ID.fullmatch(entry.run_id):
-        raise SynplugError(f"ledger entry with an impossible run id: {entry.run_id!r}")
     try:
         name = BackendName(entry.backend)
     except ValueError:
@@ -58,4 +79,4 @@ def _clean_up(entry: Entry) -> None:
     # Any endpoint will do: what a run created is found by its run id.
     spec = HoldSpec(endpoints=(Endpoint(port=1),), run_id=entry.run_id, backend=name)
     for make in backends_for(name):
-        make(spec).clean_up_after_death()
+        make(spec).clean_up_after_death(entry.traces)

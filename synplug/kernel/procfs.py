@@ -7,7 +7,8 @@ is no error. Names are untrusted text.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 
 from synplug.errors import PrivilegeError
 from synplug.model import Process
@@ -166,6 +167,37 @@ def owners(
         for inode in wanted & socket_inodes(pid):
             found[inode].append(Process(pid=pid, name=name(pid)))
     return found
+
+
+def close_descriptors_but(keep: Collection[int]) -> None:
+    """Close every descriptor of this process but the standard streams and *keep*."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number > 2 and number not in keep:
+            with suppress(OSError):  # the listing's own is closed already
+                os.close(number)
+
+
+def set_name(text: str) -> None:
+    """What ps(1) shows of this process: 15 characters."""
+    with suppress(OSError), open("/proc/self/comm", "w") as comm:
+        comm.write(text)
+
+
+def leave_control_group() -> bool:
+    """Move this process into the root control group (cgroups(7), version 2), where that is allowed.
+
+    A control group can be killed as a whole (cgroup.kill, a unit's KillMode=control-group).
+    """
+    for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+        with suppress(OSError):
+            # Not created: with version 1 the first of them is a file system in memory.
+            descriptor = os.open(f"{root}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, b"0")
+            finally:
+                os.close(descriptor)
+            return True
+    return False
 
 
 def network_inode(pid: int) -> int:

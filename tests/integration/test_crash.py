@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -79,10 +81,53 @@ def test_both_are_killed(lab: ClientServer, holding: subprocess.Popen[str]) -> N
     holding.kill()
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
     os.kill(command, signal.SIGTERM)
+    if "nfqueue-iptables" in str(holding.args):  # has a watcher, since the kernel leaves a rule
+        wait_until(lambda: not ledger(lab), 5, "the watcher has cleaned up")
+        return
     recovered = shell.run(lab.server, "recover")
     assert recovered.status == 0, recovered
     assert "cleaned up" in recovered.stdout
     assert "no dead run" in shell.run(lab.server, "recover").stdout
+
+
+def ledger(lab: ClientServer) -> list[object]:
+    """What stands in it, of runs that are dead, too."""
+    found: list[object] = json.loads(shell.run(lab.server, "status", "--json").stdout)
+    return found
+
+
+def test_everything_is_killed(lab: ClientServer, simple: SimpleService) -> None:
+    """The watcher, too: then a rule that lets packets pass stays until recover."""
+    options = ["--backend", "nfqueue-iptables", "--name", "web", "--max-hold", "30s"]
+    assert shell.run(lab.server, "hold", "-p", "8080", *options).status == 0
+    (hold,) = holds_in_force(lab.server)
+    (watcher,) = _children_named(hold["keeper"], "synplug-watcher")
+    assert os.getsid(watcher) == watcher, "a session of its own"
+    os.kill(hold["keeper"], signal.SIGSTOP)  # so that the watcher does not act between the two
+    os.kill(watcher, signal.SIGKILL)
+    os.kill(hold["keeper"], signal.SIGKILL)
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
+    rules = lab.server.run(["iptables-legacy", "-t", "mangle", "-S"]).stdout
+    assert "--queue-bypass" in rules
+    assert "cleaned up" in shell.run(lab.server, "recover").stdout
+
+
+def test_a_watcher_survives_its_control_group(lab: ClientServer, simple: SimpleService) -> None:
+    """As by a unit's KillMode=control-group, or cgroup.kill(7)."""
+    group = Path("/sys/fs/cgroup/unified/synplug-test")
+    group.mkdir(exist_ok=True)
+    try:
+        line = f"echo $$ >{group}/cgroup.procs; exec {' '.join(shell.SYNPLUG)} hold -p 8080 "
+        line += "--backend nfqueue-iptables --name web --max-hold 30s"
+        lab.server.run(["sh", "-c", line])
+        members = [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+        assert holds_in_force(lab.server)[0]["keeper"] in members
+        (group / "cgroup.kill").write_text("1")
+        assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
+        wait_until(lambda: not ledger(lab), 5, "the watcher has cleaned up")
+        wait_until(lambda: not (group / "cgroup.procs").read_text(), 5, "the group is empty")
+    finally:
+        group.rmdir()
 
 
 def test_a_stopped_keeper_is_ended_after_the_deadline(

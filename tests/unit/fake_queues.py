@@ -19,6 +19,7 @@ class FakeGate:
 
     name = "fake"
     capabilities = frozenset[int]()
+    outlives_its_keeper = False
 
     def __init__(self) -> None:
         self.log: list[str] = []

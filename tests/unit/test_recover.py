@@ -41,7 +41,7 @@ class Remains:
         self._run_id = spec.run_id
         return self
 
-    def clean_up_after_death(self) -> None:
+    def clean_up_after_death(self, traces: object = None) -> None:
         if self.error is not None:
             raise self.error
         self.cleaned.append(self._run_id)

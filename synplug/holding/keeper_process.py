@@ -1,0 +1,36 @@
+"""What a forked child does to be a keeper's process: it keeps nothing that it does not need."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from synplug.holding.base import ANY_BACKEND
+from synplug.kernel import procfs
+from synplug.kernel.capabilities import DAC_OVERRIDE, keep_only
+
+
+def become_keeper(keep: tuple[int, ...]) -> None:
+    """Turn the forked child into a keeper: a session, a name, descriptors, few capabilities.
+
+    :param keep: the descriptors that stay open. Standard streams become /dev/null, so that
+        nobody who reads our caller's pipes waits for a lingering keeper.
+    """
+    os.setsid()
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    procfs.close_descriptors_but(keep)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    limit(ANY_BACKEND)
+    procfs.set_name("synplug-keeper")
+
+
+def limit(capabilities: frozenset[int]) -> None:
+    """Give up what is not needed. Root's files are its own; others may have to override rights."""
+    keep_only(capabilities if os.geteuid() == 0 else capabilities | {DAC_OVERRIDE})
