@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from enum import Enum
+from typing import TypeVar
 
 from synplug.errors import UsageError
 from synplug.handover.assembly import real_tools
@@ -76,9 +78,9 @@ def hold(
         max_hold_s=max_hold,
         max_held=max_held,
         max_held_per_source=max_held_per_source,
-        on_full=OnFull(on_full),
-        release=ReleaseMode(release),
-        backend=BackendName(backend),
+        on_full=_one_of(OnFull, on_full, "on_full"),
+        release=_one_of(ReleaseMode, release, "release"),
+        backend=_one_of(BackendName, backend, "backend"),
     )
     spec = hold_spec(_endpoints(ports), options)
     locks = RunLocks(endpoint.port for endpoint in spec.endpoints)
@@ -132,9 +134,7 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
     :raises UsageError: the call itself is wrong, or the endpoints cannot be found out.
     :raises PrivilegeError: no CAP_NET_ADMIN, and not ``best_effort``.
     """
-    for name, argv in (("command", command), ("ready_cmd", ready_cmd), ("check", check)):
-        if isinstance(argv, str):
-            raise UsageError(f"{name} must be a list of words, not one string")
+    _check_words(command=command, ready_cmd=ready_cmd, check=check)
     if not best_effort:
         procfs.require_net_admin()
     request = WrapRequest(
@@ -149,14 +149,14 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
             max_hold_s=max_hold,
             max_held=max_held,
             max_held_per_source=max_held_per_source,
-            on_full=OnFull(on_full),
-            release=ReleaseMode(release),
-            backend=BackendName(backend),
+            on_full=_one_of(OnFull, on_full, "on_full"),
+            release=_one_of(ReleaseMode, release, "release"),
+            backend=_one_of(BackendName, backend, "backend"),
             lock_timeout_s=lock_timeout,
         ),
         drain=DrainPlan(
             timeout_s=drain_timeout,
-            on_timeout=OnDrainTimeout(on_drain_timeout),
+            on_timeout=_one_of(OnDrainTimeout, on_drain_timeout, "on_drain_timeout"),
             quiesce_s=quiesce,
         ),
         ready=ReadyPlan(
@@ -170,7 +170,27 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
         best_effort=best_effort,
     )
     plan, _ = plan_wrap(request)
-    return wrap_sequence(plan, real_tools(plan.spec, signals=NoSignals()))
+    tools = real_tools(plan.spec, signals=NoSignals())
+    with closing(tools.sockets):
+        return wrap_sequence(plan, tools)
+
+
+def _check_words(**commands: Sequence[str]) -> None:
+    for name, argv in commands.items():
+        if isinstance(argv, str):
+            raise UsageError(f"{name} must be a list of words, not one string")
+
+
+_Choice = TypeVar("_Choice", bound=Enum)
+
+
+def _one_of(kind: type[_Choice], value: _Choice | str, name: str) -> _Choice:
+    """A choice given as itself or by its word."""
+    try:
+        return kind(value)
+    except ValueError:
+        words = ", ".join(choice.value for choice in kind)
+        raise UsageError(f"{name} cannot be {value!r}", remedy=f"one of {words}") from None
 
 
 def _endpoints(ports: Iterable[int | Endpoint]) -> tuple[Endpoint, ...]:

@@ -11,7 +11,7 @@ from synplug.errors import SynplugError
 from synplug.handover.assembly import real_tools
 from synplug.handover.detached import attach, release
 from synplug.handover.plan import ReadyPlan
-from synplug.handover.process import NoSignals
+from synplug.handover.process import NoSignals, resolve
 from synplug.kernel.namespaces import enter_network, network_of
 
 
@@ -20,8 +20,10 @@ def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
     check_url(options.ready_http)
     if options.netns is not None:
         enter_network(network_of(options.netns))
-    output = JsonOutput(options.json)
+    if options.ready_cmd:
+        resolve(options.ready_cmd[0])
     kept = attach(options.name)
+    output = JsonOutput(options.json)
     ready = ReadyPlan(
         http=options.ready_http,
         command=options.ready_cmd,

@@ -24,15 +24,17 @@ from synplug.handover.ready_wait import ReadyWait
 from synplug.handover.timeline import Timeline
 from synplug.holding.attached import AttachedHold
 from synplug.holding.handle import Hold
+from synplug.holding.names import check_name
 from synplug.holding.recover import recover
 from synplug.model import (
     CommandResult,
     DrainResult,
-    Endpoint,
     HoldResult,
     HoldSpec,
+    Listener,
     OnDrainTimeout,
     Outcome,
+    OwnedListener,
     ReleaseReason,
     Report,
 )
@@ -73,11 +75,6 @@ def hold(plan: HoldPlan, tools: Tools) -> Begun:
 
 def _begin(kept: Hold, plan: HoldPlan, tools: Tools, warnings: list[str]) -> Begun:
     old = tools.sockets.listeners(plan.spec.endpoints)
-    served = [
-        endpoint
-        for endpoint in plan.spec.endpoints
-        if any(listener.serves(endpoint) for listener in old)
-    ]
     kept.arm()
     kept.hold()
     drain = Drain(
@@ -99,7 +96,7 @@ def _begin(kept: Hold, plan: HoldPlan, tools: Tools, warnings: list[str]) -> Beg
         warnings = [*warnings, words]
     return Begun(
         spec=plan.spec,
-        keeper=kept.detach(served),
+        keeper=kept.detach(old),
         backend=kept.backend,
         drain=drain,
         warnings=tuple(warnings),
@@ -109,8 +106,9 @@ def _begin(kept: Hold, plan: HoldPlan, tools: Tools, warnings: list[str]) -> Beg
 def attach(name: str) -> AttachedHold:
     """The hold of that name, after cleaning up after dead runs: it may be one of them.
 
-    :raises NoSuchHoldError: there is none.
+    :raises NoSuchHoldError: there is none. :raises UsageError: it is no name.
     """
+    check_name(name)
     recover()
     return AttachedHold(name)
 
@@ -124,13 +122,15 @@ def release(kept: AttachedHold, ready: ReadyPlan, tools: Tools, *, now: bool = F
     """
     run = _Release(kept, ready, tools)
     try:
-        if not now:
-            run.wait()
-        run.let_go()
-    except SynplugError as error:
-        run.error = error
+        for step in (run.let_go,) if now else (run.wait, run.let_go):
+            try:
+                step()
+            except SynplugError as error:
+                run.fail(error)
+            except OSError as error:  # no descriptor, no memory left for us
+                run.fail(SynplugError(f"the system refused: {error}"))
     finally:
-        kept.close()
+        run.close()
     return run.report()
 
 
@@ -144,40 +144,32 @@ class _Release:
         self._timeline = Timeline(tools.clock)
         self._started_at = tools.wall()
         self._outcome = Outcome.READY
-        self._readiness = ""
         self._warnings: list[str] = []
-        self.error: SynplugError | None = None
-
-    @property
-    def _wanted(self) -> tuple[Endpoint, ...]:
-        """The endpoints that must be served: those that were, or all."""
-        return self._kept.served or self._kept.spec.endpoints
+        self._error: SynplugError | None = None
+        self._watch: ListenerWatch | None = None
+        self._waiting: ReadyWait | None = None
 
     def wait(self) -> None:
         """Until somebody listens where somebody listened before, and the probes have passed."""
-        watch = ListenerWatch(
-            endpoints=self._wanted,
-            old=(),
+        self._watch = ListenerWatch(
+            endpoints=self._kept.spec.endpoints,
+            old=self._kept.old,
             settle_s=self._ready.settle_s,
             require_new=False,
         )
-        waiting = ReadyWait(
+        self._waiting = ReadyWait(
             plan=WrapPlan(argv=(), spec=self._kept.spec, ready=self._ready),
             tools=self._tools,
-            watch=watch,
+            watch=self._watch,
             service_pids=(),
             interrupted=lambda: False,
             hold_ended=self._kept.ended,
             let_through=self._kept.let_through,
         )
-        try:
-            with self._timeline.phase("ready"):
-                self._outcome = waiting.until_ready(None)
-        finally:
-            waiting.stop()
-        self._readiness = watch.verdict.value
-        if self._outcome is Outcome.DEADLINE and waiting.complaint:
-            self._warnings.append(waiting.complaint)
+        with self._timeline.phase("ready"):
+            self._outcome = self._waiting.until_ready(None)
+        if self._outcome is Outcome.DEADLINE and self._waiting.complaint:
+            self._warnings.append(self._waiting.complaint)
 
     def let_go(self) -> None:
         """Release at the listeners' pace."""
@@ -200,30 +192,49 @@ class _Release:
         if result.reason is ReleaseReason.ASKED:
             self._warnings.append("another 'synplug release' was faster")
         else:
-            self.error = SynplugError(f"the hold was ended early ({result.reason.value})")
+            self._error = SynplugError(f"the hold was ended early ({result.reason.value})")
+
+    def fail(self, error: SynplugError) -> None:
+        """Note what went wrong; the first counts."""
+        self._error = self._error or error
+
+    def close(self) -> None:
+        """Nothing of this run is left: no probe, no channel."""
+        if self._waiting is not None:
+            self._waiting.stop()
+        self._kept.close()
+
+    def _listeners_now(self) -> list[Listener]:
+        try:
+            return self._tools.sockets.listeners(self._kept.spec.endpoints)
+        except SynplugError as error:
+            self._warnings.append(f"the new listeners could not be read: {error}")
+            return []
 
     def report(self) -> Report:
         """The account of it all."""
         spec, result = self._kept.spec, self._kept.result
-        listeners = self._tools.sockets.listeners(spec.endpoints)
-        outcome = Outcome.ERROR if self.error else self._outcome
+        listeners = self._listeners_now()
+        missing = self._watch.missing(listeners) if self._watch else []
+        outcome = Outcome.ERROR if self._error else self._outcome
         return Report(
             run_id=spec.run_id,
             outcome=outcome,
-            exit_code=exit_code(status=None, error=self.error, outcome=outcome, undelivered=None),
+            exit_code=exit_code(status=None, error=self._error, outcome=outcome, undelivered=None),
             endpoints=spec.endpoints,
             command=CommandResult(argv=()),
             started_at=self._started_at,
             hold=result,
             phases=self._timeline.phases(),
+            old_listeners=tuple(OwnedListener(listener=listener) for listener in self._kept.old),
             new_listeners=with_owners(listeners, self._tools.processes),
-            readiness=self._readiness,
+            readiness=self._watch.verdict.value if self._watch else "",
             warnings=(
                 *self._warnings,
                 *(result.warnings if result else ()),
                 *overflow_warnings(result, spec),
-                *unserved_warnings(self._wanted, listeners),
+                *unserved_warnings((*spec.endpoints, *missing), listeners),
             ),
-            error=self.error.message if self.error else "",
-            remedy=self.error.remedy if self.error else "",
+            error=self._error.message if self._error else "",
+            remedy=self._error.remedy if self._error else "",
         )

@@ -77,6 +77,9 @@ class HoldPlan:
 class SocketTable(Protocol):
     """The kernel's sockets; :class:`synplug.kernel.sock_diag.SocketDiagnostics`."""
 
+    def close(self) -> None:
+        """Look no more."""
+
     def listeners(self, endpoints: Iterable[Endpoint] | None = None) -> list[Listener]:
         """The listening sockets that serve the endpoints; all for None."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from synplug.errors import UsageError
@@ -81,6 +82,11 @@ class HoldRequest:
     drain: DrainPlan = field(default_factory=DrainPlan)
 
 
+def _find(request: TargetRequest) -> Target:
+    with closing(SocketDiagnostics()) as sockets:
+        return find_target(request, sockets=sockets, processes=procfs, here=network_inode())
+
+
 def plan_hold(request: HoldRequest) -> tuple[HoldPlan, Target]:
     """Find the endpoints, here and now.
 
@@ -88,9 +94,7 @@ def plan_hold(request: HoldRequest) -> tuple[HoldPlan, Target]:
     :raises TargetError: the endpoints cannot be found out.
     """
     check_name(request.name)
-    target = find_target(
-        request.target, sockets=SocketDiagnostics(), processes=procfs, here=network_inode()
-    )
+    target = _find(request.target)
     plan = HoldPlan(
         spec=hold_spec(target.endpoints, request.hold, name=request.name),
         lock_timeout_s=request.hold.lock_timeout_s,
@@ -114,9 +118,7 @@ def plan_wrap(request: WrapRequest) -> tuple[WrapPlan, Target]:
                 f"the {name} time, {wait_s:g} s, is beyond the longest hold, {longest_s:g} s",
                 remedy="raise --max-hold",
             )
-    target = find_target(
-        request.target, sockets=SocketDiagnostics(), processes=procfs, here=network_inode()
-    )
+    target = _find(request.target)
     plan = WrapPlan(
         argv=request.target.argv,
         spec=hold_spec(target.endpoints, request.hold),

@@ -93,8 +93,8 @@ class _Run:
         with self._timeline.phase("check"):
             command = tools.spawn_captured(plan.check)
             status = self._end_of(command)
+        said = command.output().splitlines()
         if status:
-            said = command.output().splitlines()
             raise CheckError(
                 f"--check ended with status {status}" + (f": {said[-1]}" if said else "")
             )

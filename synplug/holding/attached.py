@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from synplug.holding.channel import endpoint_from_wire
+from synplug.holding.channel import endpoint_from_wire, listener_from_wire
 from synplug.holding.link import KeeperLink
 from synplug.holding.names import call, no_such_hold
 from synplug.holding.recover import recover
 from synplug.model import HoldSpec
 
-_GREETING_S = 2.0
+#: It may be letting go of tens of thousands, or wait for a lock.
+_GREETING_S = 5.0
 
 
 class AttachedHold(KeeperLink):
     """That hold, in force.
 
     :ivar spec: its endpoints, run id, name and longest time.
-    :ivar served: those of its endpoints that had a listener when it began.
+    :ivar old: the listeners that stood when it began.
     :raises NoSuchHoldError: there is none of that name.
     :raises KeeperError: its keeper does not answer; it is ended, and what it held is dropped.
     """
@@ -43,12 +44,8 @@ class AttachedHold(KeeperLink):
             name=name,
             max_hold_s=float(greeting["max_hold_s"]),
         )
-        self.served = tuple(map(endpoint_from_wire, greeting["served"]))
-
-    @property
-    def held_at_s(self) -> float:
-        """CLOCK_MONOTONIC at which SYNs began to wait."""
-        return self._held_at_s
+        self.old = tuple(map(listener_from_wire, greeting["old"]))
+        self._releasing = bool(greeting["releasing"])
 
     def close(self) -> None:
         """Hang up. The hold stays as it is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from synplug.holding.channel import Channel
@@ -32,12 +33,17 @@ class Audience:
         :raises KernelError: the socket cannot be made.
         """
         self._door = Door(name)
-        self._poll.register(self._door.fileno(), select.POLLIN)
+
+    def admit(self) -> None:
+        """Begin to let them in; who has come before waits at the door."""
+        if self._door is not None:
+            self._poll.register(self._door.fileno(), select.POLLIN)
 
     def close_door(self) -> None:
         """Be asked for by name no more; who is in stays."""
         if self._door is not None:
-            self._poll.unregister(self._door.fileno())
+            with suppress(KeyError):  # nobody has been let in yet
+                self._poll.unregister(self._door.fileno())
             self._door.close()
             self._door = None
 

@@ -29,6 +29,8 @@ class Backend(ABC):
     capabilities: frozenset[int] = ANY_BACKEND
     #: Whether :meth:`release_next` can let some go and not others.
     can_pace: bool = True
+    #: How long :meth:`hold` and :meth:`open` may wait for somebody else's lock.
+    patience_s: float = 0.0
     #: Whether something stays in the kernel when its keeper is killed.
     outlives_its_keeper: bool = False
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from synplug import errors
 from synplug.errors import KeeperError, PrivilegeError, SynplugError
-from synplug.model import Endpoint, HoldCounts, HoldResult, ReleaseReason
+from synplug.model import Endpoint, HoldCounts, HoldResult, Listener, ReleaseReason
 
 _MESSAGE_BYTES = 1 << 16
 
@@ -90,6 +90,16 @@ def endpoint_from_wire(data: list[Any]) -> Endpoint:
     """The same, on this end."""
     port, address = data
     return Endpoint(port=port, address=None if address is None else ip_address(address))
+
+
+def listener_to_wire(listener: Listener) -> dict[str, Any]:
+    """A listener, for the other end."""
+    return asdict(listener) | {"address": str(listener.address)}
+
+
+def listener_from_wire(data: dict[str, Any]) -> Listener:
+    """The same, on this end."""
+    return Listener(**data | {"address": ip_address(data["address"])})
 
 
 def result_to_wire(result: HoldResult) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Gate(Protocol):
     name: str
     capabilities: frozenset[int]
     outlives_its_keeper: bool
+    patience_s: float
 
     def traces(self) -> dict[str, str]:
         """What it puts into the kernel."""
@@ -32,7 +33,10 @@ class Gate(Protocol):
         """Put that rule in."""
 
     def open(self) -> None:
-        """Take it out, and nothing else."""
+        """Take it out, and nothing else.
+
+        :raises LockError: somebody else has a lock; it is not waited for.
+        """
 
     def matched(self) -> int:
         """How many packets met the rule."""
@@ -57,6 +61,7 @@ class NftGate:
         self.name = "nfqueue"
         self.capabilities = ANY_BACKEND - {NET_RAW}
         self.outlives_its_keeper = False
+        self.patience_s = 0.0
         self._spec = spec
         self._made: HoldTable | None = None
 

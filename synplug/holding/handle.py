@@ -14,13 +14,13 @@ from typing import Protocol
 from synplug.errors import KeeperError, SynplugError
 from synplug.holding.backends import backends_for
 from synplug.holding.base import Backend
-from synplug.holding.channel import Channel, endpoint_to_wire, error_to_wire
+from synplug.holding.channel import Channel, error_to_wire, listener_to_wire
 from synplug.holding.keeper import Keeper
 from synplug.holding.keeper_process import become_keeper
 from synplug.holding.link import KeeperLink
 from synplug.holding.locks import RunLocks
 from synplug.holding.recover import recover_run
-from synplug.model import Endpoint, Flow, HoldResult, HoldSpec
+from synplug.model import Flow, HoldResult, HoldSpec, Listener
 
 _ARM_TIMEOUT_S = 15.0
 _END_TIMEOUT_S = 1.0
@@ -55,10 +55,11 @@ class Hold(Protocol):
         :raises KeeperError: the keeper died.
         """
 
-    def detach(self, served: Iterable[Endpoint]) -> int:
+    def detach(self, old: Iterable[Listener]) -> int:
         """Leave it to its keeper, whose pid is returned; it is asked for by its name from now on.
 
-        :param served: the endpoints that had a listener.
+        :param old: the listeners that stood before it.
+        :raises KeeperError: it is ending already.
         """
 
     def begin_release(self) -> None:
@@ -115,12 +116,13 @@ class KeptHold(KeeperLink):
         self._deadline_s = self._held_at_s + self._spec.max_hold_s
         return self._held_at_s
 
-    def detach(self, served: Iterable[Endpoint]) -> int:
+    def detach(self, old: Iterable[Listener]) -> int:
         """Leave it to its keeper, whose pid is returned; it is asked for by its name from now on.
 
-        :param served: the endpoints that had a listener.
+        :param old: the listeners that stood before it.
+        :raises KeeperError: it is ending already.
         """
-        self._say("detach", served=[endpoint_to_wire(endpoint) for endpoint in served])
+        self._say("detach", old=[listener_to_wire(listener) for listener in old])
         self._expect("detached", _ARM_TIMEOUT_S)
         self._hang_up()
         self._locks.leave()

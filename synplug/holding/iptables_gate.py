@@ -60,6 +60,7 @@ class IptablesGate:
         self.name = "nfqueue-iptables"
         self.capabilities = ANY_BACKEND  # libiptc talks through a raw socket
         self.outlives_its_keeper = True  # a rule that lets packets pass
+        self.patience_s = _PATIENCE_S
         self._spec = spec
         self._chain = f"synplug-{spec.run_id}"
         self._comment = f"synplug run {spec.run_id}"
@@ -115,7 +116,7 @@ class IptablesGate:
         The counters are final then: the kernel waits until every packet has left the old
         rules (``net/netfilter/x_tables.c``, xt_replace_table).
         """
-        with self._tables.locked(patience_s=_PATIENCE_S):
+        with self._tables.locked(patience_s=0):
             self._delete_jumps()
             self._matched = self._count()
 

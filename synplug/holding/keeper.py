@@ -12,23 +12,25 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from typing import Any
 
-from synplug.errors import PrivilegeError, SynplugError, UnsupportedError
-from synplug.holding import watcher
+from synplug.errors import KeeperError, SynplugError
+from synplug.holding.arming import arm_first, entry_of
 from synplug.holding.audience import Audience
 from synplug.holding.base import Backend
 from synplug.holding.channel import Channel, endpoint_to_wire, error_to_wire, result_to_wire
 from synplug.holding.keeper_process import limit
-from synplug.holding.ledger import Entry, Ledger
+from synplug.holding.ledger import Ledger
 from synplug.holding.locks import FlushGuard, RunLocks
 from synplug.holding.pace import Pacer
-from synplug.kernel import procfs
 from synplug.kernel.deadman import Deadman
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import Flow, HoldResult, HoldSpec, Listener, ReleaseReason
 
-#: How long an empty table may stay because removing it would drop others' packets.
+_ANOTHER_HOLD = "another synplug run holds connections in this network namespace"
+#: How long an empty table may stay because removing it would drop packets of somebody who is no
+#: synplug, and may hold them for ever.
 LINGER_S = 60.0
 _LINGER_POLL_MS = 20
 _PACE_POLL_MS = 1
@@ -59,7 +61,9 @@ class Keeper:
         self._poll = select.poll()
         self._audience = Audience(channel, self._poll)
         self._audience.greeting = self._greeting
-        self._served: list[Any] = []
+        self._old: list[Any] = []
+        self._is_releasing = False
+        self._result: HoldResult | None = None
         self._spec = spec
         self._backends = backends
         self._locks = locks
@@ -71,6 +75,7 @@ class Keeper:
         self._held_at_s = 0.0
         self._loss_checked_at_s = 0.0
         self._lost = 0
+        self._is_blind = False
         self._is_open_asked = False
         self._warnings: list[str] = []
 
@@ -91,57 +96,35 @@ class Keeper:
             self._serve()
         except SynplugError as error:
             self._audience.say("failed", error=error_to_wire(error))
-            self._backend.close()  # if that fails, the ledger keeps what is left for recover
-            self._guard.leave()
-            self._ledger.remove()
+            self._give_up()
         finally:
             self._audience.close_door()
             self._backend.close()
+
+    def _give_up(self) -> None:
+        """After an error: let go of what waits, and remove the rest when nobody is hurt by it.
+
+        If that fails, too, the ledger keeps what is left for recover.
+        """
+        if self._held_at_s and self._result is None:
+            with suppress(SynplugError):
+                self._backend.open()
+        self._held_at_s = 0.0
+        self._deadman.stop()
+        self._dismantle()
 
     # --- armed
 
     def _arm(self) -> None:
         """Take the first backend that this kernel has."""
-        for make in self._backends:
-            backend = make(self._spec)
-            if backend.outlives_its_keeper:
-                watcher.start(self._spec.run_id)
-            try:
-                self._write_ledger(backend, "arming")
-                backend.arm()
-            except SynplugError as error:
-                backend.close()  # if that fails, the ledger keeps what is left for recover
-                self._ledger.remove()
-                if isinstance(error, PrivilegeError) or len(self._backends) == 1:
-                    raise
-                self._warnings.append(f"backend {backend.name} is not available: {error.message}")
-                continue
-            self._backend = backend
-            limit(backend.capabilities)
-            self._deadman = Deadman()
-            self._write_ledger(backend, "armed")
-            if self._spec.name:
-                self._audience.open_door(self._spec.name)
-            self._audience.say("armed", backend=backend.name)
-            return
-        raise UnsupportedError(
-            "; ".join(self._warnings), remedy="'synplug doctor' says what each would need"
+        self._deadman = Deadman()
+        self._backend, self._warnings = arm_first(
+            self._backends, self._spec, ledger=self._ledger, audience=self._audience
         )
-
-    def _write_ledger(self, backend: Backend, state: str, deadline_s: float = 0.0) -> None:
-        self._ledger.write(
-            Entry(
-                run_id=self._spec.run_id,
-                name=self._spec.name,
-                keeper=os.getpid(),
-                keeper_start=procfs.start_time(os.getpid()),
-                backend=backend.name,
-                state=state,
-                endpoints=tuple(map(str, self._spec.endpoints)),
-                deadline_s=deadline_s,
-                traces=backend.traces(),
-            )
-        )
+        limit(self._backend.capabilities)
+        with suppress(SynplugError):  # the entry is there, and says what could be left
+            self._ledger.write(entry_of(self._spec, self._backend, "armed"))
+        self._audience.say("armed", backend=self._backend.name)
 
     # --- the loop
 
@@ -179,7 +162,8 @@ class Keeper:
 
     def _end(self, reason: ReleaseReason) -> None:
         """The first reason counts; a lost parent is noted in any case."""
-        self._orphaned |= reason is ReleaseReason.ORPHANED
+        # One that goes after it was told of the release gives its locks back itself.
+        self._orphaned |= reason is ReleaseReason.ORPHANED and self._result is None
         self._reason = self._reason or reason
 
     def _listen(self, descriptor: int) -> None:
@@ -191,37 +175,54 @@ class Keeper:
         elif message["event"] == "hold" and self._reason is None:
             self._hold()
         elif message["event"] == "detach":
-            self._served = message["served"]
-            self._audience.detach()
+            self._detach(message["old"])
         elif message["event"] in ("release", "open"):
             self._is_open_asked |= message["event"] == "open"
             self._end(ReleaseReason.ASKED)
+            if self._is_releasing:  # whoever asks now has not heard it
+                self._audience.say("releasing")
         elif message["event"] == "let through":
             self._backend.let_through(Flow(bytes.fromhex(message["flow"])))
+
+    def _detach(self, old: list[Any]) -> None:
+        if self._reason is not None:
+            error = KeeperError("the hold is ending already", remedy="raise --max-hold")
+            self._audience.say("failed", error=error_to_wire(error))
+            return
+        self._old = old
+        self._audience.detach()
 
     def _hold(self) -> None:
         self._guard.share()
         deadline_s = self._clock() + self._spec.max_hold_s
-        self._write_ledger(self._backend, "holding", deadline_s)
-        self._deadman.set(self._spec.max_hold_s + _DEADMAN_S)
+        self._ledger.write(entry_of(self._spec, self._backend, "holding", deadline_s=deadline_s))
+        self._deadman.set(self._spec.max_hold_s + _DEADMAN_S + self._backend.patience_s)
         self._backend.hold()
         self._held_at_s = self._clock()
         self._deadline_s = self._held_at_s + self._spec.max_hold_s
+        self._deadman.set(self._spec.max_hold_s + _DEADMAN_S)
         self._audience.say("holding", at_s=self._held_at_s)
+        self._audience.admit()
 
     def _greeting(self) -> dict[str, Any]:
         """What somebody needs to know who asks for the hold by its name."""
         return {
             "run_id": self._spec.run_id,
             "endpoints": [endpoint_to_wire(endpoint) for endpoint in self._spec.endpoints],
-            "served": self._served,
+            "old": self._old,
             "backend": self._backend.name,
             "at_s": self._held_at_s,
             "max_hold_s": self._spec.max_hold_s,
+            "releasing": self._is_releasing,
         }
 
     def _check_for_loss(self) -> None:
-        self._lost += self._backend.check_for_loss()
+        try:
+            self._lost += self._backend.check_for_loss()
+        except SynplugError as error:  # what is held stays held, whatever cannot be counted
+            if not self._is_blind:
+                self._is_blind = True
+                self._warnings.append(f"lost SYNs could not be counted: {error}")
 
     def _loss_warning(self) -> tuple[str, ...]:
         if not self._lost:
@@ -243,35 +244,38 @@ class Keeper:
 
     # --- releasing
 
-    def _pace(self, pacer: Pacer) -> None:
-        self._backend.absorb()
-        may_pace = self._backend.can_pace
-        while may_pace and not self._is_open_asked and self._clock() < self._deadline_s:
-            room = pacer.step(self._backend.waiting())
-            if room is None:
-                break
-            released = self._backend.release_next(room)
-            self._turn(0 if released else _PACE_POLL_MS)
+    def _pace(self) -> tuple[int, str, list[Listener]]:
+        """Let go in steps; how many, what bounded them, and who listened at the end."""
+        with closing(SocketDiagnostics()) as diagnostics:
+            pacer = Pacer(
+                endpoints=self._spec.endpoints,
+                mode=self._spec.release,
+                rooms=diagnostics,
+                clock=self._clock,
+            )
+            self._backend.absorb()
+            may_pace = self._backend.can_pace
+            while may_pace and not self._is_open_asked and self._clock() < self._deadline_s:
+                room = pacer.step(self._backend.waiting())
+                if room is None:
+                    break
+                released = self._backend.release_next(room)
+                self._turn(0 if released else _PACE_POLL_MS)
+            return pacer.steps, pacer.limit, diagnostics.listeners(self._spec.endpoints)
 
     def _release(self) -> None:
         """Let go at the listeners' pace, then open."""
+        self._is_releasing = True
         self._audience.say("releasing")
-        diagnostics = SocketDiagnostics()
-        pacer = Pacer(
-            endpoints=self._spec.endpoints,
-            mode=self._spec.release,
-            rooms=diagnostics,
-            clock=self._clock,
-        )
+        steps, limit_words = 0, ""
         listeners: list[Listener] = []
         try:
-            self._pace(pacer)
-            listeners = diagnostics.listeners(self._spec.endpoints)
+            steps, limit_words, listeners = self._pace()
         except SynplugError as error:  # no reason to drop what waits
             self._warnings.append(f"let go at once, since the listeners could not be read: {error}")
-        diagnostics.close()
         left_s = max(0.0, self._deadline_s - self._clock())
-        self._deadman.set(left_s + _DEADMAN_S + self._backend.waiting() / _SLOWEST_RELEASE_PER_S)
+        opening_s = self._backend.patience_s + self._backend.waiting() / _SLOWEST_RELEASE_PER_S
+        self._deadman.set(left_s + _DEADMAN_S + opening_s)
         burst = self._burst_warning(self._backend.open(), listeners)
         opened_at_s = self._clock()
         self._deadman.set(_CONFIRM_S)  # new connections pass already
@@ -284,8 +288,8 @@ class Keeper:
             held_at_s=self._held_at_s,
             opened_at_s=opened_at_s,
             counts=self._backend.counts(),
-            release_steps=pacer.steps,
-            release_limit=pacer.limit if pacer.steps else "",
+            release_steps=steps,
+            release_limit=limit_words if steps else "",
             warnings=(*self._warnings, *self._loss_warning(), *burst),
         )
         self._audience.close_door()
@@ -294,14 +298,19 @@ class Keeper:
 
     def _dismantle(self) -> None:
         """Remove the rest as soon as nobody is hurt by it; then nothing is left of the hold."""
-        give_up_s = self._clock() + LINGER_S
+        give_up_s = float("inf")  # another hold has a deadline of its own
         told = False
         while obstacle := self._obstacle():
+            if obstacle == _ANOTHER_HOLD:
+                give_up_s = float("inf")
+            else:
+                give_up_s = min(give_up_s, self._clock() + LINGER_S)
             if self._clock() > give_up_s:
                 break
             if not told:
                 told = True
-                self._write_ledger(self._backend, "lingering")
+                with suppress(SynplugError):
+                    self._ledger.write(entry_of(self._spec, self._backend, "lingering"))
                 self._audience.say("lingering", obstacle=obstacle, pid=os.getpid())
             self._turn(_LINGER_POLL_MS)
         try:
@@ -320,7 +329,7 @@ class Keeper:
     def _obstacle(self) -> str:
         """Who would lose packets if the rest were removed now; takes the guard if nobody."""
         if not self._guard.try_alone():
-            return "another synplug run holds connections in this network namespace"
+            return _ANOTHER_HOLD
         obstacle = self._backend.obstacle()
         if obstacle:
             self._guard.leave()

@@ -27,7 +27,8 @@ def become_keeper(keep: tuple[int, ...]) -> None:
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    limit(ANY_BACKEND)
+    # Until it is armed it may have to import what is in a home that only its owner may read.
+    keep_only(ANY_BACKEND | {DAC_OVERRIDE})
     procfs.set_name("synplug-keeper")
 
 

@@ -79,9 +79,14 @@ class Ledger:
         """Write it durably enough for what it is for: a crash of processes, not of the machine."""
         draft = self._path + ".new"
         descriptor = create(draft, os.O_TRUNC)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"format": _FORMAT, **entry.__dict__}, file)
-        os.rename(draft, self._path)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump({"format": _FORMAT, **entry.__dict__}, file)
+            os.rename(draft, self._path)
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(draft)
+            raise SynplugError(f"cannot write {self._path}: {error.strerror}") from error
 
     def remove(self) -> None:
         """Remove it; it may be gone already."""

@@ -55,7 +55,8 @@ class RunLocks:
         """Give them back, and remove their files while that is still ours to do."""
         for descriptor, path in zip(self._taken, self._holders, strict=False):
             if _is_same(descriptor, path):
-                os.unlink(path)
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
             os.close(descriptor)
         self._taken.clear()
         tidy(self._folder)

@@ -11,11 +11,12 @@ older one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from synplug.errors import OverrunError, ReleaseError
+from synplug.errors import LockError, OverrunError, ReleaseError, SynplugError
 from synplug.holding.base import Backend
 from synplug.holding.gates import Gate
 from synplug.holding.sources import Sources
@@ -26,6 +27,7 @@ from synplug.model import PACKETS_PER_QUEUE, Flow, HoldCounts, HoldSpec, OnFull
 _NOTICES_PER_TURN = 4096
 _SETTLE_ROUNDS = 200
 _ROOM_FOR_REFUSED = 4096
+_LOCK_POLL_S = 0.002
 #: The kernel sends a packet's notice before it counts the packet, within one locked section.
 _LOOKS_AT_A_LOSS = 3
 
@@ -55,6 +57,7 @@ class QueueBackend(Backend):
         self.name = gate.name
         self.capabilities = gate.capabilities
         self.outlives_its_keeper = gate.outlives_its_keeper
+        self.patience_s = gate.patience_s
         self._spec = spec
         self._gate = gate
         self._queues: PacketQueues | None = None
@@ -216,9 +219,28 @@ class QueueBackend(Backend):
     def open(self) -> int:
         try:
             self._gate.open()
-        finally:  # even if the rule stays: what waits must not wait for that to be mended
+        except LockError:  # who waits does not wait for that, too; who comes is let go at once
             burst = self._let_all_go()
-        return burst
+            self._open_patiently()
+            return burst
+        except SynplugError:  # even if the rule stays
+            self._let_all_go()
+            raise
+        return self._let_all_go()
+
+    def _open_patiently(self) -> None:
+        """Take the rule out as soon as its lock can be had; meanwhile nothing waits."""
+        give_up_s = time.monotonic() + self.patience_s
+        while True:
+            self.absorb()
+            try:
+                self._gate.open()
+            except LockError:
+                if time.monotonic() > give_up_s:
+                    raise
+                time.sleep(_LOCK_POLL_S)
+            else:
+                return
 
     def _let_all_go(self) -> int:
         self._open = True

@@ -81,6 +81,8 @@ def queue_states() -> dict[int, QueueState]:
         raise PrivilegeError(
             f"{_STATE_FILE} cannot be read", capability="CAP_DAC_READ_SEARCH"
         ) from error
+    except OSError as error:  # no descriptor, no memory left for us
+        raise KernelError(f"read {_STATE_FILE}", error.errno or 0) from error
     states = {}
     for line in lines:
         fields = [int(word) for word in line.split()]

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -116,6 +117,98 @@ def test_release_that_is_overtaken_by_the_deadline(
     assert late.report["hold"]["reason"] == "deadline"
 
 
+def test_a_second_release_hurries_the_first_and_nobody_is_dropped(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """The first paces for a listener that accepts nobody; --now of the second lets go."""
+    lab.server.run(simple.restart_argv("--backlog", "2", "--lazy", "60"))
+    wait_until(simple.listens, 10, "it listens")
+    _hold(lab, "--drain-timeout", "0", "--quiesce", "0", max_hold="40s")
+    clients = [connecting(lab.client, (lab.server_ipv4, 8080), 20) for _ in range(8)]
+    time.sleep(0.5)
+    first = shell.start(lab.server, "release", "--name", "web", "--json", "-")
+    with pytest.raises(subprocess.TimeoutExpired):
+        first.wait(timeout=3.0)
+    second = shell.run(lab.server, "release", "--name", "web", "--now", "--json", "-")
+    assert second.status == 0, second
+    stdout, stderr = first.communicate(timeout=10)
+    assert first.returncode == 0, stderr
+    assert json.loads(stdout)["hold"] == second.report["hold"]
+    assert second.report["hold"]["released"] == second.report["hold"]["held"]
+    for client in clients:
+        client.kill()
+        client.communicate()
+
+
+def test_release_waits_for_every_address_that_was_served(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """Two listeners on one port; only one is back: the other is waited for, and then named."""
+    lab.server.run(["sh", "-c", simple.stop_line()])
+    both = [_listening(lab, host) for host in (lab.server_ipv4, lab.server_ipv6)]
+    _hold(lab)
+    for process in both:
+        process.kill()
+        process.communicate()
+    back = _listening(lab, lab.server_ipv4)
+    release = shell.start(lab.server, "release", "--name", "web", "--json", "-")
+    with pytest.raises(subprocess.TimeoutExpired):
+        release.wait(timeout=1.5)
+    late = _listening(lab, lab.server_ipv6)
+    stdout, stderr = release.communicate(timeout=10)
+    assert release.returncode == 0, stderr
+    assert json.loads(stdout)["readiness"] == "replaced"
+    for process in (back, late):
+        process.kill()
+        process.communicate()
+
+
+def test_release_without_a_restart_says_that_nothing_changed(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    _hold(lab)
+    assert _release(lab)["readiness"] == "settled"
+
+
+def test_a_probe_that_is_never_answered_does_not_delay_the_release(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """--ready-timeout is kept, whatever the probe waits for."""
+    lab.server.run(simple.restart_argv("--lazy", "60", "--think", "60"))
+    wait_until(simple.listens, 10, "it listens")
+    _hold(lab, "--quiesce", "0")
+    url = f"http://{lab.server_ipv4}:8080/"
+    options = ["--name", "web", "--ready-http", url, "--ready-timeout", "600ms", "--json", "-"]
+    outcome = shell.run(lab.server, "release", *options)
+    assert outcome.status == 124
+    ready = [phase for phase in outcome.report["phases"] if phase["name"] == "ready"]
+    release = [phase for phase in outcome.report["phases"] if phase["name"] == "release"]
+    assert release[0]["start_s"] - ready[0]["start_s"] < 1.2
+
+
+def test_a_probe_that_cannot_be_run_is_said_before_anything(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    _hold(lab)
+    outcome = shell.run(lab.server, "release", "--name", "web", "--ready-cmd", "/no/such")
+    assert outcome.status == 127
+    assert len(holds_in_force(lab.server)) == 1
+    _release(lab)
+
+
+def test_a_busy_lock_of_iptables_at_the_deadline_makes_nobody_wait(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    _hold(lab, "--backend", "nfqueue-iptables", max_hold="2s")
+    keeper = holds_in_force(lab.server)[0]["keeper"]
+    busy = lab.server.popen(["flock", "/run/xtables.lock", "sleep", "3.5"])
+    waiting = connecting(lab.client, (lab.server_ipv4, 8080), 10)
+    assert float(waiting.communicate(timeout=15)[0]) < 2.3, "let go at the deadline, not dropped"
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5), "and newcomers with them"
+    busy.wait()
+    wait_until(lambda: not _runs(keeper), 5, "the keeper has removed the rest")
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -133,7 +226,7 @@ def test_a_second_hold_fails_clearly_and_the_first_stays(
     assert words in second.stderr
     assert len(second.stderr.splitlines()) == 1 or argv[0] == "wrap"
     assert not connects_within(lab.client, (lab.server_ipv4, 8080), 0.2)
-    assert _release(lab)["hold"]["held"] >= 0
+    assert _release(lab)["hold"]["held"] >= 1, "its SYN above"
 
 
 def test_two_names_side_by_side(lab: ClientServer, simple: SimpleService) -> None:
@@ -235,6 +328,20 @@ def test_a_hold_that_is_killed_while_it_drains_leaves_nothing(
     for client in clients:
         client.kill()
         client.communicate()
+
+
+def _listening(lab: ClientServer, host: str) -> subprocess.Popen[str]:
+    """A listener at one address; there when this returns."""
+    program = (
+        "import socket, sys, time; "
+        "s = socket.create_server((sys.argv[1], 8080), "
+        "family=socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET); "
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    process = lab.server.popen([sys.executable, "-c", program, host], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
 
 
 def _hold(lab: ClientServer, *options: str, max_hold: str = "20s") -> shell.Outcome:

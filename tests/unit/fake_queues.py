@@ -20,6 +20,7 @@ class FakeGate:
     name = "fake"
     capabilities = frozenset[int]()
     outlives_its_keeper = False
+    patience_s = 0.0
 
     def __init__(self) -> None:
         self.log: list[str] = []

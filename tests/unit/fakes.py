@@ -187,6 +187,9 @@ class FakeSockets:
         self.asked_ports: list[tuple[int, ...]] = []
         self.error: BaseException | None = None
 
+    def close(self) -> None:
+        self._world.note("close the sockets")
+
     def listeners(self, endpoints: Iterable[Endpoint] | None = None) -> list[Listener]:
         if self.error is not None:
             raise self.error
@@ -293,8 +296,8 @@ class FakeHold:
         self.released_at_s: float | None = None
         self.passed: list[Flow] = []
         self.closed = False
-        #: The served endpoints of a hold that was left to its keeper.
-        self.left: tuple[Endpoint, ...] | None = None
+        #: The old listeners of a hold that was left to its keeper.
+        self.left: tuple[Listener, ...] | None = None
         self.ended_because: ReleaseReason | None = None
         self.is_lost = False
         self.arm_error: BaseException | None = None
@@ -338,9 +341,9 @@ class FakeHold:
                 self._finish(ReleaseReason.DEADLINE)
         return self.result
 
-    def detach(self, served: Iterable[Endpoint]) -> int:
+    def detach(self, old: Iterable[Listener]) -> int:
         self._world.note("detach")
-        self.left = tuple(served)
+        self.left = tuple(old)
         return 4711
 
     def begin_release(self) -> None:

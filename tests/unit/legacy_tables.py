@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 import traceback
 from collections.abc import Callable
 
+from synplug.errors import LockError
 from synplug.holding.iptables_gate import IptablesGate
 from synplug.kernel.namespaces import unshare_network
 from synplug.model import BackendName, Endpoint, HoldSpec
@@ -101,10 +103,22 @@ def saved_one(tool: str) -> str:
     return subprocess.run([tool], check=True, capture_output=True, text=True).stdout
 
 
+def open_patiently(gate: IptablesGate) -> None:
+    """It does not wait for the lock itself: whoever holds has something better to do."""
+    for _ in range(500):
+        try:
+            gate.open()
+        except LockError:
+            time.sleep(0.01)
+        else:
+            return
+    raise AssertionError("the lock is never free")
+
+
 def cycle(gate: IptablesGate) -> None:
     gate.prepare((20_000,))
     gate.hold()
-    gate.open()
+    open_patiently(gate)
     assert gate.matched() == 0
     gate.remove()
     gate.close()

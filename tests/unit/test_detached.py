@@ -36,9 +36,9 @@ def test_it_is_left_to_its_keeper_when_the_old_listener_has_run_empty(restart: R
     assert "release" not in log
 
 
-def test_it_knows_which_endpoints_had_a_listener(restart: Restart) -> None:
+def test_it_knows_who_listened(restart: Restart) -> None:
     hold(plan(), restart.tools())
-    assert restart.hold.left == (HTTP,)
+    assert restart.hold.left == (restart.old,)
 
 
 def test_what_cannot_be_armed_is_an_error_and_unlocked(restart: Restart) -> None:

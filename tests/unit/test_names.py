@@ -126,6 +126,7 @@ def test_guests_are_greeted_heard_and_told(root: Path) -> None:
     locks.take(timeout_s=0)
     talk = Talk()
     talk.audience.open_door("web")
+    talk.audience.admit()
     one, _ = call("web")
     other, _ = call("web")
     while not talk.poll.poll(0):

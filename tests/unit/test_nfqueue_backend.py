@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synplug.errors import KernelError, ReleaseError
+from synplug.errors import KernelError, LockError, ReleaseError
 from synplug.holding import nfqueue
 from synplug.holding.nfqueue import QueueBackend, queue_plan
 from synplug.kernel.nfqueue import QueueState
@@ -453,3 +453,24 @@ def test_closing_what_was_never_armed_and_cleaning_up_after_death() -> None:
     backend.clean_up_after_death({})
     backend.close()
     assert gate.log == ["clean up", "close"]
+
+
+def test_a_gate_whose_lock_is_taken_makes_nobody_wait() -> None:
+    """What waits goes at once, who comes is let go at once, and the rule goes when it can."""
+    held = Held()
+    held.backend.patience_s = 5.0
+    tries = [LockError("taken"), LockError("taken")]
+    take_out = held.gate.open
+
+    def open_later() -> None:
+        if tries:
+            held.queues.arrive(flow_of(8 + len(tries)))
+            raise tries.pop()
+        take_out()
+
+    held.gate.open = open_later  # type: ignore[method-assign]
+    held.arrive(1)
+    assert held.backend.open() == 1
+    assert held.queues.waiting[100] == []
+    assert len(held.queues.accepted) == 3
+    assert not tries

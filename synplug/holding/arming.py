@@ -1,0 +1,68 @@
+"""Which backend a keeper takes: the first that this kernel has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from synplug.errors import PrivilegeError, SynplugError, UnsupportedError
+from synplug.holding import watcher
+from synplug.holding.audience import Audience
+from synplug.holding.base import Backend
+from synplug.holding.ledger import Entry, Ledger
+from synplug.kernel import procfs
+from synplug.model import HoldSpec
+
+
+def entry_of(spec: HoldSpec, backend: Backend, state: str, *, deadline_s: float = 0.0) -> Entry:
+    """The ledger's entry of the calling keeper."""
+    return Entry(
+        run_id=spec.run_id,
+        name=spec.name,
+        keeper=os.getpid(),
+        keeper_start=procfs.start_time(os.getpid()),
+        backend=backend.name,
+        state=state,
+        endpoints=tuple(map(str, spec.endpoints)),
+        deadline_s=deadline_s,
+        traces=backend.traces(),
+    )
+
+
+def arm_first(
+    makers: tuple[Callable[[HoldSpec], Backend], ...],
+    spec: HoldSpec,
+    *,
+    ledger: Ledger,
+    audience: Audience,
+) -> tuple[Backend, list[str]]:
+    """The first backend that could be armed, and why those before it could not.
+
+    :raises SynplugError: none could; nothing of them is left.
+    """
+    passed_over: list[str] = []
+    for make in makers:
+        try:
+            backend = make(spec)
+        except ImportError as error:  # of a module that only this backend needs
+            passed_over.append(f"a backend cannot be loaded: {error}")
+            continue
+        if backend.outlives_its_keeper:
+            watcher.start(spec.run_id)
+        try:
+            ledger.write(entry_of(spec, backend, "arming"))
+            if spec.name:
+                audience.open_door(spec.name)
+            backend.arm()
+        except SynplugError as error:
+            audience.close_door()
+            backend.close()  # if that fails, the ledger keeps what is left for recover
+            ledger.remove()
+            if isinstance(error, PrivilegeError) or len(makers) == 1:
+                raise
+            passed_over.append(f"backend {backend.name} is not available: {error.message}")
+        else:
+            return backend, passed_over
+    raise UnsupportedError(
+        "; ".join(passed_over), remedy="'synplug doctor' says what each would need"
+    )
