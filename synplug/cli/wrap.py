@@ -37,11 +37,11 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     output = JsonOutput(options.json)
     with Signals() as signals:
         report = wrap(plan, real_tools(plan.spec, signals=signals, command_stdout=output.diverted))
-    unwritten = output.write(report)
-    if not options.quiet or report.exit_code or report.error or unwritten:
-        complain(report_text(report, verbose=options.verbose))
-    if unwritten:
-        complain(f"synplug: the JSON report could not be written: {plain(unwritten)}")
+        unwritten = output.write(report)  # a signal now does not take the account with it
+        if not options.quiet or report.exit_code or report.error or unwritten:
+            complain(report_text(report, verbose=options.verbose))
+        if unwritten:
+            complain(f"synplug: the JSON report could not be written: {plain(unwritten)}")
     return report.exit_code or (SynplugError.exit_code if unwritten else 0)
 
 

@@ -44,7 +44,7 @@ _SYSTEMCTL_FLAGS = frozenset(
         "-f",
     }
 )
-_ENDING_SIGNALS = frozenset({"TERM", "INT", "QUIT", "KILL", "15", "2", "3", "9"})
+_ENDING_SIGNALS = frozenset({"TERM", "INT", "QUIT", "KILL", "ABRT", "15", "2", "3", "9", "6"})
 _PIDFILE_FLAGS = ("--pidfile", "--pid-file")
 _PIDFILE_FLAGS_OF = {
     "haproxy": ("-p",),
@@ -123,7 +123,9 @@ def _systemctl(argv: list[str]) -> Clue:
         return Clue()
     if any(word.startswith("-") for word in words):
         return Clue()
-    return Clue(units=tuple(words[1:]), returns_early="--no-block" in argv)
+    # kill sends a signal, and waits for nothing that comes of it.
+    returns_early = "--no-block" in argv or words[0] == "kill"
+    return Clue(units=tuple(words[1:]), returns_early=returns_early)
 
 
 def _service(argv: list[str]) -> Clue:
@@ -136,6 +138,8 @@ def _kill(argv: list[str]) -> Clue:
     number = "TERM"
     if rest and rest[0] in ("-s", "--signal", "-n"):
         number, rest = "".join(rest[1:2]), rest[2:]
+    elif rest and rest[0].startswith("--signal="):
+        number, rest = rest[0].partition("=")[2], rest[1:]
     elif rest and rest[0].startswith("-") and rest[0] != "--":
         number, rest = rest[0][1:], rest[1:]
     if rest and rest[0] == "--":

@@ -52,6 +52,7 @@ class WrapPlan:
     :param unit: its systemd unit, such as ``nginx.service``; may be empty.
     :param check: an argv that must succeed before anything is held; may be empty.
     :param best_effort: run the command even when nothing can be held.
+    :param unheld: why nothing can, as is known before; empty: it may be.
     """
 
     argv: tuple[str, ...]
@@ -60,6 +61,7 @@ class WrapPlan:
     unit: str = ""
     check: tuple[str, ...] = ()
     best_effort: bool = False
+    unheld: str = ""
     lock_timeout_s: float = 0.0
     drain: DrainPlan = DrainPlan()
     ready: ReadyPlan = ReadyPlan()

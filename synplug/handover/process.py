@@ -13,6 +13,7 @@ import select
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from synplug.errors import CommandError, CommandNotFoundError
 from synplug.handover.plan import HasDescriptor
@@ -47,7 +48,8 @@ class SpawnedCommand:
     """A command that was started.
 
     :param stdout: a descriptor that becomes its standard output; None: ours.
-    :param captured: its output goes to memory, and its input is empty.
+    :param captured: its output goes to memory, its input is empty, and it has a process group of
+        its own: what it starts ends with it when it is told to.
     :raises CommandError: it cannot be executed.
     """
 
@@ -65,10 +67,11 @@ class SpawnedCommand:
         elif stdout is not None:
             actions = [(os.POSIX_SPAWN_DUP2, stdout, 1)]
         try:
-            self.pid = _spawn(argv, actions)
+            self.pid = _spawn(argv, actions, own_group=captured)
         except BaseException:
             self._close_output()
             raise
+        self._own_group = captured
         self._pidfd = os.pidfd_open(self.pid)
         self._status: int | None = None
 
@@ -97,10 +100,16 @@ class SpawnedCommand:
         return self.poll()
 
     def send(self, number: int) -> None:
-        """Send it a signal; through the pidfd, so it never reaches another process."""
+        """Send it a signal; one whose output is captured, with all that it has started.
+
+        It has not been collected, so neither its pid nor its group can be another's.
+        """
         if self._status is None:
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, number)
+                if self._own_group:
+                    os.killpg(self.pid, number)
+                else:
+                    signal.pidfd_send_signal(self._pidfd, number)
 
     def output(self) -> str:
         """The end of what a captured command has said; can be asked once."""
@@ -116,14 +125,15 @@ class SpawnedCommand:
         self._output = self._null = -1
 
 
-def _spawn(argv: Sequence[str], actions: list[tuple[int, int, int]]) -> int:
+def _spawn(argv: Sequence[str], actions: list[tuple[int, int, int]], *, own_group: bool) -> int:
+    spawn = partial(os.posix_spawnp, setpgroup=0) if own_group else os.posix_spawnp
     try:
-        return os.posix_spawnp(
+        return spawn(
             argv[0], list(argv), os.environ, file_actions=actions, setsigdef=_PYTHON_IGNORES
         )
     except OSError as error:
         if error.errno == errno.ENOEXEC and argv[0] != _SHELL:  # no #! line: as execvp(3) does
-            return _spawn([_SHELL, resolve(argv[0]), *argv[1:]], actions)
+            return _spawn([_SHELL, resolve(argv[0]), *argv[1:]], actions, own_group=own_group)
         kind = CommandNotFoundError if error.errno == errno.ENOENT else CommandError
         raise kind(f"{argv[0]}: {error.strerror}") from error
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from synplug.errors import UsageError
 from synplug.handover.plan import DrainPlan, HoldPlan, ReadyPlan, WrapPlan
-from synplug.handover.target import Target, TargetRequest, find_target
+from synplug.handover.target import Target, TargetRequest, find_target, is_named
 from synplug.holding.names import check_name
 from synplug.kernel import procfs
 from synplug.kernel.namespaces import network_inode
@@ -103,6 +103,29 @@ def plan_hold(request: HoldRequest) -> tuple[HoldPlan, Target]:
     return plan, target
 
 
+def _check(request: WrapRequest) -> None:
+    """What a caller of the Python interface may say, and the command line cannot.
+
+    :raises UsageError: it makes no sense.
+    """
+    words = (*request.target.argv, *request.ready.command, *request.check)
+    if not all(isinstance(word, str) and "\0" not in word for word in words):
+        raise UsageError("a command is made of words, without NUL bytes")
+    for name, wait_s in (
+        ("drain", request.drain.timeout_s),
+        ("quiesce", request.drain.quiesce_s),
+        ("settle", request.ready.settle_s),
+        ("ready", request.ready.timeout_s or 0.0),
+        ("lock", request.hold.lock_timeout_s),
+    ):
+        if not 0 <= wait_s <= _LONGEST_HOLD_S:
+            raise UsageError(f"the {name} time must be from 0 seconds to a day")
+    if request.ready.http:
+        from synplug.handover.probes import parse_url
+
+        parse_url(request.ready.http)
+
+
 def plan_wrap(request: WrapRequest) -> tuple[WrapPlan, Target]:
     """Find the endpoints, here and now, and lay out the run.
 
@@ -118,9 +141,16 @@ def plan_wrap(request: WrapRequest) -> tuple[WrapPlan, Target]:
                 f"the {name} time, {wait_s:g} s, is beyond the longest hold, {longest_s:g} s",
                 remedy="raise --max-hold",
             )
-    target = _find(request.target)
+    _check(request)
+    try:
+        target, unheld = _find(request.target), ""
+    except UsageError as error:
+        if not request.best_effort or not is_named(request.target):
+            raise
+        target, unheld = Target(endpoints=()), str(error)
     plan = WrapPlan(
         argv=request.target.argv,
+        unheld=unheld,
         spec=hold_spec(target.endpoints, request.hold),
         service_pids=target.pids,
         unit=target.unit,

@@ -64,6 +64,13 @@ class Processes(ProcessTable, Namespaces, Protocol):
     """What finding a target asks of /proc."""
 
 
+def is_named(request: TargetRequest) -> bool:
+    """Whether it is clear which service is meant, be it there or not."""
+    clue = clue_of(request.argv)
+    named = request.endpoints or request.units or request.pids or request.pidfiles
+    return bool(named or clue.units or clue.pids or clue.pidfiles)
+
+
 def find_target(
     request: TargetRequest, *, sockets: SocketTable, processes: Processes, here: int
 ) -> Target:

@@ -94,6 +94,7 @@ class _Run:
             command = tools.spawn_captured(plan.check)
             status = self._end_of(command)
         said = command.output().splitlines()
+        self._undelivered = self._signal  # the restart command is never to have it
         if status:
             raise CheckError(
                 f"--check ended with status {status}" + (f": {said[-1]}" if said else "")
@@ -101,6 +102,9 @@ class _Run:
 
     def arm(self) -> None:
         """Do everything that can fail. Without a hold only ``best_effort`` goes on."""
+        if self._plan.unheld:
+            self._warnings.append(f"nothing is held (--best-effort): {self._plan.unheld}")
+            return
         with self._timeline.phase("arm"):
             try:
                 self._tools.locks.take(
@@ -160,6 +164,11 @@ class _Run:
             now = self._listeners_now()
             missing = self._watch.missing(now) if self._watch else []
             self._warnings += unserved_warnings((*plan.spec.endpoints, *missing), now)
+            if missing:
+                self._warnings.append(
+                    "what was served and is not was waited for ten times --settle; "
+                    "--require-new waits until the deadline"
+                )
         if self._outcome is Outcome.DEADLINE and waiting.complaint:
             self._warnings.append(waiting.complaint)
 

@@ -24,6 +24,7 @@ from synplug.holding.keeper_process import limit
 from synplug.holding.ledger import Ledger
 from synplug.holding.locks import FlushGuard, RunLocks
 from synplug.holding.pace import Pacer
+from synplug.holding.remarks import burst_remark, loss_remark
 from synplug.kernel.deadman import Deadman
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import Flow, HoldResult, HoldSpec, Listener, ReleaseReason
@@ -75,12 +76,13 @@ class Keeper:
         self._held_at_s = 0.0
         self._loss_checked_at_s = 0.0
         self._lost = 0
-        self._is_blind = False
         self._is_open_asked = False
         self._warnings: list[str] = []
 
     def run(self) -> None:
         """Arm, and serve the channel until all is gone."""
+        # The channel alone does not tell: a child of the run may have its other end, too.
+        self._run = os.pidfd_open(os.getppid())
         signals, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._wake)
         signal.signal(signal.SIGTERM, lambda *_: None)  # the wake-up descriptor tells
@@ -89,7 +91,7 @@ class Keeper:
         except SynplugError as error:
             self._audience.say("failed", error=error_to_wire(error))
             return
-        for descriptor in (signals, self._backend.fileno()):
+        for descriptor in (signals, self._run, self._backend.fileno()):
             self._poll.register(descriptor, select.POLLIN)
         self._signals = signals
         try:
@@ -148,6 +150,10 @@ class Keeper:
             if descriptor == self._signals:
                 os.read(self._signals, 64)
                 self._end(ReleaseReason.SIGNAL)
+            elif descriptor == self._run:
+                self._poll.unregister(self._run)
+                if not self._audience.is_detached:
+                    self._end(ReleaseReason.ORPHANED)
             elif descriptor != self._backend.fileno():
                 self._listen(descriptor)
             elif self._held_at_s:
@@ -220,27 +226,9 @@ class Keeper:
         try:
             self._lost += self._backend.check_for_loss()
         except SynplugError as error:  # what is held stays held, whatever cannot be counted
-            if not self._is_blind:
-                self._is_blind = True
-                self._warnings.append(f"lost SYNs could not be counted: {error}")
-
-    def _loss_warning(self) -> tuple[str, ...]:
-        if not self._lost:
-            return ()
-        return (
-            f"{self._lost} held SYNs were dropped by somebody else, who removed a netfilter hook "
-            "or a device; their clients retransmit",
-        )
-
-    def _burst_warning(self, released: int, listeners: list[Listener]) -> tuple[str, ...]:
-        """What has gone at once from a backend that cannot do otherwise, if that was too much."""
-        backlog = min((listener.backlog for listener in listeners), default=released)
-        if self._backend.can_pace or released <= backlog:
-            return ()
-        return (
-            f"{released} SYNs were let go at once, and a listener has a backlog of {backlog}: "
-            "some may wait a second more (raise its backlog, and net.core.somaxconn)",
-        )
+            words = f"lost SYNs could not be counted: {error}"
+            if words not in self._warnings:
+                self._warnings.append(words)
 
     # --- releasing
 
@@ -276,7 +264,8 @@ class Keeper:
         left_s = max(0.0, self._deadline_s - self._clock())
         opening_s = self._backend.patience_s + self._backend.waiting() / _SLOWEST_RELEASE_PER_S
         self._deadman.set(left_s + _DEADMAN_S + opening_s)
-        burst = self._burst_warning(self._backend.open(), listeners)
+        released = self._backend.open()
+        burst = () if self._backend.can_pace else burst_remark(released, listeners)
         opened_at_s = self._clock()
         self._deadman.set(_CONFIRM_S)  # new connections pass already
         self._backend.confirm_empty()
@@ -290,7 +279,7 @@ class Keeper:
             counts=self._backend.counts(),
             release_steps=steps,
             release_limit=limit_words if steps else "",
-            warnings=(*self._warnings, *self._loss_warning(), *burst),
+            warnings=(*self._warnings, *loss_remark(self._lost), *burst),
         )
         self._audience.close_door()
         self._audience.say("released", result=result_to_wire(self._result))

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from synplug.errors import SynplugError
+from synplug.errors import PrivilegeError, SynplugError
 from synplug.holding.runtime import create, here, tidy
 from synplug.kernel import procfs
 
@@ -96,10 +96,19 @@ class Ledger:
 
 
 def entries() -> Iterator[Entry]:
-    """The entries of this network namespace; what cannot be read as one is passed over."""
+    """The entries of this network namespace; what cannot be read as one is passed over.
+
+    :raises PrivilegeError: the folder is another user's.
+    """
     folder = here()
     try:
         names = sorted(os.listdir(folder))
+    except PermissionError as error:
+        raise PrivilegeError(
+            f"{folder} cannot be read",
+            capability="CAP_DAC_READ_SEARCH",
+            remedy="ask as root, or as the user that holds",
+        ) from error
     except OSError:
         return  # none, or a place that no run could have written to
     for name in names:

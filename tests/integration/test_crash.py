@@ -213,6 +213,29 @@ def test_the_keeper_is_killed_while_armed(
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5)
 
 
+_FORKS = """
+import os, signal, sys, time, synplug
+with synplug.hold(ports=[8080], max_hold=30):
+    if os.fork() == 0:
+        time.sleep(8)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_program_that_forked_is_killed(lab: ClientServer, simple: SimpleService) -> None:
+    """Its child has the channel's other end, too: the end of file alone would not tell."""
+    program = lab.server.popen([sys.executable, "-c", _FORKS], stdout=subprocess.PIPE)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "held\n"
+    waiting = connecting(lab.client, (lab.server_ipv4, 8080), 10)
+    time.sleep(0.3)
+    program.kill()
+    assert float(waiting.communicate(timeout=15)[0]) < 2.0, "the keeper lets go"
+    program.communicate()  # the child's end
+
+
 _HOST = """
 import signal, synplug
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -160,6 +160,58 @@ def test_a_signal_ends_a_release_that_gets_nowhere(
         client.communicate()
 
 
+@pytest.mark.parametrize(
+    "options", [["--pidfile", "stale"], ["--unit", "nosuch"]], ids=lambda words: words[0]
+)
+def test_best_effort_runs_the_command_for_a_service_that_is_down(
+    lab: ClientServer, tmp_path: Path, options: list[str]
+) -> None:
+    proof = tmp_path / "ran"
+    if options[1] == "stale":
+        (tmp_path / "pid").write_text("4194303\n")
+        options = [options[0], str(tmp_path / "pid")]
+    refused = shell.run(lab.server, "wrap", *options, "--", "touch", str(proof))
+    assert refused.status == 125
+    assert not proof.exists()
+    done = shell.run(lab.server, "wrap", "--best-effort", *options, "--", "touch", str(proof))
+    assert done.status == 0
+    assert "nothing is held" in done.stderr
+    assert proof.exists()
+
+
+def test_what_a_check_has_started_ends_with_it(
+    lab: ClientServer, simple: SimpleService, tmp_path: Path
+) -> None:
+    options = ["-p", "8080", "--check", f"sh -c 'sleep 60 & echo $! >{tmp_path}/child; wait'"]
+    run = shell.start(lab.server, "wrap", *options, "--", "true")
+    wait_until((tmp_path / "child").exists, 10, "the check runs")
+    wait_until(lambda: bool((tmp_path / "child").read_text().strip()), 5, "its pid is there")
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=10)
+    assert run.returncode == 128 + signal.SIGTERM
+    child = Path(f"/proc/{int((tmp_path / 'child').read_text())}/stat")
+    wait_until(
+        lambda: not child.exists() or child.read_text().rpartition(")")[2].split()[0] in "ZX",
+        5,
+        "what the check started has ended",
+    )
+
+
+def test_status_of_somebody_elses_holds_is_no_untruth(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """Root without the capabilities that override permissions, and another user's folder."""
+    hold = ["hold", "-p", "8080", "--name", "web", "--max-hold", "9s"]
+    assert shell.run(lab.server, *hold).status == 0
+    line = "chown 65534 /run/synplug/*; exec setpriv --bounding-set=-all --inh-caps=-all "
+    line += f"{' '.join(shell.SYNPLUG)} status"
+    seen = lab.server.run(["sh", "-c", line], check=False)
+    lab.server.run(["sh", "-c", "chown 0 /run/synplug/*"])
+    assert seen.returncode == 125, seen
+    assert "cannot be read" in seen.stderr
+    assert shell.run(lab.server, "release", "--name", "web").status == 0
+
+
 def test_nothing_inferred_lists_who_listens(lab: ClientServer, simple: SimpleService) -> None:
     outcome = shell.run(lab.server, "wrap", "--", "./restart-everything")
     assert outcome.status == 125

@@ -302,3 +302,16 @@ def test_output_of_a_program_and_of_one_that_is_not_there(tmp_path: Path) -> Non
     os.chmod(program, 0o755)
     assert sorted(output_of([str(program)]).split()) == ["err", "out"]
     assert output_of([str(tmp_path / "none")]) == ""
+
+
+@pytest.mark.parametrize(
+    "line", ["kill --signal=TERM 4711", "kill -ABRT 4711", "systemctl kill app", "kill 4711"]
+)
+def test_what_ends_a_service_and_waits_for_nothing_returns_early(line: str) -> None:
+    assert clue_of(line.split()).returns_early
+
+
+@pytest.mark.parametrize("line", ["kill --signal=HUP 4711", "systemctl restart app"])
+def test_what_reloads_or_waits_does_not(line: str) -> None:
+    assert clue_of(line.split()) != clue_of(["true"])
+    assert not clue_of(line.split()).returns_early

@@ -718,3 +718,20 @@ def test_a_system_that_refuses_everything_is_an_error_with_a_report(restart: Res
     assert_untouched(restart, report)
     assert report.exit_code == 125
     assert "Too many open files" in report.error
+
+
+def test_a_signal_during_a_check_that_survives_it_is_no_success(restart: Restart) -> None:
+    restart.world.after(0.05, lambda: restart.signals.arrive(signal.SIGTERM))
+    report = run(restart, restart.plan(check=("app", "--check")))
+    assert not report.command.ran
+    assert (report.exit_code, report.outcome) == (128 + 15, Outcome.INTERRUPTED)
+
+
+def test_what_is_known_not_to_be_held_runs_all_the_same(restart: Restart) -> None:
+    """As with --best-effort and a stale pidfile."""
+    plan = restart.plan(best_effort=True, endpoints=(), unheld="pidfile x: there is no process 9")
+    report = run(restart, plan)
+    assert report.command.ran
+    assert report.exit_code == 0
+    assert report.warnings == ("nothing is held (--best-effort): pidfile x: there is no process 9",)
+    assert restart.holds == []
