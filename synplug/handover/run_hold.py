@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from synplug.errors import KeeperError, SynplugError
 from synplug.handover.plan import Tools
-from synplug.handover.timeline import Timeline
+from synplug.handover.timeline import Step, Timeline
 from synplug.holding.handle import Hold
 from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
 
@@ -82,10 +82,10 @@ class RunHold:
             return ""
         asked_s = self._tools.clock()
         self.result = self._let_go(self._hold)
-        self._timeline.note("hold", self._held_at_s, self.result.opened_at_s)
+        self._timeline.note(Step.HOLD, self._held_at_s, self.result.opened_at_s)
         if self.result.reason is ReleaseReason.ASKED:
-            self._timeline.note("release", asked_s, self.result.opened_at_s)
-        with self._timeline.phase("clean-up"):
+            self._timeline.note(Step.RELEASE, asked_s, self.result.opened_at_s)
+        with self._timeline.phase(Step.CLEAN_UP):
             return self._hold.finish()
 
     def _let_go(self, hold: Hold) -> HoldResult:

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from synplug.model import Phase
+
+
+class Step(enum.Enum):
+    """Every step between start and finish, in their order; the values are the report's names.
+
+    A step that is added here needs a case in the fault matrix (tests/integration/faults.py).
+    """
+
+    CHECK = "check"
+    ARM = "arm"
+    HOLD = "hold"
+    DRAIN = "drain"
+    COMMAND = "command"
+    READY = "ready"
+    RELEASE = "release"
+    CLEAN_UP = "clean-up"
 
 
 class Timeline:
@@ -17,18 +34,18 @@ class Timeline:
         self._phases: list[Phase] = []
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, step: Step) -> Iterator[None]:
         """Time what happens inside, also when it raises."""
         from_s = self._clock()
         try:
             yield
         finally:
-            self.note(name, from_s, self._clock())
+            self.note(step, from_s, self._clock())
 
-    def note(self, name: str, from_s: float, to_s: float) -> None:
+    def note(self, step: Step, from_s: float, to_s: float) -> None:
         """Enter a phase by its clock times."""
         self._phases.append(
-            Phase(name=name, start_s=from_s - self._start_s, duration_s=to_s - from_s)
+            Phase(name=step.value, start_s=from_s - self._start_s, duration_s=to_s - from_s)
         )
 
     def phases(self) -> tuple[Phase, ...]:

@@ -21,7 +21,7 @@ from synplug.handover.process import reached_the_command_too
 from synplug.handover.readiness import ListenerWatch
 from synplug.handover.ready_wait import ReadyWait
 from synplug.handover.run_hold import RunHold
-from synplug.handover.timeline import Timeline
+from synplug.handover.timeline import Step, Timeline
 from synplug.model import (
     CommandResult,
     DrainResult,
@@ -90,7 +90,7 @@ class _Run:
                 tools.resolve(argv[0])
         if not plan.check:
             return
-        with self._timeline.phase("check"):
+        with self._timeline.phase(Step.CHECK):
             command = tools.spawn_captured(plan.check)
             status = self._end_of(command)
         said = command.output().splitlines()
@@ -105,7 +105,7 @@ class _Run:
         if self._plan.unheld:
             self._warnings.append(f"nothing is held (--best-effort): {self._plan.unheld}")
             return
-        with self._timeline.phase("arm"):
+        with self._timeline.phase(Step.ARM):
             try:
                 self._tools.locks.take(
                     timeout_s=self._plan.lock_timeout_s,
@@ -150,14 +150,14 @@ class _Run:
             self._command = self._tools.spawn(plan.argv)
             spawned_s = self._tools.clock()
             if self._hold.is_armed:
-                with self._timeline.phase("ready"):
+                with self._timeline.phase(Step.READY):
                     self._outcome = waiting.until_ready(self._command)
                 self._release()
                 self._note_early_end()
         finally:
             waiting.stop()
         status = self._end_of(self._command)
-        self._timeline.note("command", spawned_s, self._tools.clock())
+        self._timeline.note(Step.COMMAND, spawned_s, self._tools.clock())
         if status and self._outcome is Outcome.READY:
             self._outcome = Outcome.COMMAND_FAILED
         if self._outcome is Outcome.READY:
@@ -185,7 +185,7 @@ class _Run:
             old=self._old,
             sockets=self._tools.sockets,
         )
-        with self._timeline.phase("drain"):
+        with self._timeline.phase(Step.DRAIN):
             self._drain = drain.wait(
                 clock=self._tools.clock,
                 pause=self._tools.signals.pause,
