@@ -148,7 +148,7 @@ class IptablesGate:
 
         Where no mangle table is in use there is nothing, and none is made by looking.
         """
-        families = [family for family in self._families() if is_in_use(family)]
+        families = [family for family in Family if is_in_use(family)]
         if not families:
             return
         try:
