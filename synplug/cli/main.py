@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from synplug.cli.options import parser
 from synplug.cli.render import complain, plain
-from synplug.errors import SynplugError, UsageError
+from synplug.errors import SynplugError, UsageError, unforeseen
 from synplug.kernel.procfs import initial_variables
 
 _INTERRUPTED = 130
@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except OSError as error:  # no floor foresaw it; what was held is released by now
-        complain(f"synplug: {plain(str(error))}")
+    except Exception as error:  # noqa: BLE001 -- no floor foresaw it; what was held is released
+        complain(f"synplug: {plain(str(unforeseen(error)))}")
         return SynplugError.exit_code
 
 

@@ -21,7 +21,7 @@ from synplug.handover.drain import Drain
 from synplug.handover.plan import HoldPlan, ReadyPlan, Tools, WrapPlan
 from synplug.handover.readiness import ListenerWatch
 from synplug.handover.ready_wait import ReadyWait
-from synplug.handover.timeline import Timeline
+from synplug.handover.timeline import Step, Timeline
 from synplug.holding.attached import AttachedHold
 from synplug.holding.handle import Hold
 from synplug.holding.names import check_name
@@ -166,7 +166,7 @@ class _Release:
             hold_ended=self._kept.ended,
             let_through=self._kept.let_through,
         )
-        with self._timeline.phase("ready"):
+        with self._timeline.phase(Step.READY):
             self._outcome = self._waiting.until_ready(None)
         if self._outcome is Outcome.DEADLINE and self._waiting.complaint:
             self._warnings.append(self._waiting.complaint)
@@ -178,8 +178,8 @@ class _Release:
         while (result := self._kept.ended()) is None:
             self._tools.signals.pause(_RELEASE_POLL_S, self._kept)
         if result.reason is ReleaseReason.ASKED:
-            self._timeline.note("release", asked_s, result.opened_at_s)
-        with self._timeline.phase("clean-up"):
+            self._timeline.note(Step.RELEASE, asked_s, result.opened_at_s)
+        with self._timeline.phase(Step.CLEAN_UP):
             lingering = self._kept.finish()
         if lingering:
             self._warnings.append(f"an empty nftables table stays for a while: {lingering}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from synplug.errors import KeeperError, SynplugError
+from synplug.errors import KeeperError, SynplugError, unforeseen
 from synplug.handover.plan import Tools
 from synplug.handover.timeline import Step, Timeline
 from synplug.holding.handle import Hold
@@ -115,8 +115,8 @@ class RunHold:
             is_lost = isinstance(because, KeeperError)
             if self._held_at_s is not None and self.result is None and not is_lost:
                 self.result = self._let_go(hold)
-        except SynplugError as error:
-            failure = error
+        except Exception as error:  # noqa: BLE001 -- something else has failed already: go on
+            failure = unforeseen(error)
         finally:
             hold.close()
             self.result = self.result or hold.result

@@ -8,7 +8,14 @@ Everything that can fail comes before *hold*; the command runs only when connect
 
 from __future__ import annotations
 
-from synplug.errors import CheckError, DrainError, KeeperError, LockError, SynplugError
+from synplug.errors import (
+    CheckError,
+    DrainError,
+    KeeperError,
+    LockError,
+    SynplugError,
+    unforeseen,
+)
 from synplug.handover.account import (
     exit_code,
     overflow_warnings,
@@ -46,10 +53,8 @@ def wrap(plan: WrapPlan, tools: Tools) -> Report:
         run.check()
         run.arm()
         run.restart()
-    except SynplugError as error:
-        run.fail(error)
-    except OSError as error:  # no descriptor, no memory, no process left for us
-        run.fail(SynplugError(f"the system refused: {error}"))
+    except Exception as error:  # noqa: BLE001 -- whatever it is: it is told, and nothing stays
+        run.fail(unforeseen(error))
     finally:
         run.close()
     return run.report()
@@ -304,7 +309,7 @@ class _Run:
             drain=self._drain,
             phases=self._timeline.phases(),
             old_listeners=self._old_owned,
-            new_listeners=with_owners(self._listeners_now(), self._tools.processes),
+            new_listeners=self._new_owned(),
             readiness=self._watch.verdict.value if self._watch else "",
             gap_s=self._watch.gap_s if self._watch else None,
             warnings=(
@@ -316,10 +321,20 @@ class _Run:
             remedy=self._error.remedy if self._error else "",
         )
 
+    def _new_owned(self) -> tuple[OwnedListener, ...]:
+        """Those that the report calls new, and whose they are."""
+        try:
+            return with_owners(self._listeners_now(), self._tools.processes)
+        except Exception as error:  # noqa: BLE001 -- as below
+            self._warnings.append(
+                f"the new listeners' owners could not be read: {unforeseen(error)}"
+            )
+            return ()
+
     def _listeners_now(self) -> list[Listener]:
-        """Those that the report calls new; a failure to look is no reason to say nothing."""
+        """A failure to look, whatever it is, is no reason to say nothing of all the rest."""
         try:
             return self._tools.sockets.listeners(self._plan.spec.endpoints)
-        except SynplugError as error:
-            self._warnings.append(f"the new listeners could not be read: {error}")
+        except Exception as error:  # noqa: BLE001
+            self._warnings.append(f"the new listeners could not be read: {unforeseen(error)}")
             return []

@@ -658,18 +658,18 @@ def _the_commands_end_raises(restart: Restart, error: BaseException) -> None:
     restart.script = script
 
 
-@pytest.mark.parametrize(
-    "breaks",
-    [
-        _arm_raises,
-        _hold_raises,
-        _draining_raises,
-        _spawn_raises,
-        _waiting_raises,
-        _the_commands_end_raises,
-    ],
-)
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), RuntimeError("a bug")])
+_BREAKS = [
+    _arm_raises,
+    _hold_raises,
+    _draining_raises,
+    _spawn_raises,
+    _waiting_raises,
+    _the_commands_end_raises,
+]
+
+
+@pytest.mark.parametrize("breaks", _BREAKS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 def test_whatever_is_raised_nothing_stays_held_or_locked(
     restart: Restart, breaks: Callable[[Restart, BaseException], None], error: BaseException
 ) -> None:
@@ -679,13 +679,32 @@ def test_whatever_is_raised_nothing_stays_held_or_locked(
     assert_nothing_is_left(restart)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug")])
-def test_a_release_that_breaks_still_closes_and_unlocks(
-    restart: Restart, error: BaseException
+@pytest.mark.parametrize("breaks", _BREAKS)
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(24, "Too many open files")])
+def test_what_nobody_foresaw_is_told_in_the_report(
+    restart: Restart, breaks: Callable[[Restart, BaseException], None], error: Exception
 ) -> None:
-    restart.prepare = lambda hold: setattr(hold, "release_error", error)
-    with pytest.raises(type(error)):
+    breaks(restart, error)
+    restart.world.after(60.0, lambda: restart.command and restart.command.end(0))
+    report = wrap(restart.plan(), restart.tools())
+    assert report.exit_code == 125
+    assert report.outcome is Outcome.ERROR
+    assert str(error) in report.error
+    assert_nothing_is_left(restart)
+
+
+def test_a_release_that_breaks_still_closes_and_unlocks(restart: Restart) -> None:
+    restart.prepare = lambda hold: setattr(hold, "release_error", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
         wrap(restart.plan(), restart.tools())
+    assert_nothing_is_left(restart)
+
+
+def test_a_defect_in_the_release_is_told_in_the_report(restart: Restart) -> None:
+    restart.prepare = lambda hold: setattr(hold, "release_error", RuntimeError("a bug"))
+    report = run(restart)
+    assert report.exit_code == 125
+    assert "a bug" in report.error
     assert_nothing_is_left(restart)
 
 
