@@ -23,6 +23,7 @@ from synplug.handover.plan import HasDescriptor
 _PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 _OUTPUT_BYTES = 4096
 _SHELL = "/bin/sh"
+_LOOK_AGAIN_S = 0.02
 
 
 def resolve(name: str) -> str:
@@ -72,8 +73,11 @@ class SpawnedCommand:
             self._close_output()
             raise
         self._own_group = captured
-        self._pidfd = os.pidfd_open(self.pid)
         self._status: int | None = None
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError:  # it runs, and must be seen to its end without a descriptor
+            self._pidfd = -1
 
     def poll(self) -> int | None:
         """Its status as a shell would have it, or None while it runs."""
@@ -84,19 +88,21 @@ class SpawnedCommand:
                 pid, status = self.pid, 0
             if pid:
                 self._status = shell_status(status)
-                os.close(self._pidfd)
+                if self._pidfd >= 0:
+                    os.close(self._pidfd)
         return self._status
 
     def fileno(self) -> int:
-        """A descriptor that is readable when it has ended; valid until :meth:`poll` says so."""
+        """A descriptor that is readable when it has ended; valid until :meth:`poll` says so.
+
+        -1 where the system had none to give: look again soon.
+        """
         return self._pidfd
 
     def wait(self, timeout_s: float) -> int | None:
         """Wait for its end, so many seconds at the most; its status, or None."""
         if self._status is None:
-            poll = select.poll()
-            poll.register(self._pidfd, select.POLLIN)
-            poll.poll(max(0.0, timeout_s) * 1000)
+            _wait(select.poll(), timeout_s, self)
         return self.poll()
 
     def send(self, number: int) -> None:
@@ -108,8 +114,10 @@ class SpawnedCommand:
             with suppress(ProcessLookupError):
                 if self._own_group:
                     os.killpg(self.pid, number)
-                else:
+                elif self._pidfd >= 0:
                     signal.pidfd_send_signal(self._pidfd, number)
+                else:
+                    os.kill(self.pid, number)
 
     def output(self) -> str:
         """The end of what a captured command has said; can be asked once."""
@@ -185,10 +193,7 @@ class Signals:
         """Wait; return early when a signal has come, or *until* is readable."""
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
-        if until is not None:
-            poll.register(until.fileno(), select.POLLIN)
-        if not self._arrived:
-            poll.poll(max(0.0, timeout_s) * 1000)
+        _wait(poll, 0.0 if self._arrived else timeout_s, until)
         with suppress(BlockingIOError):
             os.read(self._reader, 64)
 
@@ -202,10 +207,16 @@ class NoSignals:
 
     def pause(self, timeout_s: float, until: HasDescriptor | None = None) -> None:
         """Wait; return early when *until* is readable."""
-        poll = select.poll()
-        if until is not None:
-            poll.register(until.fileno(), select.POLLIN)
-        poll.poll(max(0.0, timeout_s) * 1000)
+        _wait(select.poll(), timeout_s, until)
+
+
+def _wait(poll: select.poll, timeout_s: float, until: HasDescriptor | None) -> None:
+    """Poll; what has no descriptor to wait for is looked at again soon."""
+    if until is not None and until.fileno() >= 0:
+        poll.register(until.fileno(), select.POLLIN)
+    elif until is not None:
+        timeout_s = min(timeout_s, _LOOK_AGAIN_S)
+    poll.poll(max(0.0, timeout_s) * 1000)
 
 
 def reached_the_command_too(number: int, pid: int) -> bool:
