@@ -127,3 +127,20 @@ class CommandNotFoundError(CommandError):
     """The command cannot be found."""
 
     exit_code = 127
+
+
+def unforeseen(error: Exception) -> SynplugError:
+    """What no floor has translated, for the last resort of a process: never a traceback.
+
+    The system refused something that nobody expected it to refuse; or it is a defect, and its
+    place is named.
+    """
+    if isinstance(error, SynplugError):
+        return error
+    if isinstance(error, OSError):
+        return SynplugError(f"the system refused: {error}")
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f" at {place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else ""
+    return SynplugError(f"a defect in synplug{where}: {error!r}", remedy="please report it")

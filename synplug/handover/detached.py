@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from synplug.errors import DrainError, SynplugError
+from synplug.errors import DrainError, SynplugError, unforeseen
 from synplug.handover.account import (
     exit_code,
     overflow_warnings,
@@ -125,10 +125,8 @@ def release(kept: AttachedHold, ready: ReadyPlan, tools: Tools, *, now: bool = F
         for step in (run.let_go,) if now else (run.wait, run.let_go):
             try:
                 step()
-            except SynplugError as error:
-                run.fail(error)
-            except OSError as error:  # no descriptor, no memory left for us
-                run.fail(SynplugError(f"the system refused: {error}"))
+            except Exception as error:  # noqa: BLE001 -- whatever it is: it is told
+                run.fail(unforeseen(error))
     finally:
         run.close()
     return run.report()
@@ -207,8 +205,8 @@ class _Release:
     def _listeners_now(self) -> list[Listener]:
         try:
             return self._tools.sockets.listeners(self._kept.spec.endpoints)
-        except SynplugError as error:
-            self._warnings.append(f"the new listeners could not be read: {error}")
+        except Exception as error:  # noqa: BLE001 -- no reason to say nothing of the rest
+            self._warnings.append(f"the new listeners could not be read: {unforeseen(error)}")
             return []
 
     def report(self) -> Report:

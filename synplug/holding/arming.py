@@ -54,11 +54,13 @@ def arm_first(
             if spec.name:
                 audience.open_door(spec.name)
             backend.arm()
-        except SynplugError as error:
+        except BaseException as error:
             audience.close_door()
             backend.close()  # if that fails, the ledger keeps what is left for recover
             ledger.remove()
-            if isinstance(error, PrivilegeError) or len(makers) == 1:
+            if not isinstance(error, SynplugError) or isinstance(error, PrivilegeError):
+                raise
+            if len(makers) == 1:
                 raise
             passed_over.append(f"backend {backend.name} is not available: {error.message}")
         else:

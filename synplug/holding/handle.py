@@ -193,6 +193,6 @@ def _live_as_keeper(
         Keeper(channel=channel, spec=spec, backends=backends, locks=locks).run()
         status = 0
     except BaseException as error:  # noqa: BLE001 -- above every other in this process
-        channel.send("failed", error=error_to_wire(KeeperError(f"keeper: {error!r}")))
+        channel.send("failed", error=error_to_wire(KeeperError(f"keeper: {error}")))
     finally:
         os._exit(status)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Any
 
-from synplug.errors import KeeperError, SynplugError
+from synplug.errors import KeeperError, SynplugError, unforeseen
 from synplug.holding.arming import arm_first, entry_of
 from synplug.holding.audience import Audience
 from synplug.holding.base import Backend
@@ -88,16 +88,16 @@ class Keeper:
         signal.signal(signal.SIGTERM, lambda *_: None)  # the wake-up descriptor tells
         try:
             self._arm()
-        except SynplugError as error:
-            self._audience.say("failed", error=error_to_wire(error))
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it is said, and undone by now
+            self._audience.say("failed", error=error_to_wire(unforeseen(error)))
             return
         for descriptor in (signals, self._run, self._backend.fileno()):
             self._poll.register(descriptor, select.POLLIN)
         self._signals = signals
         try:
             self._serve()
-        except SynplugError as error:
-            self._audience.say("failed", error=error_to_wire(error))
+        except Exception as error:  # noqa: BLE001 -- whatever it is: nothing of ours may stay
+            self._audience.say("failed", error=error_to_wire(unforeseen(error)))
             self._give_up()
         finally:
             self._audience.close_door()
@@ -109,7 +109,7 @@ class Keeper:
         If that fails, too, the ledger keeps what is left for recover.
         """
         if self._held_at_s and self._result is None:
-            with suppress(SynplugError):
+            with suppress(Exception):
                 self._backend.open()
         self._held_at_s = 0.0
         self._deadman.stop()
@@ -123,9 +123,12 @@ class Keeper:
         self._backend, self._warnings = arm_first(
             self._backends, self._spec, ledger=self._ledger, audience=self._audience
         )
-        limit(self._backend.capabilities)
-        with suppress(SynplugError):  # the entry is there, and says what could be left
+        try:
+            limit(self._backend.capabilities)
             self._ledger.write(entry_of(self._spec, self._backend, "armed"))
+        except BaseException:
+            self._give_up()
+            raise
         self._audience.say("armed", backend=self._backend.name)
 
     # --- the loop

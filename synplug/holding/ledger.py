@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from synplug.errors import PrivilegeError, SynplugError
-from synplug.holding.runtime import create, here, tidy
+from synplug.holding.runtime import create, here, names_in, tidy
 from synplug.kernel import procfs
 
 _FORMAT = 1
@@ -76,7 +76,7 @@ class Ledger:
         self._path = f"{self._folder}/{run_id}.json"
 
     def write(self, entry: Entry) -> None:
-        """Write it durably enough for what it is for: a crash of processes, not of the machine."""
+        """Write it, for a crash of processes, not of the machine; a failure leaves the old one."""
         draft = self._path + ".new"
         descriptor = create(draft, os.O_TRUNC)
         try:
@@ -90,8 +90,11 @@ class Ledger:
 
     def remove(self) -> None:
         """Remove it; it may be gone already."""
-        with suppress(FileNotFoundError):
-            os.unlink(self._path)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
+        except OSError as error:
+            raise SynplugError(f"cannot remove {self._path}: {error.strerror}") from error
         tidy(self._folder)
 
 
@@ -102,18 +105,14 @@ def entries() -> Iterator[Entry]:
     """
     folder = here()
     try:
-        names = sorted(os.listdir(folder))
+        names = names_in(folder, ".json")
     except PermissionError as error:
         raise PrivilegeError(
             f"{folder} cannot be read",
             capability="CAP_DAC_READ_SEARCH",
             remedy="ask as root, or as the user that holds",
         ) from error
-    except OSError:
-        return  # none, or a place that no run could have written to
     for name in names:
-        if not name.endswith(".json"):
-            continue
         with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             yield _entry(f"{folder}/{name}")
 
@@ -174,13 +173,9 @@ def _wait_for(descriptor: int, run_id: str) -> None:
 def remove_drafts() -> None:
     """Remove drafts of entries: a keeper died while it wrote one. A live one writes another."""
     folder = here()
-    with suppress(OSError):
-        for name in os.listdir(folder):
-            if name.endswith(".json.new") and not _is_recent(f"{folder}/{name}"):
-                os.unlink(f"{folder}/{name}")
+    for name in names_in(folder, ".json.new"):
+        path = f"{folder}/{name}"
+        with suppress(OSError):
+            if time.time() - os.stat(path).st_mtime >= _DRAFT_S:  # a live run may be writing it
+                os.unlink(path)
     tidy(folder)
-
-
-def _is_recent(path: str) -> bool:
-    """Whether a live run may be writing it just now."""
-    return time.time() - os.stat(path).st_mtime < _DRAFT_S

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from synplug.errors import KeeperError, SynplugError
+from synplug.errors import KeeperError, unforeseen
 from synplug.holding.channel import Channel, error_from_wire, result_from_wire
 from synplug.model import Flow, HoldCounts, HoldResult, ReleaseReason
 
@@ -182,11 +182,13 @@ class KeeperLink:
                 opened_at_s=time.monotonic(),
                 counts=HoldCounts(),
             )
+        words = f"the keeper (pid {pid}) {why}; connections are no longer held"
         try:
             self._clean_up_after_death()
-        except SynplugError as error:
-            why = f"{why}, and cleaning up after it failed: {error.message}"
-        raise KeeperError(f"the keeper (pid {pid}) {why}; connections are no longer held")
+        except Exception as error:
+            words += f"; cleaning up after it failed: {unforeseen(error).message}"
+            raise KeeperError(words, remedy="run 'synplug recover'") from error
+        raise KeeperError(words)
 
     def _has_ended(self, timeout_s: float) -> bool:
         """Whether the keeper's process is gone, in so many seconds."""

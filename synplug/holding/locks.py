@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from synplug.errors import LockError
-from synplug.holding.runtime import create, here, tidy
+from synplug.holding.runtime import create, here, names_in, tidy
 
 _LOCK_POLL_S = 0.01
 _GRACE_S = 0.05  # a run that tidies up has each lock for a moment; that is no other run
@@ -140,11 +140,7 @@ def remove_unused_locks() -> None:
     They are a dead run's.
     """
     folder = here()
-    try:
-        names = [name for name in os.listdir(folder) if name.endswith(".lock")]
-    except OSError:
-        return  # none, or a place that no run could have written to
-    for name in names:
+    for name in names_in(folder, ".lock"):
         descriptor = _try_lock(f"{folder}/{name}", fcntl.LOCK_EX)
         if descriptor is not None:
             with suppress(FileNotFoundError):

@@ -54,6 +54,22 @@ def here() -> str:
     return f"{ROOT}/{network_inode()}"
 
 
+def names_in(folder: str, ending: str) -> list[str]:
+    """The files of such names, sorted; none in a place that no run could have written to.
+
+    :raises PermissionError: the folder is another user's.
+    :raises SynplugError: it cannot be listed, which is not "nothing is there".
+    """
+    try:
+        return sorted(name for name in os.listdir(folder) if name.endswith(ending))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise SynplugError(f"cannot list {folder}: {error.strerror}") from error
+
+
 def tidy(folder: str) -> None:
     """Remove the folders if nothing is in them any more."""
     for path in (folder, ROOT):

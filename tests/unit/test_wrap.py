@@ -685,7 +685,12 @@ def test_what_nobody_foresaw_is_told_in_the_report(
     restart: Restart, breaks: Callable[[Restart, BaseException], None], error: Exception
 ) -> None:
     breaks(restart, error)
-    restart.world.after(60.0, lambda: restart.command and restart.command.end(0))
+
+    def end() -> None:
+        for command in restart.commands:
+            command.end(0)
+
+    restart.world.after(60.0, end)
     report = wrap(restart.plan(), restart.tools())
     assert report.exit_code == 125
     assert report.outcome is Outcome.ERROR
