@@ -1,13 +1,14 @@
 # Each target sets up what it needs: Debian packages (as root) and .venv.
 PYTHON := .venv/bin/python
 
-.PHONY: help setup demo test unit lint format bench soak clean
+.PHONY: help setup demo test faults unit lint format bench soak clean
 
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    restart a real HAProxy under load, without and with synplug"
-	@echo "make test    all tests, in private network namespaces"
+	@echo "make test    all tests but the rest of the fault matrix, in private network namespaces"
+	@echo "make faults  the whole fault matrix: every step, process, fault and backend"
 	@echo "make unit    the tests that need no root and no namespaces"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   the figures of docs/benchmarks.md"
@@ -22,6 +23,9 @@ demo: setup
 
 test: setup
 	$(PYTHON) -m pytest
+
+faults: setup
+	$(PYTHON) -m pytest -m "faults or not faults" tests/integration/test_faults.py
 
 unit: setup
 	$(PYTHON) -m pytest tests/unit

@@ -12,7 +12,7 @@ from synplug.model import Phase
 class Step(enum.Enum):
     """Every step between start and finish, in their order; the values are the report's names.
 
-    A step that is added here needs a case in the fault matrix (tests/integration/faults.py).
+    A step that is added here needs a case in the fault matrix (tests/integration/fault_points.py).
     """
 
     CHECK = "check"

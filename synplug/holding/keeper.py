@@ -86,22 +86,28 @@ class Keeper:
         signals, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._wake)
         signal.signal(signal.SIGTERM, lambda *_: None)  # the wake-up descriptor tells
-        try:
-            self._arm()
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it is said, and undone by now
-            self._audience.say("failed", error=error_to_wire(unforeseen(error)))
-            return
-        for descriptor in (signals, self._run, self._backend.fileno()):
-            self._poll.register(descriptor, select.POLLIN)
         self._signals = signals
+        try:
+            self._deadman = Deadman()
+            self._backend, self._warnings = arm_first(
+                self._backends, self._spec, ledger=self._ledger, audience=self._audience
+            )
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it is said, and undone by now
+            self._say_failed(error)
+            self._drop_locks()
+            return
         try:
             self._serve()
         except Exception as error:  # noqa: BLE001 -- whatever it is: nothing of ours may stay
-            self._audience.say("failed", error=error_to_wire(unforeseen(error)))
+            self._say_failed(error)
             self._give_up()
         finally:
             self._audience.close_door()
             self._backend.close()
+
+    def _say_failed(self, error: Exception) -> None:
+        with suppress(OSError):  # it is more important that we go on
+            self._audience.say("failed", error=error_to_wire(unforeseen(error)))
 
     def _give_up(self) -> None:
         """After an error: let go of what waits, and remove the rest when nobody is hurt by it.
@@ -112,29 +118,24 @@ class Keeper:
             with suppress(Exception):
                 self._backend.open()
         self._held_at_s = 0.0
-        self._deadman.stop()
-        self._dismantle()
-
-    # --- armed
-
-    def _arm(self) -> None:
-        """Take the first backend that this kernel has."""
-        self._deadman = Deadman()
-        self._backend, self._warnings = arm_first(
-            self._backends, self._spec, ledger=self._ledger, audience=self._audience
-        )
         try:
-            limit(self._backend.capabilities)
-            self._ledger.write(entry_of(self._spec, self._backend, "armed"))
-        except BaseException:
-            self._give_up()
-            raise
-        self._audience.say("armed", backend=self._backend.name)
+            self._deadman.stop()
+            self._dismantle()
+        except Exception:  # noqa: BLE001 -- then at once, and by closing alone
+            self._backend.close()
+            self._guard.leave()
+            self._ledger.remove()
+            self._drop_locks()
 
     # --- the loop
 
     def _serve(self) -> None:
         """Armed, then holding: until there is a reason to end it."""
+        limit(self._backend.capabilities)
+        self._ledger.write(entry_of(self._spec, self._backend, "armed"))
+        for descriptor in (self._signals, self._run, self._backend.fileno()):
+            self._poll.register(descriptor, select.POLLIN)
+        self._audience.say("armed", backend=self._backend.name)
         while self._reason is None:
             self._turn(self._timeout_ms())
         if self._held_at_s:
@@ -314,9 +315,14 @@ class Keeper:
         self._drop_locks()
 
     def _drop_locks(self) -> None:
-        """Give the ports back, where there is no run that will."""
-        if self._orphaned or self._audience.is_detached:
+        """Give the ports back, where there is no run that will, or none any more."""
+        if self._orphaned or self._audience.is_detached or self._has_run_ended():
             self._locks.drop()
+
+    def _has_run_ended(self) -> bool:
+        poll = select.poll()
+        poll.register(self._run, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _obstacle(self) -> str:
         """Who would lose packets if the rest were removed now; takes the guard if nobody."""

@@ -686,7 +686,7 @@ def test_what_nobody_foresaw_is_told_in_the_report(
 ) -> None:
     breaks(restart, error)
 
-    def end() -> None:
+    def end() -> None:  # a command that runs is seen to its end
         for command in restart.commands:
             command.end(0)
 

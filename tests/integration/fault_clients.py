@@ -1,0 +1,99 @@
+"""Clients that connect all the time, and remember what became of each attempt."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from netlab.topology import Namespace
+from synplug.kernel.namespaces import enter_network
+
+_EVERY_S = 0.025
+_LONGEST_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One connection. Times are monotonic seconds; *answer* is what connect(2) said."""
+
+    began_s: float
+    took_s: float
+    answer: str
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the kernel has answered at all."""
+        return self.answer in ("connected", "refused")
+
+
+class Clients:
+    """Begins a connection every 25 ms, from the client's namespace, while the context is open."""
+
+    def __init__(self, namespace: Namespace, targets: Sequence[tuple[str, int]]) -> None:
+        self._path = str(namespace.path)
+        self._targets = targets
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._connect_on, daemon=True)
+        self._open: dict[int, tuple[socket.socket, float]] = {}
+        self._poll = select.poll()
+        self._attempts: list[Attempt] = []
+
+    def __enter__(self) -> Clients:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def attempts(self) -> list[Attempt]:
+        """All of them; of those that nobody has answered, too. After the context."""
+        return sorted(self._attempts, key=lambda attempt: attempt.began_s)
+
+    def _connect_on(self) -> None:
+        enter_network(self._path)  # of this thread alone: setns(2)
+        next_s = time.monotonic()
+        number = 0
+        while not self._ended.is_set():
+            if time.monotonic() >= next_s:
+                next_s = time.monotonic() + _EVERY_S
+                self._begin(self._targets[number % len(self._targets)])
+                number += 1
+            self._collect(next_s - time.monotonic())
+        end_s = time.monotonic() + _LONGEST_S
+        while self._open and time.monotonic() < end_s:
+            self._collect(0.05)
+        for connection, began_s in self._open.values():
+            self._enter(began_s, "no answer")
+            connection.close()
+
+    def _begin(self, target: tuple[str, int]) -> None:
+        family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        began_s = time.monotonic()
+        code = connection.connect_ex(target)
+        if code not in (0, errno.EINPROGRESS):
+            self._enter(began_s, errno.errorcode[code])
+            connection.close()
+            return
+        self._open[connection.fileno()] = (connection, began_s)
+        self._poll.register(connection, select.POLLOUT)
+
+    def _collect(self, timeout_s: float) -> None:
+        for descriptor, _ in self._poll.poll(max(0.0, timeout_s) * 1000):
+            connection, began_s = self._open.pop(descriptor)
+            self._poll.unregister(descriptor)
+            code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            answers = {0: "connected", errno.ECONNREFUSED: "refused"}
+            self._enter(began_s, answers.get(code, errno.errorcode.get(code, str(code))))
+            connection.close()
+
+    def _enter(self, began_s: float, answer: str) -> None:
+        took_s = time.monotonic() - began_s
+        self._attempts.append(Attempt(began_s=began_s, took_s=took_s, answer=answer))

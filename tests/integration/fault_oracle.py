@@ -1,0 +1,138 @@
+"""What must be true of every case of the fault matrix, whatever struck whom."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from typing import Any
+
+from tests.integration.fault_cases import Case
+from tests.integration.fault_points import AFTER_THE_RELEASE, LAST_CALLS, POINTS, Fault, Party
+from tests.integration.fault_run import (
+    FREE_AFTER_S,
+    STOPPED_ON_S,
+    Observation,
+    has_struck,
+)
+
+#: What is answered at once takes less.
+_AT_ONCE_S = 0.5
+#: What ``synplug recover`` is for; nothing of it holds.
+_LEFT_OVER = r"\+ (file|iptables-legacy|ip6tables-legacy): "
+_FILES = r"\+ file: "
+_LOCK = r"\+ file: .*/port-8080\.lock$"
+_NOTHING = r"$."
+
+
+def violations(case: Case, seen: Observation) -> list[str]:
+    """What is wrong; empty: nothing is."""
+    return [*_of_clients(case, seen), *_of_what_is_left(case, seen), *_of_the_account(case, seen)]
+
+
+def _of_clients(case: Case, seen: Observation) -> list[str]:
+    """Nobody meets a black hole, and new connections work a second after the deadline."""
+    found = [
+        f"connect begun at {attempt.began_s - seen.began_s:.3f}: {attempt.answer}"
+        for attempt in seen.attempts
+        if not attempt.is_answered
+    ]
+    spans = [(seen.ended_s, float("inf"))]
+    if seen.fault_s is not None and case.fault is Fault.SIGSTOP:
+        # Whatever was held then; what goes on later may hold anew.
+        free_s = seen.fault_s + seen.max_hold_s + FREE_AFTER_S
+        spans.append((free_s, free_s + STOPPED_ON_S))
+    for from_s, to_s in spans:
+        came = [attempt for attempt in seen.attempts if from_s <= attempt.began_s < to_s]
+        found += [
+            f"a connection begun {attempt.began_s - from_s:.3f} s after all must work took "
+            f"{attempt.took_s:.3f} s"
+            for attempt in came
+            if attempt.took_s > _AT_ONCE_S
+        ]
+        if not came:
+            found.append("no client came after all must work")
+    if seen.serves and seen.attempts[-1].answer != "connected":
+        found.append(f"the service listens, but the last client was {seen.attempts[-1].answer}")
+    return found
+
+
+def _of_what_is_left(case: Case, seen: Observation) -> list[str]:
+    """Nothing; after a run that was killed perhaps what ``synplug recover`` clears."""
+    found = [f"not even after recover as before: {line}" for line in seen.left_after_recover]
+    allowed = _may_stay(case)
+    if "synplug recover" in seen.stderr:
+        allowed = _LEFT_OVER
+    found += [f"not as before: {line}" for line in seen.left if not re.match(allowed, line)]
+    return found
+
+
+def _may_stay(case: Case) -> str:
+    """What a run leaves that was killed, and had no keeper (any more) to clean up after it."""
+    if case.fault is not Fault.SIGKILL or case.party in (Party.KEEPER, Party.COMMAND):
+        return _NOTHING
+    if case.party is Party.BOTH:  # the kernel, or the watcher, cleans up
+        return _FILES
+    if not POINTS[case.point].keeper_lives:
+        return _LEFT_OVER
+    return _LOCK if case.point in AFTER_THE_RELEASE else _NOTHING
+
+
+def _of_the_account(case: Case, seen: Observation) -> list[str]:
+    """The exit code and the report tell the truth."""
+    found = []
+    if "Traceback" in seen.stderr:
+        found.append(f"a traceback: {seen.stderr}")
+    kills_run = case.party in (Party.ORCHESTRATOR, Party.BOTH) and case.fault is Fault.SIGKILL
+    if kills_run and seen.fault_s is not None:
+        if seen.status != -signal.SIGKILL:
+            found.append(f"killed, but it ended with {seen.status}")
+        return found
+    if seen.report is None:
+        # Of its own failure the report can say nothing; people are told all the same.
+        says = "JSON report could not be written" in seen.stderr or (
+            case.point == "report" and _names_the_fault(case, seen, seen.stderr)
+        )
+        if not says or not seen.status:
+            found.append(f"no report; status {seen.status}: {seen.stderr}")
+        return found
+    return found + _of_the_report(case, seen, seen.report)
+
+
+def _of_the_report(case: Case, seen: Observation, report: dict[str, Any]) -> list[str]:
+    refused = sum(attempt.answer == "refused" for attempt in seen.attempts)
+    outcome, error, status = report["outcome"], report["error"], report["command"]["status"]
+    what = f"outcome {outcome}, status {seen.status}, error {error!r}"
+    rules = {
+        "the exit code is the report's": seen.status == report["exit_code"],
+        "ready and 0 go together": (outcome == "ready") <= (seen.status == 0),
+        "0 is ready, or a signal survived": seen.status != 0
+        or outcome == "ready"
+        or (outcome == "interrupted" and case.fault is Fault.SIGTERM),
+        "ready, so nobody was refused": outcome != "ready" or not refused,
+        "ready, so it serves": outcome != "ready" or (seen.serves and seen.command_done),
+        "nothing struck, so it is ready": has_struck(case, seen) or outcome == "ready",
+        "it struck": has_struck(case, seen) or case.point in LAST_CALLS.get(case.fault, ()),
+        "an error is named, and only then": bool(error) == (outcome == "error"),
+        "people are told the same": error in seen.stderr,
+        "the command ran if it says so": report["command"]["ran"] == seen.command_began
+        or (status is not None and status > 128),  # it was ended at its very start
+        "the command's status": status is None or (status == 0) == seen.command_done,
+        "a command that ran has a status": (status is not None) == report["command"]["ran"],
+        "125, or the command's own status": outcome != "error"
+        or seen.status in (125, status or 126),
+        "the fault is named": not error
+        or _names_the_fault(case, seen, " ".join([error, report["remedy"], *report["warnings"]])),
+    }
+    return [f"not true: {rule} ({what}, {refused} refused)" for rule, ok in rules.items() if not ok]
+
+
+def _names_the_fault(case: Case, seen: Observation, said: str) -> bool:
+    if case.fault is Fault.EXCEPTION and case.party is not Party.COMMAND:
+        return "an injected fault" in said
+    if not seen.refused:
+        return True
+    words = [os.strerror(case.fault.errno), case.fault.value]
+    if case.fault is Fault.EPERM:  # in words of what is missing
+        words += ["not permitted", "as root"]
+    return any(word in said for word in words)

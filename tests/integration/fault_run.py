@@ -1,0 +1,304 @@
+"""One case of the fault matrix, from a served port to a system as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from netlab.program import wait_until
+from netlab.snapshot import NetworkState
+from netlab.topology import ClientServer
+from tests.integration import shell
+from tests.integration.conftest import SimpleService
+from tests.integration.connect import connect_argv
+from tests.integration.fault_cases import Case, CommandPoint
+from tests.integration.fault_clients import Attempt, Clients
+from tests.integration.fault_points import (
+    HEALTH_CHECK,
+    POINTS,
+    Fault,
+    Party,
+)
+
+LAUNCHER = Path(__file__).with_name("programs") / "faulty_synplug.py"
+#: The hold's deadline: some time for the service to start, and for a health check's Python.
+_MAX_HOLD_S, _MAX_HOLD_CHECKED_S = 1.5, 4.0
+#: On a busy machine a run may not get to the fault before the deadline; then it gets more time.
+_ATTEMPTS, _MORE = 3, 2.0
+#: New connections work at the latest so long after the deadline, whatever has happened.
+FREE_AFTER_S = 1.0
+#: A process that is stopped stays so for so much longer, in which clients come.
+STOPPED_ON_S = 0.2
+_PATIENCE_S = 25.0
+_GOES_WITH_A_PROCESS = ("+ synplug process", "+ nft ruleset", "+ nfnetlink_queue")
+
+
+@dataclass(kw_only=True)
+class Observation:
+    """What a case has shown."""
+
+    status: int
+    stderr: str
+    report: dict[str, Any] | None
+    #: When the fault struck, monotonic seconds; None: it did not come to that.
+    fault_s: float | None
+    #: The call that was refused; empty where none was.
+    refused: str
+    max_hold_s: float
+    began_s: float
+    #: When nothing of it ran any more.
+    ended_s: float
+    command_began: bool
+    command_done: bool
+    serves: bool
+    attempts: list[Attempt] = field(default_factory=list)
+    #: What was not as before, before and after ``synplug recover``.
+    left: list[str] = field(default_factory=list)
+    left_after_recover: list[str] = field(default_factory=list)
+
+
+def has_struck(case: Case, seen: Observation) -> bool:
+    """Whether the fault came to pass."""
+    return bool(seen.refused) if case.fault.errno else seen.fault_s is not None
+
+
+class FaultLab:
+    """A lab in which one case after the other runs; it must be as before after each."""
+
+    def __init__(self, directory: Path) -> None:
+        self._lab = ClientServer()
+        self._directory = directory
+
+    def __enter__(self) -> FaultLab:
+        self._lab.__enter__()
+        self._run_dir = f"/run/synplug/{self._lab.server.inode}"
+        self._before = self._state()
+        self._number = 0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lab.__exit__()
+
+    def _state(self) -> NetworkState:
+        return NetworkState.capture(self._lab.server, [self._run_dir])
+
+    def observe(self, case: Case) -> Observation:
+        """Run one case; again, with more time, where the deadline came before the fault."""
+        point = POINTS.get(case.point)
+        is_checked = point is not None and HEALTH_CHECK in point.options
+        max_hold_s = _MAX_HOLD_CHECKED_S if is_checked else _MAX_HOLD_S
+        for _ in range(_ATTEMPTS):
+            seen = self._observe(case, max_hold_s)
+            is_late = seen.report is not None and seen.report["outcome"] == "deadline"
+            if has_struck(case, seen) or not is_late:
+                break
+            max_hold_s *= _MORE
+        return seen
+
+    def _observe(self, case: Case, max_hold_s: float) -> Observation:
+        self._number += 1
+        folder = self._directory / str(self._number)
+        folder.mkdir(parents=True)
+        service = SimpleService(namespace=self._lab.server, directory=folder)
+        self._lab.server.run(service.start_argv())
+        wait_until(service.listens, 20, "the simple server listens")
+        with Clients(self._lab.client, service.targets(self._lab)) as clients:
+            run = _FaultyRun(case, max_hold_s, self._lab, service)
+            run.see_to_its_end()
+            left = self._left_when_still()
+            still_s = time.monotonic()
+            time.sleep(0.2)  # of connections that are begun when all is over
+        seen = run.observation()
+        seen.attempts = clients.attempts()
+        seen.ended_s = still_s if seen.status == -signal.SIGKILL else seen.ended_s
+        seen.left = left
+        if left:
+            shell.run(self._lab.server, "recover")
+            seen.left_after_recover = self._before.difference(self._state())
+        with suppress(ProcessLookupError):
+            os.kill(service.pid, signal.SIGKILL)
+        wait_until(lambda: not service.listens(), 5, "the service has ended")
+        return seen
+
+    def _left_when_still(self) -> list[str]:
+        """What differs once the processes of the run, and what goes with them, had a moment."""
+        end_s = time.monotonic() + 3.0
+        while True:
+            left = self._before.difference(self._state())
+            if (
+                not any(line.startswith(_GOES_WITH_A_PROCESS) for line in left)
+                or time.monotonic() > end_s
+            ):
+                return left
+
+
+class _FaultyRun:
+    """A run of synplug that has an accident."""
+
+    def __init__(
+        self, case: Case, max_hold_s: float, lab: ClientServer, service: SimpleService
+    ) -> None:
+        self._case = case
+        self._max_hold_s = max_hold_s
+        self._lab = lab
+        self._folder = service.directory
+        self._service = service
+        self._facts = self._folder / "facts"
+        self._report = self._folder / "report"
+        self._began_s = time.monotonic()
+        with (self._folder / "stderr").open("w") as stderr:
+            self._process = lab.server.popen(
+                self._argv(), stderr=stderr, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def _argv(self) -> list[str]:
+        case = self._case
+        options = [
+            "--max-hold",
+            f"{self._max_hold_s:g}s",
+            "--backend",
+            case.backend.value,
+            "-p",
+            "8080",
+        ]
+        point = POINTS.get(case.point)
+        for option in point.options if point else ():
+            options += [option] if option != HEALTH_CHECK else self._health_check()
+        words = ["wrap", *options, "--json", str(self._report), "--", "sh", "-c", self._command()]
+        accident = [case.point, case.party.value, case.fault.value, str(self._facts)]
+        return [*self._own_xtables_lock(), sys.executable, str(LAUNCHER), *accident, *words]
+
+    def _own_xtables_lock(self) -> list[str]:
+        """A prefix: other cases run at the same time, and one may be stopped while it has it."""
+        mine = self._folder / "xtables.lock"
+        for path in (mine, Path("/run/xtables.lock")):
+            path.touch(mode=0o600)
+        line = f'mount --bind {shlex.quote(str(mine))} /run/xtables.lock && exec "$@"'
+        return ["unshare", "--mount", "sh", "-c", line, "sh"]
+
+    def _health_check(self) -> list[str]:
+        return ["--ready-cmd", shlex.join(connect_argv((self._lab.server_ipv4, 8080), 1.0))]
+
+    def _command(self) -> str:
+        """Stop and start the service, in lines between which the command has its own accidents."""
+        facts = shlex.quote(str(self._facts))
+        faults = {
+            Fault.SIGKILL: "kill -KILL $$",
+            Fault.SIGTERM: "kill -TERM $$",
+            Fault.SIGSTOP: "kill -STOP $$",
+            Fault.EXCEPTION: "exit 3",
+        }
+        now = f'echo "fault $(cut -d" " -f1 /proc/uptime) $$ 0" >>{facts}'
+        accident = {self._case.point: f"{now}; {faults.get(self._case.fault, '')}"}
+        return "\n".join(
+            (
+                f"echo $$ >{self._mark('began')}",
+                accident.get(CommandPoint.BEFORE_STOP.value, ":"),
+                self._service.stop_line(),
+                accident.get(CommandPoint.STOPPED.value, ":"),
+                "sleep 0.15",
+                self._service.start_argv()[2],
+                accident.get(CommandPoint.STARTED.value, ":"),
+                f"touch {self._mark('done')}",
+            )
+        )
+
+    def _mark(self, name: str) -> str:
+        return shlex.quote(str(self._folder / name))
+
+    # --- what happens
+
+    def see_to_its_end(self) -> None:
+        """Wait until the fault has struck, let what was stopped go on, and wait for the end."""
+        wait_until(
+            lambda: self._fault() is not None or self._process.poll() is not None,
+            _PATIENCE_S,
+            "the fault, or the end",
+        )
+        if self._case.fault is Fault.SIGSTOP and self._fault() is not None:
+            self._go_on_after_the_deadline()
+        try:
+            self._process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._ended_s = time.monotonic()
+        began = self._folder / "began"
+        if began.exists() and began.read_text().strip():
+            pid = int(began.read_text())
+            wait_until(lambda: not _runs(pid), _PATIENCE_S, "the command has ended")
+        if (self._folder / "done").exists():
+            wait_until(self._service_is_new, _PATIENCE_S, "the new service listens")
+
+    def _service_is_new(self) -> bool:
+        with suppress(OSError, ValueError):
+            return self._service.listens() and _runs(self._service.pid)
+        return False
+
+    def _go_on_after_the_deadline(self) -> None:
+        at_s, run, keeper = self._fault() or (0.0, 0, 0)
+        struck = {
+            Party.ORCHESTRATOR: [run],
+            Party.KEEPER: [keeper],
+            Party.BOTH: [keeper, run],
+            Party.COMMAND: [run],
+        }[self._case.party]
+        handles = []
+        for pid in filter(None, struck):
+            with suppress(ProcessLookupError):
+                handles.append(os.pidfd_open(pid))
+        time.sleep(
+            max(0.0, at_s + self._max_hold_s + FREE_AFTER_S + STOPPED_ON_S - time.monotonic())
+        )
+        for handle in handles:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGCONT)
+            os.close(handle)
+
+    def _fault(self) -> tuple[float, int, int] | None:
+        """When it struck, and the pids of the run (or the command) and the keeper."""
+        for line in self._fact_lines():
+            word, *fields = line.split()
+            if word == "fault" and len(fields) == 3:
+                return float(fields[0]), int(fields[1]), int(fields[2])
+        return None
+
+    def _fact_lines(self) -> list[str]:
+        return self._facts.read_text().splitlines() if self._facts.exists() else []
+
+    def observation(self) -> Observation:
+        """What was seen of the run itself."""
+        fault = self._fault()
+        text = self._report.read_text() if self._report.exists() else ""
+        refused = [line.split()[1] for line in self._fact_lines() if line.startswith("refused")]
+        return Observation(
+            status=self._process.returncode,
+            stderr=(self._folder / "stderr").read_text(),
+            report=json.loads(text) if text else None,
+            fault_s=fault[0] if fault else None,
+            refused=refused[0] if refused else "",
+            max_hold_s=self._max_hold_s,
+            began_s=self._began_s,
+            ended_s=self._ended_s,
+            command_began=(self._folder / "began").exists(),
+            command_done=(self._folder / "done").exists(),
+            serves=self._service.listens(),
+        )
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"

@@ -1,0 +1,147 @@
+"""synplug with an accident: ``faulty_synplug.py POINT PARTY FAULT FACTS ARGUMENT…``.
+
+Runs the command line with these arguments. When the process that POINT belongs to comes there,
+FAULT strikes PARTY: a signal, an exception, or the next system call of a kind that can say so fails
+with that error. FACTS is a file that gets a line for each thing that happened: ``fault TIME
+ORCHESTRATOR KEEPER`` with a monotonic time and two pids, and ``refused CALL``.
+
+Nothing in synplug knows of this: methods are wrapped before the keeper is forked.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+
+from synplug.cli.main import main
+from synplug.holding import watcher
+from synplug.holding.handle import KeptHold
+from tests.integration.fault_points import POINTS, Fault, Party, Point
+
+#: Who can say so: functions of a module (None: methods of sockets), by name.
+_REFUSING: dict[Fault, set[str]] = {
+    Fault.ENOSPC: {"posix.open", "posix.mkdir", "posix.write", "posix.rename", "posix.ftruncate"},
+    Fault.EMFILE: {
+        *("posix.open", "posix.pidfd_open", "posix.pipe2", "posix.memfd_create", "posix.listdir"),
+        *("io.open", "_io.open", "_socket.socketpair", "socket()"),
+    },
+    Fault.ENOBUFS: {"send", "sendto", "recv_into", "recv", "socket()"},
+    Fault.EPERM: {
+        *("send", "recv", "setsockopt", "bind", "posix.open", "posix.mkdir", "posix.unlink"),
+        *("posix.rmdir", "posix.posix_spawnp", "signal.pidfd_send_signal"),
+    },
+}
+_SOCKET = socket.socket.__init__.__code__
+
+
+class Accident:
+    """The one fault of this run."""
+
+    def __init__(self, point: Point, party: Party, fault: Fault, facts: str) -> None:
+        self._point = point
+        self._party = party
+        self._fault = fault
+        self._facts = facts
+        self._run = os.getpid()
+        self._keeper = 0
+        self._passages = 0
+        self._is_over = False
+
+    def prepare(self) -> None:
+        """Lay the snares."""
+        self._learn_the_keeper()
+        for cls in self._point.classes:
+            self._on_entry(cls, self._point.method, self._pass)
+        if self._point.needs_dead_keeper:
+            from synplug.handover.ready_wait import ReadyWait
+
+            self._on_entry(ReadyWait, "until_ready", lambda: os.kill(self._keeper, signal.SIGKILL))
+            watcher.start = lambda run_id: None  # it would be faster at times
+
+    def _learn_the_keeper(self) -> None:
+        fork = os.fork
+
+        def forked() -> int:
+            is_run = os.getpid() == self._run
+            pid = fork()
+            if is_run:  # the keeper forks its watcher
+                self._keeper = pid or os.getpid()
+            return pid
+
+        os.fork = forked
+        assert KeptHold.arm.__globals__["os"] is os, "the keeper is forked by os.fork"
+
+    def _on_entry(self, cls: type, name: str, happen: Callable[[], None]) -> None:
+        method = getattr(cls, name)
+
+        @functools.wraps(method)
+        def entered(*arguments: Any, **options: Any) -> Any:
+            happen()
+            return method(*arguments, **options)
+
+        setattr(cls, name, entered)
+
+    def _pass(self) -> None:
+        is_run = os.getpid() == self._run
+        if is_run != (self._point.process is Party.ORCHESTRATOR):
+            return
+        self._passages += 1
+        if self._passages != self._point.nth or self._is_over:
+            return
+        self._is_over = True
+        self._note(f"fault {time.monotonic()} {self._run} {self._keeper}")
+        if self._fault.is_signal:
+            self._signal(signal.Signals[self._fault.value])
+        elif self._fault is Fault.EXCEPTION:
+            raise RuntimeError("an injected fault")
+        else:
+            sys.setprofile(self._refuse)
+
+    def _signal(self, number: int) -> None:
+        """To whom it may concern, and to ourselves last."""
+        pids = {
+            Party.ORCHESTRATOR: [self._run],
+            Party.KEEPER: [self._keeper],
+            Party.BOTH: [self._run, self._keeper],
+        }[self._party]
+        for pid in sorted(pids, key=lambda pid: pid == os.getpid()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _refuse(self, frame: FrameType, event: str, called: Any) -> None:
+        """Fail the next call that can; setprofile(3)'s function may raise, and is unset then."""
+        if event == "c_call":
+            module = getattr(called, "__module__", None)
+            name = f"{module}.{called.__name__}" if module else called.__name__
+            if module is None and not isinstance(called.__self__, socket.socket):
+                return
+        elif event == "call" and frame.f_code is _SOCKET:
+            name = "socket()"
+        else:
+            return
+        if name in _REFUSING[self._fault]:
+            self._note(f"refused {name}")
+            raise OSError(self._fault.errno, os.strerror(self._fault.errno))
+
+    def _note(self, line: str) -> None:
+        descriptor = os.open(self._facts, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+        os.write(descriptor, f"{line}\n".encode())
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    name, party, fault, facts, *words = sys.argv[1:]
+    if party != Party.COMMAND.value:
+        Accident(POINTS[name], Party(party), Fault(fault), facts).prepare()
+    sys.exit(main(words))

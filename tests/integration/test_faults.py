@@ -1,0 +1,193 @@
+"""Whatever strikes whomever, whenever: clients get on, nothing is left, and the truth is told.
+
+``make test`` runs every point with every fault; ``make faults`` the full product with who is struck
+and each backend.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from netlab.topology import ClientServer
+from synplug.handover.timeline import Step
+from tests.integration import shell
+from tests.integration.conftest import SimpleService
+from tests.integration.connect import connects_within
+from tests.integration.fault_cases import (
+    BACKENDS,
+    KNOWN,
+    Case,
+    CommandPoint,
+    every_case,
+    selected_cases,
+)
+from tests.integration.fault_oracle import violations
+from tests.integration.fault_points import KEPT, POINTS, STEPS, Fault, Party, methods_of
+from tests.integration.fault_run import FaultLab, Observation
+
+#: Labs at the same time: most of a case is waiting.
+_LABS = 5
+
+_SELECTED = selected_cases()
+
+
+def _marks(case: Case) -> list[pytest.MarkDecorator]:
+    known = KNOWN.get(str(case))
+    return [
+        *([] if case in _SELECTED else [pytest.mark.faults]),
+        *([pytest.mark.xfail(reason=known, strict=True)] if known else []),
+    ]
+
+
+_PARAMETERS = [pytest.param(case, id=str(case), marks=_marks(case)) for case in every_case()]
+
+
+class _Labs:
+    """Labs that cases take turns in; one that is not as it should be is replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers = itertools.count(1)
+        self._idle: SimpleQueue[FaultLab | None] = SimpleQueue()
+        for _ in range(_LABS):
+            self._idle.put(None)
+
+    def observe(self, case: Case) -> Observation:
+        """Run one case in a lab that is free."""
+        lab = self._idle.get()
+        try:
+            if lab is None:
+                lab = FaultLab(self._folder / f"lab{next(self._numbers)}").__enter__()
+            seen = lab.observe(case)
+        except BaseException:
+            self._replace(lab)
+            raise
+        if seen.left_after_recover:
+            self._replace(lab)
+        else:
+            self._idle.put(lab)
+        return seen
+
+    def _replace(self, lab: FaultLab | None) -> None:
+        self._idle.put(None)
+        if lab is not None:
+            lab.__exit__()
+
+    def close(self) -> None:
+        """End them, when no case runs."""
+        for _ in range(_LABS):
+            lab = self._idle.get()
+            if lab is not None:
+                lab.__exit__()
+
+
+@pytest.fixture(scope="module")
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[Case, Future[Observation]]]:
+    """The cases that were asked for, several at the same time."""
+    labs = _Labs(tmp_path_factory.mktemp("faults"))
+    wanted = [
+        case
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.originalname == test_a_fault.__name__
+        for case in item.callspec.params.values()
+        if isinstance(case, Case)
+    ]
+    pool = ThreadPoolExecutor(_LABS)
+    try:
+        yield {case: pool.submit(labs.observe, case) for case in wanted}
+    finally:
+        pool.shutdown(cancel_futures=True)
+        labs.close()
+
+
+@pytest.mark.parametrize("case", _PARAMETERS)
+def test_a_fault(case: Case, running: dict[Case, Future[Observation]]) -> None:
+    seen = running[case].result()
+    wrong = violations(case, seen)
+    assert not wrong, "\n".join([*wrong, seen.stderr, str(seen.report)])
+
+
+# --- that no step is without its cases
+
+
+def test_every_step_of_the_orchestrator_is_struck() -> None:
+    assert set(STEPS) == set(Step)
+    assert {step.value for step in Step} <= {case.point for case in every_case()}
+
+
+@pytest.mark.parametrize("cls", KEPT)
+def test_every_step_of_the_keeper_is_struck(cls: type) -> None:
+    struck = {case.point for case in every_case()}
+    assert methods_of(cls), "its steps are its public methods"
+    assert {f"{cls.__name__}.{method}" for method in methods_of(cls)} <= struck
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_every_point_is_a_method_that_is_there(point: str) -> None:
+    assert POINTS[point].classes
+
+
+def test_the_matrix_is_whole() -> None:
+    every = every_case()
+    for point in POINTS.values():
+        signals = [fault for fault in Fault if fault.is_signal]
+        parties = set(Party) - {Party.COMMAND} if point.keeper_lives else {point.process}
+        for backend in BACKENDS:
+            here = {
+                (c.party, c.fault) for c in every if (c.point, c.backend) == (point.name, backend)
+            }
+            assert here >= {(party, fault) for party in parties for fault in signals}
+            assert here >= {(point.process, fault) for fault in Fault}
+    command = {(c.point, c.fault) for c in every if c.party is Party.COMMAND}
+    assert command == {(p.value, f) for p in CommandPoint for f in Fault if not f.errno}
+
+
+def test_the_selection_has_every_pair() -> None:
+    full, chosen = set(every_case()), selected_cases()
+    assert chosen <= full
+    for one, other in itertools.combinations(("point", "party", "fault", "backend"), 2):
+        pair = operator.attrgetter(one, other)
+        missing = set(map(pair, full)) - set(map(pair, chosen))
+        assert not missing, (one, other)
+
+
+# --- a full disk, for real
+
+
+_ON_A_FULL_DISK = """
+mkdir -p /run/synplug
+mount -t tmpfs -o size=4k,mode=0700 tmpfs /run/synplug
+dd if=/dev/zero of=/run/synplug/full bs=4096 count=1 status=none
+exec "$@"
+"""
+
+
+def test_a_ledger_that_cannot_be_written(
+    lab: ClientServer, simple: SimpleService, tmp_path: Path
+) -> None:
+    mark = tmp_path / "ran"
+    words = ["wrap", "-p", "8080", "--", "touch", str(mark)]
+    done = subprocess.run(
+        lab.server.command(
+            ["unshare", "-m", "sh", "-c", _ON_A_FULL_DISK, "sh", *shell.SYNPLUG, *words]
+        ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 125
+    assert "cannot write /run/synplug/" in done.stderr
+    assert "No space left on device" in done.stderr
+    assert not mark.exists(), "nothing is held, so the command does not run"
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5)
