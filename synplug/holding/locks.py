@@ -55,8 +55,7 @@ class RunLocks:
         """Give them back, and remove their files while that is still ours to do."""
         for descriptor, path in zip(self._taken, self._holders, strict=False):
             if _is_same(descriptor, path):
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
+                _remove(path)
             os.close(descriptor)
         self._taken.clear()
         tidy(self._folder)
@@ -140,14 +139,21 @@ def remove_unused_locks() -> None:
     They are a dead run's.
     """
     folder = here()
-    for name in names_in(folder, ".lock"):
+    locks = set(names_in(folder, ".lock"))
+    locks |= {f"{name.removesuffix('.sock')}.lock" for name in names_in(folder, ".sock")}
+    for name in sorted(locks):
         descriptor = _try_lock(f"{folder}/{name}", fcntl.LOCK_EX)
         if descriptor is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(socket_beside(f"{folder}/{name}"))
-            os.unlink(f"{folder}/{name}")
+            _remove(f"{folder}/{name}")
             os.close(descriptor)
     tidy(folder)
+
+
+def _remove(lock: str) -> None:
+    """Remove the file of a lock that we have, and the socket that only its holder may have."""
+    for path in (socket_beside(lock), lock):
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 class FlushGuard:

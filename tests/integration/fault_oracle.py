@@ -7,6 +7,7 @@ import re
 import signal
 from typing import Any
 
+from synplug.model import Outcome
 from tests.integration.fault_cases import Case
 from tests.integration.fault_points import AFTER_THE_RELEASE, LAST_CALLS, POINTS, Fault, Party
 from tests.integration.fault_run import (
@@ -23,6 +24,7 @@ _LEFT_OVER = r"\+ (file|iptables-legacy|ip6tables-legacy): "
 _FILES = r"\+ file: "
 _LOCK = r"\+ file: .*/port-8080\.lock$"
 _NOTHING = r"$."
+_SHELL = 128  # and the number of the signal that ended it
 
 
 def violations(case: Case, seen: Observation) -> list[str]:
@@ -69,6 +71,9 @@ def _of_what_is_left(case: Case, seen: Observation) -> list[str]:
 
 def _may_stay(case: Case) -> str:
     """What a run leaves that was killed, and had no keeper (any more) to clean up after it."""
+    point = POINTS.get(case.point)
+    if point is not None and point.is_detached and case.fault in (Fault.SIGKILL, Fault.SIGSTOP):
+        return _FILES  # nobody is there any more who could; a stopped one is killed
     if case.fault is not Fault.SIGKILL or case.party in (Party.KEEPER, Party.COMMAND):
         return _NOTHING
     if case.party is Party.BOTH:  # the kernel, or the watcher, cleans up
@@ -83,6 +88,9 @@ def _of_the_account(case: Case, seen: Observation) -> list[str]:
     found = []
     if "Traceback" in seen.stderr:
         found.append(f"a traceback: {seen.stderr}")
+    point = POINTS.get(case.point)
+    if point is not None and point.is_detached:
+        return found + _of_a_detached_hold(case, seen)
     kills_run = case.party in (Party.ORCHESTRATOR, Party.BOTH) and case.fault is Fault.SIGKILL
     if kills_run and seen.fault_s is not None:
         if seen.status != -signal.SIGKILL:
@@ -99,6 +107,38 @@ def _of_the_account(case: Case, seen: Observation) -> list[str]:
     return found + _of_the_report(case, seen, seen.report)
 
 
+def _of_a_detached_hold(case: Case, seen: Observation) -> list[str]:
+    """Whoever asked last for it, ``hold`` or ``release``, tells how it is."""
+    refused = sum(attempt.answer == "refused" for attempt in seen.attempts)
+    report = seen.report or {"outcome": "", "error": "", "exit_code": seen.status}
+    is_ready = report["outcome"] == "ready"
+    is_killed = seen.status in (_SHELL + signal.SIGKILL, _SHELL + signal.SIGTERM)
+    is_killed &= case.fault.is_signal and case.party is not Party.KEEPER
+    rules = {
+        "the exit code is the report's": seen.status == report["exit_code"],
+        "0 and ready go together": (seen.status == 0) == is_ready,
+        "without a report it is told": bool(seen.report)
+        or "synplug: " in seen.stderr
+        or (is_killed and not seen.command_began),
+        "without a report a hold is not, or not any more": bool(seen.report)
+        or is_killed
+        or seen.status in (3, 124, 125),
+        "the command ran where it was held, only": seen.command_done == seen.command_began,
+        "ready, so nobody was refused, and it serves": not is_ready
+        or (not refused and seen.serves and seen.command_done),
+        "an error is named, and only then": bool(report["error"])
+        == (report["outcome"] == Outcome.ERROR.value),
+        "nothing struck, so it is ready": has_struck(case, seen) or is_ready,
+        "it struck": has_struck(case, seen) or _may_pass_by(case),
+    }
+    what = f"status {seen.status}, report {seen.report}"
+    return [f"not true: {rule} ({what}, {refused} refused)" for rule, ok in rules.items() if not ok]
+
+
+def _may_pass_by(case: Case) -> bool:
+    return case.point.removesuffix(" alone") in LAST_CALLS.get(case.fault, ())
+
+
 def _of_the_report(case: Case, seen: Observation, report: dict[str, Any]) -> list[str]:
     refused = sum(attempt.answer == "refused" for attempt in seen.attempts)
     outcome, error, status = report["outcome"], report["error"], report["command"]["status"]
@@ -112,7 +152,7 @@ def _of_the_report(case: Case, seen: Observation, report: dict[str, Any]) -> lis
         "ready, so nobody was refused": outcome != "ready" or not refused,
         "ready, so it serves": outcome != "ready" or (seen.serves and seen.command_done),
         "nothing struck, so it is ready": has_struck(case, seen) or outcome == "ready",
-        "it struck": has_struck(case, seen) or case.point in LAST_CALLS.get(case.fault, ()),
+        "it struck": has_struck(case, seen) or _may_pass_by(case),
         "an error is named, and only then": bool(error) == (outcome == "error"),
         "people are told the same": error in seen.stderr,
         "the command ran if it says so": report["command"]["ran"] == seen.command_began

@@ -64,6 +64,7 @@ class Point:
     :param keeper_lives: whether there is a keeper then; if not, only its own process is struck.
     :param options: of ``synplug wrap``, without which the run does not come here.
     :param needs_dead_keeper: come here only after the keeper was killed.
+    :param is_detached: of a hold that is left to its keeper, by ``synplug hold``.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Point:
     keeper_lives: bool = True
     options: tuple[str, ...] = ()
     needs_dead_keeper: bool = False
+    is_detached: bool = False
 
     @property
     def classes(self) -> list[type]:
@@ -122,7 +124,9 @@ _BEFORE_THE_KEEPER = (Step.CHECK, Step.ARM)
 KEPT: tuple[type, ...] = (Backend, Ledger, FlushGuard, Deadman, Audience)
 
 #: Of these, what only a hold that is left to its keeper comes to.
-DETACHED = ("Audience.open_door", "Audience.detach")
+_DETACHED = ("Audience.open_door", "Audience.detach")
+#: Struck once more after the run has gone: each is the first of a part of what is left to do.
+_ALONE = ("Audience.admit", "Backend.open", "Backend.remove", "Ledger.remove")
 
 
 def _orchestrator_points() -> Iterator[Point]:
@@ -160,16 +164,17 @@ def methods_of(cls: type) -> list[str]:
 def _keeper_points() -> Iterator[Point]:
     for cls in KEPT:
         for method in methods_of(cls):
-            if f"{cls.__name__}.{method}" in DETACHED:
-                continue
-            yield _special(
-                Point(
-                    name=f"{cls.__name__}.{method}",
-                    process=Party.KEEPER,
-                    owner=f"{cls.__module__}:{cls.__name__}",
-                    method=method,
-                )
+            name = f"{cls.__name__}.{method}"
+            point = Point(
+                name=name,
+                process=Party.KEEPER,
+                owner=f"{cls.__module__}:{cls.__name__}",
+                method=method,
+                is_detached=name in _DETACHED,
             )
+            yield _special(point)
+            if name in _ALONE:
+                yield replace(point, name=f"{name} alone", keeper_lives=False, is_detached=True)
     for number, state in enumerate(("armed", "holding"), 2):
         yield Point(
             name=f"Ledger.write {state}",

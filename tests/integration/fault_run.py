@@ -173,9 +173,17 @@ class _FaultyRun:
         point = POINTS.get(case.point)
         for option in point.options if point else ():
             options += [option] if option != HEALTH_CHECK else self._health_check()
-        words = ["wrap", *options, "--json", str(self._report), "--", "sh", "-c", self._command()]
         accident = [case.point, case.party.value, case.fault.value, str(self._facts)]
-        return [*self._own_xtables_lock(), sys.executable, str(LAUNCHER), *accident, *words]
+        synplug = [*self._own_xtables_lock(), sys.executable, str(LAUNCHER), *accident]
+        if point is None or not point.is_detached:
+            told = ["--json", str(self._report), "--", "sh", "-c", self._command()]
+            return [*synplug, "wrap", *options, *told]
+        # Of a hold that nobody has any more, the release says so.
+        hold = shlex.join([*synplug, "hold", "--name", "it", *options])
+        release = shlex.join(
+            [*shell.SYNPLUG, "release", "--name", "it", "--json", str(self._report)]
+        )
+        return ["sh", "-c", f"{hold} || exit\n{self._command()}\n{release}"]
 
     def _own_xtables_lock(self) -> list[str]:
         """A prefix: other cases run at the same time, and one may be stopped while it has it."""
@@ -231,8 +239,13 @@ class _FaultyRun:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._ended_s = time.monotonic()
         began = self._folder / "began"
+        fault = self._fault()
+        point = POINTS.get(self._case.point)
+        if fault and point and point.is_detached and not began.exists():
+            # Killed at its last word: nobody knows whether the hold was left to its keeper.
+            time.sleep(max(0.0, fault[0] + self._max_hold_s + FREE_AFTER_S - time.monotonic()))
+        self._ended_s = time.monotonic()
         if began.exists() and began.read_text().strip():
             pid = int(began.read_text())
             wait_until(lambda: not _runs(pid), _PATIENCE_S, "the command has ended")
