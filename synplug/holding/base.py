@@ -34,6 +34,11 @@ class Backend(ABC):
     #: Whether something stays in the kernel when its keeper is killed.
     outlives_its_keeper: bool = False
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the operator should know of others who interfered."""
+        return ()
+
     @abstractmethod
     def traces(self) -> dict[str, str]:
         """What will stand in the kernel, by kind and name: known before it does."""

@@ -38,6 +38,12 @@ class Gate(Protocol):
         :raises LockError: somebody else has a lock; it is not waited for.
         """
 
+    def restore(self) -> int:
+        """Put the rule back where somebody took it out; in how many places that was necessary.
+
+        Asked for again and again while it holds; it looks as often as it can afford.
+        """
+
     def matched(self) -> int:
         """How many packets met the rule."""
 
@@ -82,6 +88,13 @@ class NftGate:
 
     def open(self) -> None:
         self._table.open()
+
+    def restore(self) -> int:
+        """Nothing to do: nobody but its owner can change the table.
+
+        ``net/netfilter/nf_tables_api.c``, nft_table_lookup and nft_flush_table.
+        """
+        return 0
 
     def matched(self) -> int:
         return self._table.matched()

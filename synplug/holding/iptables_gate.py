@@ -14,10 +14,11 @@ lock file of iptables(8), as after any use of that program.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from synplug.errors import ReleaseError, SynplugError, UnsupportedError
+from synplug.errors import LockError, ReleaseError, SynplugError, UnsupportedError
 from synplug.holding.base import ANY_BACKEND
 from synplug.kernel.xt_rules import SynMatch, jump_target, queue_target
 from synplug.kernel.xtables import TABLE, MangleTable, MangleTables, has_ipv6, is_in_use
@@ -25,6 +26,7 @@ from synplug.model import BackendName, Family, HoldSpec
 
 _BASE_CHAIN = "INPUT"
 _PATIENCE_S = 5.0
+_LOOK_S = 0.2
 _PORTS = 1 << 16
 _BLOCKS_MIN, _BLOCKS_PER_QUEUE = 64, 16
 
@@ -66,6 +68,8 @@ class IptablesGate:
         self._comment = f"synplug run {spec.run_id}"
         self._tables = MangleTables()
         self._touched: list[Family] = []  # where something of ours may stand
+        self._rules: dict[Family, list[bytes]] = {}
+        self._looked_at_s = float("inf")  # when it was last known that the rule holds
         self._matched: int | None = None  # all there will ever be, once it is open
 
     def traces(self) -> dict[str, str]:
@@ -77,7 +81,8 @@ class IptablesGate:
         """Create our chains. Their rules need every extension that the jump will need."""
         with self._tables.locked(patience_s=_PATIENCE_S):
             for family in self._families():
-                self._create_chain(family, list(self._queue_rules(family, queues)))
+                self._rules[family] = list(self._queue_rules(family, queues))
+                self._create_chain(family, self._rules[family])
 
     def hold(self) -> None:
         """Put the jumps in, of all families or of none."""
@@ -88,6 +93,33 @@ class IptablesGate:
             except SynplugError:
                 self._delete_jumps()
                 raise
+        self._looked_at_s = time.monotonic()
+
+    def restore(self) -> int:
+        now_s = time.monotonic()
+        if now_s - self._looked_at_s < _LOOK_S:
+            return 0
+        self._looked_at_s = now_s
+        with suppress(LockError), self._tables.locked(patience_s=0):  # or at the next look
+            return sum(self._restore_one(family) for family in self._touched)
+        return 0
+
+    def _restore_one(self, family: Family) -> bool:
+        rules = self._rules[family]
+
+        def is_whole(table: MangleTable) -> bool:
+            return table.is_whole(_BASE_CHAIN, self._chain, len(rules))
+
+        def put_back(table: MangleTable) -> None:
+            if table.has_chain(self._chain):
+                self._erase_from(table)
+            table.create_chain(self._chain, rules)
+            table.insert_first(_BASE_CHAIN, self._jump(family))
+
+        if self._tables.read(family, is_whole):
+            return False
+        self._tables.change(family, put_back)
+        return True
 
     def _create_chain(self, family: Family, rules: list[bytes]) -> None:
         def create(table: MangleTable) -> None:
@@ -98,8 +130,7 @@ class IptablesGate:
         self._tables.change(family, create)
 
     def _insert_jump(self, family: Family) -> None:
-        match = SynMatch(probe_mark=self._spec.probe_mark, comment=self._comment)
-        rule = match.rule(family, jump_target(self._chain))
+        rule = self._jump(family)
 
         def insert(table: MangleTable) -> None:
             if not table.has_chain(self._chain):
@@ -110,12 +141,17 @@ class IptablesGate:
 
         self._tables.change(family, insert)
 
+    def _jump(self, family: Family) -> bytes:
+        match = SynMatch(probe_mark=self._spec.probe_mark, comment=self._comment)
+        return match.rule(family, jump_target(self._chain))
+
     def open(self) -> None:
         """Delete the jumps.
 
         The counters are final then: the kernel waits until every packet has left the old
         rules (``net/netfilter/x_tables.c``, xt_replace_table).
         """
+        self._looked_at_s = float("inf")
         with self._tables.locked(patience_s=0):
             self._delete_jumps()
             self._matched = self._count()

@@ -283,7 +283,12 @@ class Keeper:
             counts=self._backend.counts(),
             release_steps=steps,
             release_limit=limit_words if steps else "",
-            warnings=(*self._warnings, *loss_remark(self._lost), *burst),
+            warnings=(
+                *self._warnings,
+                *loss_remark(self._lost),
+                *self._backend.remarks,
+                *burst,
+            ),
         )
         self._audience.close_door()
         self._audience.say("released", result=result_to_wire(self._result))

@@ -19,9 +19,17 @@ from typing import NamedTuple
 from synplug.errors import LockError, OverrunError, ReleaseError, SynplugError
 from synplug.holding.base import Backend
 from synplug.holding.gates import Gate
+from synplug.holding.remarks import foreign_remark, restored_remark
 from synplug.holding.sources import Sources
 from synplug.kernel.namespaces import wait_for_packets_in_flight
-from synplug.kernel.nfqueue import NF_ACCEPT, NF_DROP, Notice, PacketQueues, queue_states
+from synplug.kernel.nfqueue import (
+    NF_ACCEPT,
+    NF_DROP,
+    NO_SYN,
+    Notice,
+    PacketQueues,
+    queue_states,
+)
 from synplug.model import PACKETS_PER_QUEUE, Flow, HoldCounts, HoldSpec, OnFull
 
 _NOTICES_PER_TURN = 4096
@@ -77,10 +85,17 @@ class QueueBackend(Backend):
             ),
             0,
         )
+        self._ports = {endpoint.port.to_bytes(2, "big") for endpoint in spec.endpoints}
+        self._foreign = 0  # packets that are no SYNs, or go elsewhere
+        self._restored = 0
         self._refused = 0  # beyond the limit of all; where queues are as long as that, none
         self._peak = 0
         self._open = False
         self._final: HoldCounts | None = None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return (*restored_remark(self._restored), *foreign_remark(self._foreign))
 
     def traces(self) -> dict[str, str]:
         numbers = self._queues.numbers if self._queues else ()
@@ -119,6 +134,10 @@ class QueueBackend(Backend):
         """Enter one packet into the books."""
         count = self._count
         flow: Flow | bytes | None = notice.flow
+        if flow is NO_SYN or (flow is not None and flow[-2:] not in self._ports):
+            self._bound.verdict(notice.queue, notice.packet, NF_ACCEPT)
+            self._foreign += 1
+            return
         if flow in self._passing or self._open:
             self._bound.verdict(notice.queue, notice.packet, NF_ACCEPT)
             for kind in ("let_through",) if flow in self._passing else ("held", "released"):
@@ -193,6 +212,8 @@ class QueueBackend(Backend):
         return len(flows)
 
     def check_for_loss(self) -> int:
+        if not self._open:
+            self._restored += self._gate.restore()
         gone = 0
         for _ in range(_LOOKS_AT_A_LOSS):
             states = self._bound.states()
@@ -292,7 +313,7 @@ class QueueBackend(Backend):
     def _overflowed(self) -> int:
         """Packets that met the rule and found the queue full: matched, but never given an id."""
         taken = sum(state.last_id for state in self._bound.states())
-        return self._refused + max(0, self._gate.matched() - taken)
+        return self._refused + max(0, self._gate.matched() - taken + self._foreign)
 
     def close(self) -> None:
         # The queues first: a rule whose queue nobody is bound to lets packets pass.

@@ -26,3 +26,23 @@ def burst_remark(released: int, listeners: Collection[Listener]) -> tuple[str, .
         f"{released} SYNs were let go at once, and a listener has a backlog of {backlog}: "
         "some may wait a second more (raise its backlog, and net.core.somaxconn)",
     )
+
+
+def restored_remark(places: int) -> tuple[str, ...]:
+    """On a rule that somebody took out while it held; *places* as by ``Gate.restore``."""
+    if not places:
+        return ()
+    return (
+        f"somebody removed the rule that holds ({places} times, or in as many tables); it was put "
+        "back, but new connections may have been refused in between",
+    )
+
+
+def foreign_remark(packets: int) -> tuple[str, ...]:
+    """On packets that somebody else's rule sent to our queues."""
+    if not packets:
+        return ()
+    return (
+        f"{packets} packets that are no SYNs to the endpoints came to our queues by somebody "
+        "else's rule; they were let through",
+    )

@@ -33,6 +33,12 @@ _FIRST_NUMBER, _LAST_NUMBER = 20_000, 60_000
 _STATE_FILE = "/proc/thread-self/net/netfilter/nfnetlink_queue"
 _EXTENSION_HEADERS = frozenset((0, 43, 60, 135, 139, 140))
 _FRAGMENT_HEADER = 44
+_TCP = 6
+#: Protocols of which a packet is certainly none of ours: ICMP, UDP, DCCP, ICMPv6, SCTP, UDP-Lite.
+_OTHERS = frozenset((1, 17, 33, 58, 132, 136))
+_FIN_SYN_RST_ACK, _SYN = 0x17, 0x02
+#: Stands for the flow of what is no SYN.
+NO_SYN = Flow(b"")
 
 _MESSAGE = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -41,7 +47,8 @@ _ATTRIBUTE = struct.Struct("=HH")
 class Notice(NamedTuple):
     """A packet that was queued.
 
-    *flow* is None where its headers are beyond the copied bytes; *sequence* is TCP's.
+    *flow* is None where its headers are beyond the copied bytes, :data:`NO_SYN` where somebody
+    else's rule has sent something else here; *sequence* is TCP's.
     """
 
     queue: int
@@ -228,30 +235,38 @@ def _notice(body: memoryview) -> Notice | None:
 
 
 def flow_of(packet: memoryview) -> tuple[Flow | None, int]:
-    """The flow and the TCP sequence number of an IP packet; None where they are not in it."""
-    if len(packet) >= 40 and packet[0] >> 4 == 4:
-        start, addresses = (packet[0] & 15) * 4, packet[12:20]
-    elif len(packet) >= 60 and packet[0] >> 4 == 6:
-        start, addresses = _tcp_offset(packet), packet[8:40]
+    """The flow and the TCP sequence number of a SYN; None where they are not in the packet.
+
+    The flow of what is certainly no SYN is :data:`NO_SYN`.
+    """
+    if len(packet) >= 20 and packet[0] >> 4 == 4:
+        protocol, start, addresses = packet[9], (packet[0] & 15) * 4, packet[12:20]
+    elif len(packet) >= 40 and packet[0] >> 4 == 6:
+        protocol, start = _transport(packet)
+        addresses = packet[8:40]
     else:
         return None, 0
-    if start < 20 or len(packet) < start + 8:
+    if protocol in _OTHERS:
+        return NO_SYN, 0
+    if protocol != _TCP or start < 20 or len(packet) < start + 14:
         return None, 0
+    if packet[start + 13] & _FIN_SYN_RST_ACK != _SYN:
+        return NO_SYN, 0
     flow = Flow(bytes(addresses) + bytes(packet[start : start + 4]))
     return flow, int.from_bytes(packet[start + 4 : start + 8], "big")
 
 
-def _tcp_offset(packet: memoryview) -> int:
-    """Where TCP begins in an IPv6 packet, behind its extension headers (RFC 8200); 0: unknown."""
+def _transport(packet: memoryview) -> tuple[int, int]:
+    """The transport of an IPv6 packet, and where it begins (RFC 8200); 0, 0: unknown."""
     header, offset = packet[6], 40
-    while header != 6:
+    while header != _TCP and header not in _OTHERS:
         if offset + 2 > len(packet):
-            return 0
+            return 0, 0
         if header in _EXTENSION_HEADERS:
             size = (packet[offset + 1] + 1) * 8
         elif header == _FRAGMENT_HEADER:
             size = 8
         else:
-            return 0
+            return 0, 0
         header, offset = packet[offset], offset + size
-    return offset
+    return header, offset

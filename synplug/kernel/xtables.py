@@ -150,7 +150,7 @@ class MangleTable:
     def delete_jumps(self, base: str, chain: str) -> None:
         """Delete every rule of *base* that jumps to *chain*, and no other."""
         with self._translated(f"delete the jump to {chain} from"):
-            targets = [self._table.get_target(rule) for rule in self._rules(base)]
+            targets = self._targets(base)
             for number in reversed(range(len(targets))):
                 if targets[number] == chain.encode():
                     self._table.delete_number(base, number)
@@ -160,6 +160,14 @@ class MangleTable:
         with self._translated(f"delete chain {chain} from"):
             self._table.flush_entries(chain)
             self._table.delete_chain(chain)
+
+    def is_whole(self, base: str, chain: str, rules: int) -> bool:
+        """Whether *base* jumps to *chain*, and that has so many rules."""
+        return (
+            self.has_chain(chain)
+            and chain.encode() in self._targets(base)
+            and sum(1 for _ in self._rules(chain)) == rules
+        )
 
     def packets(self, chain: str) -> int:
         """How many packets the chain's rules have met."""
@@ -187,6 +195,9 @@ class MangleTable:
         while rule:
             yield rule
             rule = self._table.next_rule(rule)
+
+    def _targets(self, chain: str) -> list[bytes]:
+        return [self._table.get_target(rule) for rule in self._rules(chain)]
 
     @contextmanager
     def _translated(self, action: str) -> Iterator[None]:
@@ -297,7 +308,11 @@ def is_in_use(family: Family) -> bool:
             return TABLE in file.read().split()
     except FileNotFoundError:
         return False
-    except OSError as error:
+    except PermissionError as error:
         raise PrivilegeError(
             f"cannot read the names of the IPv{family.value} tables", capability="CAP_NET_ADMIN"
+        ) from error
+    except OSError as error:
+        raise KernelError(
+            f"read the names of the IPv{family.value} tables", error.errno or 0
         ) from error

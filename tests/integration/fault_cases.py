@@ -11,11 +11,7 @@ from synplug.model import BackendName
 from tests.integration.fault_points import POINTS, Fault, Party, Point
 
 #: Real gaps, each with what is missing; a case that is mended fails until it is struck out here.
-KNOWN: dict[str, str] = {
-    "Backend.clean_up_after_death-orchestrator-EMFILE-nfqueue-iptables": (
-        "xtables.is_in_use says of any error that a capability is missing"
-    ),
-}
+KNOWN: dict[str, str] = {}
 
 BACKENDS = [name for name in BackendName if name is not BackendName.AUTO]
 _SIGNALLED = (Party.ORCHESTRATOR, Party.KEEPER, Party.BOTH)

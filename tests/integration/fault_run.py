@@ -37,7 +37,7 @@ _ATTEMPTS, _MORE = 3, 2.0
 #: New connections work at the latest so long after the deadline, whatever has happened.
 FREE_AFTER_S = 1.0
 #: A process that is stopped stays so for so much longer, in which clients come.
-STOPPED_ON_S = 0.2
+STOPPED_ON_S = 0.4
 _PATIENCE_S = 25.0
 _GOES_WITH_A_PROCESS = ("+ synplug process", "+ nft ruleset", "+ nfnetlink_queue")
 

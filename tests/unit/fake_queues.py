@@ -10,8 +10,8 @@ from synplug.model import Flow
 
 
 def flow_of(number: int) -> Flow:
-    """The flow of client *number*."""
-    return Flow(number.to_bytes(12, "big"))
+    """The flow of client *number* to port 80."""
+    return Flow(number.to_bytes(10, "big") + b"\0P")
 
 
 class FakeGate:
@@ -26,6 +26,7 @@ class FakeGate:
         self.log: list[str] = []
         self.queues: tuple[int, ...] = ()
         self.met = 0
+        self.missing = 0
         self.flushes = True
 
     def traces(self) -> dict[str, str]:
@@ -40,6 +41,10 @@ class FakeGate:
 
     def open(self) -> None:
         self.log.append("open")
+
+    def restore(self) -> int:
+        missing, self.missing = self.missing, 0
+        return missing
 
     def matched(self) -> int:
         return self.met

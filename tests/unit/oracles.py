@@ -80,37 +80,45 @@ def attributes(data: bytes) -> list[tuple[int, bytes]]:
     return [(little(found[2:4]) % 0x4000, found[4:]) for found in records(data, 4)]
 
 
+#: Transports other than TCP, by the numbers of IANA's registry.
+OTHER_PROTOCOLS = {1: "ICMP", 17: "UDP", 33: "DCCP", 58: "ICMPv6", 132: "SCTP", 136: "UDP-Lite"}
+
+
 def flow(packet: bytes) -> tuple[bytes, int] | None:
     """Addresses and ports, and the sequence number, of a TCP segment (RFC 791, 8200, 9293).
 
-    None where the packet ends before they are all there, or they cannot be found.
+    None where the packet ends before they are all there, or they cannot be found; no bytes and 0
+    where it is no SYN, but something else.
     """
     if not packet:
         return None
     if packet[0] // 16 == 4:
-        addresses, segment = packet[12:20], packet[packet[0] % 16 * 4 :]
-        if packet[0] % 16 < 5:
+        if len(packet) < 20:
             return None
+        number, addresses, segment = packet[9], packet[12:20], packet[packet[0] % 16 * 4 :]
     elif packet[0] // 16 == 6:
-        addresses, behind = packet[8:40], _behind_extensions(packet)
-        if behind is None:
-            return None
-        segment = behind
+        addresses, (number, segment) = packet[8:40], _behind_extensions(packet)
     else:
         return None
-    if len(segment) < 8:
+    if number in OTHER_PROTOCOLS:
+        return b"", 0
+    is_impossible = packet[0] // 16 == 4 and packet[0] % 16 < 5
+    if number != 6 or is_impossible or len(segment) < 14:
         return None
+    flags = f"{segment[13]:08b}"  # CWR ECE URG ACK PSH RST SYN FIN
+    if flags[3] + flags[5:] != "0010":
+        return b"", 0
     return addresses + segment[:4], int.from_bytes(segment[4:8], "big")
 
 
-def _behind_extensions(packet: bytes) -> bytes | None:
-    """What follows the IPv6 header and its extension headers; None where that is not TCP."""
+def _behind_extensions(packet: bytes) -> tuple[int, bytes]:
+    """What follows the IPv6 header and its extension headers: its number, and its bytes."""
     if len(packet) < 40:
-        return None
+        return -1, b""
     number, rest = packet[6], packet[40:]
-    while number != 6:
+    while number != 6 and number not in OTHER_PROTOCOLS:
         if len(rest) < 2 or number not in (0, 43, 44, 60, 135, 139, 140):
-            return None
+            return -1, b""
         size = 8 if number == 44 else 8 + 8 * rest[1]
         number, rest = rest[0], rest[size:]
-    return rest
+    return number, rest

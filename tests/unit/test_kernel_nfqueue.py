@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from synplug.errors import UnsupportedError
 from synplug.kernel import nfqueue
 from synplug.kernel.netlink import attribute, be32
-from synplug.kernel.nfqueue import Notice, QueueState, _notice, flow_of, queue_states
+from synplug.kernel.nfqueue import NO_SYN, Notice, QueueState, _notice, flow_of, queue_states
 from tests.unit.packets import extension, ipv4, ipv6, tcp
 
 V4 = ("10.0.0.1", "10.0.0.2")
@@ -68,9 +68,9 @@ def test_the_length_byte_of_a_fragment_header_is_reserved() -> None:
     [
         b"",
         b"\x45",
-        ipv4(tcp(), *V4)[:39],
+        ipv4(tcp(), *V4)[:33],
         ipv4(tcp(), *V4, options=bytes(40))[:67],
-        ipv6(tcp(), *V6)[:59],
+        ipv6(tcp(), *V6)[:53],
         b"\x44" + ipv4(tcp(), *V4)[1:],  # a header of 16 bytes
         b"\x40" + ipv4(tcp(), *V4)[1:],
         b"\x55" + ipv4(tcp(), *V4)[1:],  # no such version
@@ -83,11 +83,38 @@ def test_packets_whose_flow_cannot_be_read(packet: bytes) -> None:
     assert read(packet) == (None, 0)
 
 
+@pytest.mark.parametrize("flags", [0x00, 0x01, 0x04, 0x10, 0x12, 0x14, 0x03, 0x06])
+def test_what_is_no_syn(flags: int) -> None:
+    segment = bytearray(tcp())
+    segment[13] = flags
+    assert read(ipv4(bytes(segment), *V4)) == (NO_SYN, 0)
+    assert read(ipv6(bytes(segment), *V6, extensions=((0, extension()),))) == (NO_SYN, 0)
+
+
+@pytest.mark.parametrize("flags", [0x02, 0xC2, 0x42, 0x2A])
+def test_a_syn_may_have_other_flags(flags: int) -> None:
+    segment = bytearray(tcp())
+    segment[13] = flags
+    assert read(ipv4(bytes(segment), *V4)) == (FLOW4, 7)
+
+
+@pytest.mark.parametrize("protocol", [1, 17, 33, 58, 132, 136])
+def test_another_protocol(protocol: int) -> None:
+    packet = bytearray(ipv4(tcp(), *V4))
+    packet[9] = protocol
+    assert read(bytes(packet)) == (NO_SYN, 0)
+    packet = bytearray(ipv6(tcp(), *V6))
+    packet[6] = protocol
+    assert read(bytes(packet)) == (NO_SYN, 0)
+
+
 def inside(packet: bytes) -> None:
     """The flow is made of bytes of the packet, and of nothing behind them."""
     flow, sequence = flow_of(memoryview(packet))
     if flow is None:
         assert sequence == 0
+        return
+    if flow == NO_SYN:
         return
     assert len(flow) == (12 if packet[0] >> 4 == 4 else 36)
     assert flow[-4:] + sequence.to_bytes(4, "big") in packet
@@ -119,9 +146,9 @@ def test_hostile_packets_of_a_known_version(
 def test_truncated_packets(cut: int, words: int, number: int) -> None:
     content = bytes(7) if number == 44 else extension(words)
     packet = ipv6(tcp(), *V6, extensions=((number, content), (0, extension())))
-    whole = len(packet) - 12  # ports and sequence are TCP's first eight bytes
+    whole = len(packet) - 6  # ports, sequence and flags are in TCP's first fourteen bytes
     flow, _ = flow_of(memoryview(packet)[:cut])
-    assert (flow == FLOW6) is (cut >= max(whole, 60))
+    assert (flow == FLOW6) is (cut >= whole)
     assert flow in (None, FLOW6)
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from synplug.errors import KernelError, LockError, ReleaseError
 from synplug.holding import nfqueue
 from synplug.holding.nfqueue import QueueBackend, queue_plan
-from synplug.kernel.nfqueue import QueueState
-from synplug.model import HoldSpec, OnFull
+from synplug.kernel.nfqueue import NO_SYN, QueueState
+from synplug.model import Flow, HoldSpec, OnFull
 from tests.unit.fake_queues import FakeGate, FakeQueues, flow_of
 from tests.unit.fakes import HTTP
 
@@ -52,6 +52,52 @@ class Held:
 def _kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nfqueue, "PacketQueues", FakeQueues)
     monkeypatch.setattr(nfqueue, "wait_for_packets_in_flight", lambda: True)
+
+
+# --- others
+
+
+def test_what_is_no_syn_passes_at_once() -> None:
+    held = Held()
+    other_port = Flow(flow_of(1)[:-2] + b"\x1f\x90")
+    packets = [held.queues.arrive(flow) for flow in (NO_SYN, other_port)]
+    held.backend.absorb()
+    assert held.queues.accepted == [(100, packet) for packet in packets]
+    assert held.backend.waiting() == 0
+    assert held.backend.counts().held == 0
+    assert held.backend.counts().overflowed == 0
+    (remark,) = held.backend.remarks
+    assert remark.startswith("2 packets that are no SYNs to the endpoints")
+
+
+def test_a_packet_that_cannot_be_read_waits() -> None:
+    held = Held()
+    held.queues.arrive(None)
+    held.backend.absorb()
+    assert held.backend.waiting() == 1
+    assert held.backend.remarks == ()
+
+
+def test_a_rule_that_somebody_took_out_is_put_back_and_told() -> None:
+    held = Held()
+    held.gate.missing = 2
+    held.backend.check_for_loss()
+    (remark,) = held.backend.remarks
+    assert "removed the rule that holds (2 times" in remark
+
+
+def test_a_rule_that_stays_is_no_remark() -> None:
+    held = Held()
+    held.backend.check_for_loss()
+    assert held.backend.remarks == ()
+
+
+def test_after_the_opening_no_rule_is_put_back() -> None:
+    held = Held()
+    held.gate.missing = 1
+    held.finish()
+    held.backend.check_for_loss()
+    assert held.gate.missing == 1
 
 
 # --- arming
