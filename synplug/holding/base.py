@@ -56,8 +56,11 @@ class Backend(ABC):
         """A descriptor that is readable when something arrived for :meth:`absorb`."""
 
     @abstractmethod
-    def absorb(self) -> None:
-        """Take note of what has arrived: dedupe, count, let through. Bounded in time."""
+    def absorb(self) -> bool:
+        """Take note of what has arrived: dedupe, count, let through. Bounded in time.
+
+        :returns: whether there may be more.
+        """
 
     @abstractmethod
     def let_through(self, flow: Flow) -> None:
@@ -68,8 +71,15 @@ class Backend(ABC):
         """How many connections wait."""
 
     @abstractmethod
-    def release_next(self, limit: int) -> int:
-        """Let go up to *limit* connections in the order of their arrival; returns how many."""
+    def waiting_by_port(self) -> dict[int, int]:
+        """The same by destination port; 0 stands for packets whose headers cannot be read."""
+
+    @abstractmethod
+    def release_next(self, port: int, limit: int) -> int:
+        """Let go up to *limit* connections to *port* in the order of their arrival.
+
+        :returns: how many.
+        """
 
     @abstractmethod
     def check_for_loss(self) -> int:

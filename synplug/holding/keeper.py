@@ -26,6 +26,7 @@ from synplug.holding.locks import FlushGuard, RunLocks
 from synplug.holding.pace import Pacer
 from synplug.holding.remarks import burst_remark, loss_remark
 from synplug.kernel.deadman import Deadman
+from synplug.kernel.procfs import sysctl
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import Flow, HoldResult, HoldSpec, Listener, ReleaseReason
 
@@ -244,15 +245,17 @@ class Keeper:
                 mode=self._spec.release,
                 rooms=diagnostics,
                 clock=self._clock,
+                somaxconn=int(sysctl("net.core.somaxconn") or 0),
             )
-            self._backend.absorb()
+            while self._backend.absorb() and self._clock() < self._deadline_s:
+                pass  # one that was slow must not take what has come before for newcomers
             may_pace = self._backend.can_pace
             while may_pace and not self._is_open_asked and self._clock() < self._deadline_s:
-                room = pacer.step(self._backend.waiting())
+                room = pacer.step(self._backend.waiting_by_port())
                 if room is None:
                     break
-                released = self._backend.release_next(room)
-                self._turn(0 if released else _PACE_POLL_MS)
+                released = [self._backend.release_next(port, free) for port, free in room.items()]
+                self._turn(0 if any(released) else _PACE_POLL_MS)
             return pacer.steps, pacer.limit, diagnostics.listeners(self._spec.endpoints)
 
     def _release(self) -> None:
@@ -275,6 +278,7 @@ class Keeper:
         self._backend.confirm_empty()
         self._deadman.stop()  # nothing is held any more, and what is left may linger
         self._guard.leave()
+        remarks = (*loss_remark(self._lost), *self._backend.remarks, *burst)
         self._result = HoldResult(
             backend=self._backend.name,
             reason=self._reason or ReleaseReason.ASKED,
@@ -283,12 +287,7 @@ class Keeper:
             counts=self._backend.counts(),
             release_steps=steps,
             release_limit=limit_words if steps else "",
-            warnings=(
-                *self._warnings,
-                *loss_remark(self._lost),
-                *self._backend.remarks,
-                *burst,
-            ),
+            warnings=(*self._warnings, *remarks),
         )
         self._audience.close_door()
         self._audience.say("released", result=result_to_wire(self._result))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 from synplug.holding.base import ANY_BACKEND
 from synplug.kernel import procfs
 from synplug.kernel.capabilities import DAC_OVERRIDE, keep_only
+
+_NICE = -10
 
 
 def become_keeper(keep: tuple[int, ...]) -> None:
@@ -27,6 +30,9 @@ def become_keeper(keep: tuple[int, ...]) -> None:
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # All that waits, waits for it, and it does little: it goes before a busy service, if it may.
+    with suppress(OSError):
+        os.nice(_NICE)
     # Until it is armed it may have to import what is in a home that only its owner may read.
     keep_only(ANY_BACKEND | {DAC_OVERRIDE})
     procfs.set_name("synplug-keeper")

@@ -14,18 +14,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import NamedTuple
 
 from synplug.errors import LockError, OverrunError, ReleaseError, SynplugError
 from synplug.holding.base import Backend
 from synplug.holding.gates import Gate
 from synplug.holding.remarks import foreign_remark, restored_remark
 from synplug.holding.sources import Sources
+from synplug.holding.waiting import Place, WaitingSyns, unreadable
 from synplug.kernel.namespaces import wait_for_packets_in_flight
 from synplug.kernel.nfqueue import (
     NF_ACCEPT,
     NF_DROP,
-    NO_SYN,
     Notice,
     PacketQueues,
     queue_states,
@@ -48,16 +47,6 @@ def queue_plan(max_held_packets: int) -> tuple[int, int]:
     return count, -(-max_held_packets // count)
 
 
-class _Place(NamedTuple):
-    """Where the waiting copy of a SYN is. *moved*: its id is newer than its place in the order."""
-
-    queue: int
-    packet: int
-    sequence: int
-    moved: bool
-    local: bool
-
-
 class QueueBackend(Backend):
     """SYNs wait in netfilter queues behind a gate."""
 
@@ -69,7 +58,7 @@ class QueueBackend(Backend):
         self._spec = spec
         self._gate = gate
         self._queues: PacketQueues | None = None
-        self._held: dict[Flow | bytes, _Place] = {}  # in the order of arrival
+        self._held = WaitingSyns(endpoint.port for endpoint in spec.endpoints)
         self._passing: set[Flow] = set()
         self._sources = Sources(spec.max_held_per_source)
         self._count = dict.fromkeys(
@@ -85,7 +74,6 @@ class QueueBackend(Backend):
             ),
             0,
         )
-        self._ports = {endpoint.port.to_bytes(2, "big") for endpoint in spec.endpoints}
         self._foreign = 0  # packets that are no SYNs, or go elsewhere
         self._restored = 0
         self._refused = 0  # beyond the limit of all; where queues are as long as that, none
@@ -122,19 +110,21 @@ class QueueBackend(Backend):
         assert self._queues is not None, "arm() comes first"
         return self._queues
 
-    def absorb(self) -> None:
+    def absorb(self) -> bool:
+        number = 0
         with suppress(OverrunError):  # the kernel counts what it dropped, see counts()
             for number, notice in enumerate(self._bound.read(), 1):
                 self._take(notice)
                 if number == _NOTICES_PER_TURN:
                     break
         self._peak = max(self._peak, len(self._held))
+        return number == _NOTICES_PER_TURN
 
     def _take(self, notice: Notice) -> None:
         """Enter one packet into the books."""
         count = self._count
         flow: Flow | bytes | None = notice.flow
-        if flow is NO_SYN or (flow is not None and flow[-2:] not in self._ports):
+        if flow is not None and not self._held.has_port_of(flow):
             self._bound.verdict(notice.queue, notice.packet, NF_ACCEPT)
             self._foreign += 1
             return
@@ -144,7 +134,7 @@ class QueueBackend(Backend):
                 count[kind] += 1
             return
         if flow is None:  # headers that could not be read: a place of its own
-            flow = b"unreadable packet %d %d" % (notice.queue, notice.packet)
+            flow = unreadable(notice.queue, notice.packet)
         before = self._held.get(flow)
         if before is None and self._refuses(flow):
             may_pass = self._spec.on_full is OnFull.PASS
@@ -160,13 +150,14 @@ class QueueBackend(Backend):
         else:
             count["held"] += 1
             count["held_local"] += notice.local
-        self._held[flow] = _Place(
+        place = Place(
             notice.queue,
             notice.packet,
             notice.sequence,
             moved=before is not None,
             local=notice.local,
         )
+        self._held.enter(flow, place)
 
     def _refuses(self, flow: bytes) -> bool:
         """Whether there is no room for it, of its source's or at all; counts it, if so."""
@@ -180,7 +171,7 @@ class QueueBackend(Backend):
 
     def let_through(self, flow: Flow) -> None:
         self._passing.add(flow)
-        place = self._held.pop(flow, None)
+        place = self._held.pop(flow)
         if place is not None:
             self._sources.leave(flow)
             self._bound.verdict(place.queue, place.packet, NF_ACCEPT)
@@ -191,25 +182,32 @@ class QueueBackend(Backend):
     def waiting(self) -> int:
         return len(self._held)
 
-    def release_next(self, limit: int) -> int:
-        upto: dict[int, int] = {}
-        moved: list[_Place] = []
-        flows = [flow for flow, _ in zip(self._held, range(limit), strict=False)]
-        for flow in flows:
-            place = self._held.pop(flow)
+    def waiting_by_port(self) -> dict[int, int]:
+        return self._held.by_port()
+
+    def release_next(self, port: int, limit: int) -> int:
+        is_alone = self._held.is_all_for(port)
+        gone = self._held.take(port, limit)
+        for flow, _ in gone:
             self._sources.leave(flow)
-            if place.moved:
-                moved.append(place)
-            else:
-                upto[place.queue] = place.packet
-        # All that a batch settles stands before its last packet in the order, moved ones too.
+        self._accept([place for _, place in gone], alone=is_alone)
+        self._count["released"] += len(gone)
+        return len(gone)
+
+    def _accept(self, places: list[Place], *, alone: bool) -> None:
+        """Let these go, in their order.
+
+        :param alone: no other port's wait in between. Then a queue needs one verdict for all: it
+            settles whatever stands before the last, moved ones too.
+        """
+        upto: dict[int, int] = {}
+        if alone:
+            upto = {place.queue: place.packet for place in places if not place.moved}
         for queue, packet in upto.items():
             self._bound.verdict_up_to(queue, packet, NF_ACCEPT)
-        for place in moved:
+        for place in places:
             if place.packet > upto.get(place.queue, 0):
                 self._bound.verdict(place.queue, place.packet, NF_ACCEPT)
-        self._count["released"] += len(flows)
-        return len(flows)
 
     def check_for_loss(self) -> int:
         if not self._open:
@@ -229,11 +227,10 @@ class QueueBackend(Backend):
 
     def _forget_oldest(self, number: int, waiting: int) -> int:
         """Strike out what a queue no longer holds: what was there when it was flushed."""
-        mine = [(place.packet, flow) for flow, place in self._held.items() if place.queue == number]
-        mine.sort(key=lambda entry: entry[0])
+        mine = self._held.of_queue(number)
         gone = mine[: max(0, len(mine) - waiting)]
-        for _, flow in gone:
-            del self._held[flow]
+        for flow in gone:
+            self._held.pop(flow)
             self._sources.leave(flow)
         return len(gone)
 
@@ -266,9 +263,15 @@ class QueueBackend(Backend):
     def _let_all_go(self) -> int:
         self._open = True
         self.check_for_loss()
-        burst = self.release_next(len(self._held))
+        places = self._held.take_all()
+        upto: dict[int, int] = {}
+        for place in places:
+            upto[place.queue] = max(place.packet, upto.get(place.queue, 0))
+        for queue, packet in upto.items():
+            self._bound.verdict_up_to(queue, packet, NF_ACCEPT)
+        self._count["released"] += len(places)
         self.absorb()
-        return burst
+        return len(places)
 
     def confirm_empty(self) -> None:
         wait_for_packets_in_flight()

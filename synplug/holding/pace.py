@@ -6,7 +6,7 @@ rest, and their clients wait a second or more (docs/adr/0005-paced-release.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from synplug.model import Endpoint, Listener, ReleaseMode
@@ -14,6 +14,7 @@ from synplug.model import Endpoint, Listener, ReleaseMode
 _DEBT_WINDOW_S = 0.5
 #: Round trips are shorter; a SYN-ACK that got lost is sent again after a second.
 _HANDSHAKE_WINDOW_S = 1.5
+_HANDSHAKES = ", filled by handshakes that wait for their clients"
 
 
 class Rooms(Protocol):
@@ -56,9 +57,10 @@ def room_of(listeners: list[Listener], request_sockets: int) -> Room:
 
 
 class Pacer:
-    """Decides how many may go next.
+    """Decides how many may go next, for each port by itself.
 
     :param clock: monotonic seconds.
+    :param somaxconn: the kernel's limit of a backlog; 0: not known.
     """
 
     def __init__(
@@ -68,66 +70,117 @@ class Pacer:
         mode: ReleaseMode,
         rooms: Rooms,
         clock: Callable[[], float],
+        somaxconn: int = 0,
     ) -> None:
-        self._endpoints = endpoints
         self._mode = mode
-        self._rooms = rooms
-        self._clock = clock
-        self._lowest: int | None = None
-        self._lowest_at_s = 0.0
-        self._stepped = False
-        self._awaits_clients = False
-        self._reason = ""
+        self._ports: dict[int, _PortPacer] = {}
+        for port in sorted({endpoint.port for endpoint in endpoints}):
+            wanted = tuple(endpoint for endpoint in endpoints if endpoint.port == port)
+            self._ports[port] = _PortPacer(wanted, rooms, clock, somaxconn)
         self.steps = 0
-        #: What bounded the pace, for the report; empty when everything fitted at once.
-        self.limit = ""
 
-    def step(self, waiting: int) -> int | None:
-        """How many of the *waiting* may go now; None: open, there is no reason to pace (on).
+    @property
+    def limit(self) -> str:
+        """What bounded the pace, for the report; empty when everything fitted at once."""
+        limits = {port: pacer.limit for port, pacer in self._ports.items() if pacer.limit}
+        if len(self._ports) == 1:
+            return "".join(limits.values())
+        return ", ".join(f"port {port}: {limit}" for port, limit in limits.items())
 
-        After the opening nobody counts, so half of the room is left to those who come then.
+    def step(self, waiting: Mapping[int, int]) -> dict[int, int] | None:
+        """How many of those *waiting* may go now, by port; None: open, there is nothing to pace.
+
+        Port 0 stands for those whose port could not be read.
+        A port whose SYNs all fit does not wait for another's: they go, and whoever comes queues
+        up and goes at the next step.
         """
         if self._mode is ReleaseMode.BURST:
             return None
-        if self._is_debt(waiting):
-            self.limit += f"; opened at once, since {self._reason}"
+        steps = {port: pacer.step(waiting.get(port, 0)) for port, pacer in self._ports.items()}
+        if all(step.fits for step in steps.values()):
             return None
-        room = self._room()
-        self._awaits_clients = room is not None and room.awaits_clients
-        if room is None or (waiting <= room.free // 2 and room.free >= room.total // 2):
-            return None
-        released = min(waiting, room.free)
-        if released:
+        released = {port: step.released for port, step in steps.items()}
+        released[0] = waiting.get(0, 0)  # few, and nobody knows whose
+        if any(released.values()):
             self.steps += 1
-            self._stepped = True
         return released
 
-    def _is_debt(self, waiting: int) -> bool:
-        """Whether what waits has not become less for a while, though some could go.
+
+class _Step(NamedTuple):
+    """How many of a port may go now. *fits*: nothing would be gained by pacing it any more."""
+
+    released: int
+    fits: bool
+
+
+class _PortPacer:
+    """Decides for one port; *limit* as :attr:`Pacer.limit`."""
+
+    def __init__(
+        self,
+        endpoints: tuple[Endpoint, ...],
+        rooms: Rooms,
+        clock: Callable[[], float],
+        somaxconn: int,
+    ) -> None:
+        self._endpoints = endpoints
+        self._rooms = rooms
+        self._clock = clock
+        self._somaxconn = somaxconn
+        self._lowest: int | None = None
+        self._lowest_at_s = 0.0
+        self._has_begun = False
+        self._released_at_s = float("-inf")
+        self._awaits_clients = False
+        self._has_given_up = False
+        self.limit = ""
+
+    def step(self, waiting: int) -> _Step:
+        """How many of the *waiting* may go now.
+
+        After the opening nobody counts, so half of the room is left to those who come then.
+        """
+        reason = self._debt(waiting)
+        if reason:
+            self.limit += f"; opened at once, since {reason}"
+            self._has_given_up = True
+        listeners = [] if self._has_given_up else self._rooms.listeners(self._endpoints)
+        if not listeners:  # nothing to wait for
+            return _Step(waiting, fits=True)
+        requests = self._rooms.request_sockets(self._endpoints) if self._has_begun else 0
+        room = room_of(listeners, requests)
+        self._awaits_clients = room.awaits_clients
+        if waiting <= room.free // 2 and room.free >= room.total // 2:
+            return _Step(waiting, fits=True)
+        self._note_limit(listeners)
+        released = min(waiting, room.free)
+        if released:
+            self._has_begun = True
+            self._released_at_s = self._clock()
+        return _Step(released, fits=False)
+
+    def _note_limit(self, listeners: list[Listener]) -> None:
+        backlog = min(listener.backlog for listener in listeners)
+        if not self.limit:
+            self.limit = f"backlog of {backlog}"
+            if backlog == self._somaxconn:
+                self.limit += ", which is net.core.somaxconn"
+        if self._awaits_clients and _HANDSHAKES not in self.limit:
+            self.limit += _HANDSHAKES
+
+    def _debt(self, waiting: int) -> str:
+        """Why to pace no longer: what waits has not become less for a while, though some still go.
 
         A flood of SYNs with forged sources leaves handshakes that nobody completes: they fill
         the room for a minute, and a client that is there completes its own within a round trip.
         """
         now = self._clock()
         if self._lowest is None or waiting < self._lowest:
-            self._lowest, self._lowest_at_s, self._stepped = waiting, now, False
+            self._lowest, self._lowest_at_s = waiting, now
         since_s = now - self._lowest_at_s
+        if self._has_given_up:
+            return ""
         if self._awaits_clients and since_s > _HANDSHAKE_WINDOW_S:
-            self._reason = "clients did not complete their handshakes"
-            return True
-        self._reason = "newcomers outpaced the service"
-        may_give_up = self._stepped or len({endpoint.port for endpoint in self._endpoints}) > 1
-        return may_give_up and since_s > _DEBT_WINDOW_S
-
-    def _room(self) -> Room | None:
-        """The room of the endpoint that has least; None when nobody listens."""
-        rooms = []
-        for port in {endpoint.port for endpoint in self._endpoints}:
-            wanted = [endpoint for endpoint in self._endpoints if endpoint.port == port]
-            listeners = self._rooms.listeners(wanted)
-            if not listeners:
-                continue
-            requests = self._rooms.request_sockets(wanted) if self.steps else 0
-            rooms.append(room_of(listeners, requests))
-            self.limit = f"backlog of {min(listener.backlog for listener in listeners)}"
-        return min(rooms, default=None, key=lambda room: room.free)
+            return "clients did not complete their handshakes"
+        goes_on = now - self._released_at_s < _DEBT_WINDOW_S / 2
+        return "newcomers outpaced the service" if goes_on and since_s > _DEBT_WINDOW_S else ""

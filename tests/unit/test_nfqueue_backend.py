@@ -147,7 +147,7 @@ def test_the_newest_copy_is_kept_in_the_oldest_place() -> None:
     held.arrive(1)  # a retransmit: id 3
     assert held.queues.dropped == [(100, 1)]
     assert held.backend.waiting() == 2
-    assert held.backend.release_next(1) == 1
+    assert held.backend.release_next(80, 1) == 1
     assert held.queues.accepted == [(100, 3)]
     assert held.queues.waiting[100] == [2]
     counts = held.backend.counts()
@@ -170,7 +170,7 @@ def test_packets_that_cannot_be_read_each_have_a_place() -> None:
         held.queues.arrive(None)
     held.backend.absorb()
     assert held.backend.waiting() == 2
-    assert held.backend.release_next(5) == 2
+    assert held.backend.release_next(0, 5) == 2
     assert held.queues.accepted == [(100, 1), (100, 2)]
 
 
@@ -178,7 +178,7 @@ def test_local_connections_and_the_peak_are_counted() -> None:
     held = Held()
     held.arrive(1, local=True)
     held.arrive(2)
-    held.backend.release_next(2)
+    held.backend.release_next(80, 2)
     held.arrive(3, local=True)
     counts = held.backend.counts()
     assert (counts.held, counts.held_local, counts.peak, counts.waiting) == (3, 2, 2, 1)
@@ -191,17 +191,17 @@ def test_release_in_the_order_of_arrival() -> None:
     held = Held()
     for number in range(10):
         held.arrive(number)
-    assert held.backend.release_next(4) == 4
+    assert held.backend.release_next(80, 4) == 4
     assert held.queues.accepted == [(100, n) for n in (1, 2, 3, 4)]
-    assert held.backend.release_next(100) == 6
+    assert held.backend.release_next(80, 100) == 6
     assert held.queues.waiting[100] == []
-    assert held.backend.release_next(1) == 0
+    assert held.backend.release_next(80, 1) == 0
 
 
 def test_a_limit_of_0_releases_nothing() -> None:
     held = Held()
     held.arrive(1)
-    assert held.backend.release_next(0) == 0
+    assert held.backend.release_next(80, 0) == 0
     assert held.queues.accepted == []
 
 
@@ -209,9 +209,9 @@ def test_over_several_queues_the_order_is_that_of_arrival() -> None:
     held = Held(max_held=200_000)
     for number, queue in enumerate((100, 101, 100, 103, 101, 100)):
         held.arrive(number, queue=queue)
-    held.backend.release_next(3)
+    held.backend.release_next(80, 3)
     assert sorted(held.queues.accepted) == [(100, 1), (100, 2), (101, 1)]
-    held.backend.release_next(2)
+    held.backend.release_next(80, 2)
     assert sorted(held.queues.accepted[3:]) == [(101, 2), (103, 1)]
     assert held.queues.waiting[100] == [3]
 
@@ -222,7 +222,7 @@ def test_a_moved_entry_does_not_take_later_ones_with_it() -> None:
     for number in (1, 2, 3):
         held.arrive(number)
     held.arrive(1)  # id 4, first place
-    assert held.backend.release_next(1) == 1
+    assert held.backend.release_next(80, 1) == 1
     assert held.queues.accepted == [(100, 4)]
     assert held.queues.waiting[100] == [2, 3]
 
@@ -246,7 +246,7 @@ def test_whatever_arrives_each_connection_goes_once_and_in_order(data: st.DataOb
         else:
             before = len(held.queues.accepted)
             limit = data.draw(st.integers(0, 5))
-            assert held.backend.release_next(limit) == min(limit, len(order))
+            assert held.backend.release_next(80, limit) == min(limit, len(order))
             released = [copy[packet] for packet in held.queues.accepted[before:]]
             assert sorted(released) == sorted(order[:limit])
             order = order[limit:]
@@ -316,9 +316,9 @@ def test_a_retransmit_of_a_lost_packet_waits_anew_behind_the_others() -> None:
     assert held.backend.check_for_loss() == 1
     held.arrive(1)  # id 4
     assert held.backend.check_for_loss() == 0
-    held.backend.release_next(2)
+    held.backend.release_next(80, 2)
     assert held.queues.accepted == [(100, 2), (100, 3)]
-    held.backend.release_next(1)
+    held.backend.release_next(80, 1)
     assert held.queues.accepted == [(100, 2), (100, 3), (100, 4)]
     assert held.backend.counts().lost == 1
 
@@ -339,7 +339,7 @@ def test_a_loss_before_a_paced_release_is_not_called_released() -> None:
         held.arrive(number)
     held.queues.waiting[100].remove(2)
     assert held.backend.check_for_loss() == 1
-    held.backend.release_next(3)
+    held.backend.release_next(80, 3)
     held.finish()
     counts = held.backend.counts()
     assert (counts.held, counts.released, counts.lost) == (3, 2, 1)

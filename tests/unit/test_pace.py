@@ -40,6 +40,12 @@ def pacer(
     return Pacer(endpoints=endpoints or (HTTP,), mode=mode, rooms=rooms, clock=world.clock)
 
 
+def step(paced: Pacer, waiting: int) -> int | None:
+    """How many of those who wait for port 80 may go."""
+    released = paced.step({80: waiting})
+    return None if released is None else released[80]
+
+
 # --- room
 
 
@@ -67,18 +73,18 @@ def test_room(listeners: list[Listener], requests: int, free: int, total: int) -
 
 def test_what_fits_into_half_of_the_backlog_goes_at_once() -> None:
     paced = pacer(Listening(listener(1, backlog=100)))
-    assert paced.step(50) is None
-    assert (paced.steps, paced.limit) == (0, "backlog of 100")
+    assert step(paced, 50) is None
+    assert (paced.steps, paced.limit) == (0, "")
 
 
 def test_what_does_not_fit_goes_in_steps_of_the_room() -> None:
     rooms = Listening(listener(1, backlog=100))
     paced = pacer(rooms)
-    assert paced.step(51) == 51
-    assert paced.step(1000) == 100
+    assert step(paced, 51) == 51
+    assert step(paced, 1000) == 100
     rooms.now = [listener(1, backlog=100, accept_queue=60)]
     rooms.requests = 15
-    assert paced.step(900) == 25
+    assert step(paced, 900) == 25
     assert paced.steps == 3
     assert paced.limit == "backlog of 100"
 
@@ -86,7 +92,7 @@ def test_what_does_not_fit_goes_in_steps_of_the_room() -> None:
 def test_a_full_listener_gets_nothing_and_that_is_no_step() -> None:
     rooms = Listening(listener(1, backlog=100, accept_queue=100))
     paced = pacer(rooms)
-    assert paced.step(10) == 0
+    assert step(paced, 10) == 0
     assert paced.steps == 0
 
 
@@ -94,41 +100,97 @@ def test_it_opens_only_when_half_of_the_backlog_is_free() -> None:
     """After the opening nobody counts: half of the room is for those who come then."""
     rooms = Listening(listener(1, backlog=100, accept_queue=51))
     paced = pacer(rooms)
-    assert paced.step(1) == 1
+    assert step(paced, 1) == 1
     rooms.now = [listener(1, backlog=100, accept_queue=50)]
-    assert paced.step(26) == 26
-    assert paced.step(25) is None
+    assert step(paced, 26) == 26
+    assert step(paced, 25) is None
 
 
 def test_nobody_listens_nothing_to_wait_for() -> None:
-    assert pacer(Listening()).step(1000) is None
+    assert step(pacer(Listening()), 1000) is None
 
 
-def test_the_endpoint_with_the_least_room_sets_the_pace() -> None:
+def ports(paced: Pacer, waiting_80: int, waiting_81: int) -> tuple[int, int] | None:
+    """The same for two ports."""
+    released = paced.step({80: waiting_80, 81: waiting_81})
+    return None if released is None else (released[80], released[81])
+
+
+def test_packets_that_cannot_be_read_are_not_held_back() -> None:
+    paced = pacer(Listening(listener(1, backlog=10)))
+    assert paced.step({80: 100, 0: 3}) == {80: 10, 0: 3}
+
+
+def test_each_port_has_a_pace_of_its_own() -> None:
     rooms = Listening(listener(1, port=80, backlog=1000), listener(2, port=81, backlog=10))
     paced = pacer(rooms, None, Endpoint(port=80), Endpoint(port=81))
-    assert paced.step(100) == 10
+    assert ports(paced, 100, 100) == (100, 10)
+    assert ports(paced, 7, 90) == (7, 10)
+    assert paced.limit == "port 81: backlog of 10"
+    assert ports(paced, 0, 5) is None
 
 
-def test_a_port_that_nobody_serves_does_not_count() -> None:
+def test_a_service_that_does_not_accept_holds_back_nobody_elses_clients() -> None:
+    full = listener(2, port=81, backlog=10, accept_queue=10)
+    paced = pacer(
+        Listening(listener(1, port=80, backlog=100), full),
+        None,
+        Endpoint(port=80),
+        Endpoint(port=81),
+    )
+    assert ports(paced, 500, 3) == (100, 0)
+    assert ports(paced, 20, 3) == (20, 0)
+
+
+def test_a_port_that_nobody_serves_is_not_waited_for() -> None:
     rooms = Listening(listener(1, port=80, backlog=100))
-    assert pacer(rooms, None, Endpoint(port=80), Endpoint(port=81)).step(100) == 100
+    paced = pacer(rooms, None, Endpoint(port=80), Endpoint(port=81))
+    assert ports(paced, 1000, 4) == (100, 4)
+
+
+def test_one_port_in_debt_goes_and_the_others_are_paced_on() -> None:
+    world = World(0.0)
+    rooms = Listening(listener(1, port=80, backlog=10), listener(2, port=81, backlog=10))
+    paced = pacer(rooms, world, Endpoint(port=80), Endpoint(port=81))
+    for waiting in range(100, 94, -1):
+        assert ports(paced, waiting, 50) == (10, 10)
+        world.now_s += 0.1
+    assert ports(paced, 94, 50) == (10, 50)
+    assert "port 81: backlog of 10; opened at once, since newcomers" in paced.limit
+    assert "port 80: backlog of 10," in paced.limit
+
+
+@pytest.mark.parametrize(
+    ("somaxconn", "words"),
+    [(100, "backlog of 100, which is net.core.somaxconn"), (4096, "backlog of 100"),
+     (0, "backlog of 100")],
+)  # fmt: skip
+def test_what_the_kernel_limits_is_said(somaxconn: int, words: str) -> None:
+    paced = Pacer(
+        endpoints=(HTTP,),
+        mode=ReleaseMode.PACED,
+        rooms=Listening(listener(1, backlog=100)),
+        clock=World(0.0).clock,
+        somaxconn=somaxconn,
+    )
+    step(paced, 1000)
+    assert paced.limit == words
 
 
 def test_request_sockets_are_counted_from_the_second_step_on() -> None:
     """Before the first release there are none of ours, and counting them costs."""
     rooms = Listening(listener(1, backlog=10), requests=4)
     paced = pacer(rooms)
-    assert paced.step(100) == 10
+    assert step(paced, 100) == 10
     assert rooms.asked == []
-    assert paced.step(90) == 6
+    assert step(paced, 90) == 6
     assert rooms.asked == [(HTTP,)]
 
 
 def test_a_burst_is_not_paced() -> None:
     rooms = Listening(listener(1, backlog=1))
     paced = pacer(rooms, mode=ReleaseMode.BURST)
-    assert paced.step(100_000) is None
+    assert step(paced, 100_000) is None
     assert paced.steps == 0
 
 
@@ -138,19 +200,30 @@ def test_a_burst_is_not_paced() -> None:
 def test_newcomers_that_outpace_the_service_end_the_pacing() -> None:
     world, rooms = World(0.0), Listening(listener(1, backlog=10))
     paced = pacer(rooms, world)
-    assert paced.step(100) == 10
-    world.now_s = 0.5
-    assert paced.step(100) == 10
+    assert step(paced, 100) == 10
+    world.now_s = 0.4
+    assert step(paced, 100) == 10
     world.now_s = 0.501
-    assert paced.step(100) is None
+    assert step(paced, 100) is None
     assert "newcomers outpaced" in paced.limit
+
+
+def test_a_service_that_has_stopped_accepting_is_no_debt() -> None:
+    """Somebody came just after the last one went."""
+    world, rooms = World(0.0), Listening(listener(1, backlog=10))
+    paced = pacer(rooms, world)
+    assert step(paced, 100) == 10
+    rooms.now = [listener(1, backlog=10, accept_queue=10)]
+    for _ in range(100):
+        world.now_s += 0.1
+        assert step(paced, 101) == 0
 
 
 def test_progress_starts_the_window_anew() -> None:
     world, rooms = World(0.0), Listening(listener(1, backlog=10))
     paced = pacer(rooms, world)
     for waiting in range(100, 50, -1):
-        assert paced.step(waiting) == 10
+        assert step(paced, waiting) == 10
         world.now_s += 0.4
 
 
@@ -159,7 +232,7 @@ def test_a_service_that_accepts_nothing_yet_is_no_debt() -> None:
     world = World(0.0)
     paced = pacer(Listening(listener(1, backlog=10, accept_queue=10)), world)
     for _ in range(20):
-        assert paced.step(100) == 0
+        assert step(paced, 100) == 0
         world.now_s += 0.1
 
 
@@ -179,7 +252,7 @@ def test_a_listener_that_accepts_is_never_overrun_and_all_get_in(
     queued = served = 0
     total = waiting
     for _ in range(total * 2 + 10):
-        room = paced.step(waiting)
+        room = step(paced, waiting)
         going = waiting if room is None else room
         assert 0 <= going <= waiting
         waiting -= going
@@ -203,13 +276,13 @@ def test_handshakes_that_stay_do_not_hold_back_those_who_wait() -> None:
     world = World(0.0)
     rooms = Listening(listener(1, backlog=100), requests=0)
     paced = pacer(rooms, world)
-    assert paced.step(5000) == 100
+    assert step(paced, 5000) == 100
     rooms.requests = 100
     while world.now_s < 1.5:
-        assert paced.step(4900) == 0
+        assert step(paced, 4900) == 0
         world.wait(0.1)
     world.wait(0.1)
-    assert paced.step(4900) is None
+    assert step(paced, 4900) is None
     assert "did not complete their handshakes" in paced.limit
 
 
@@ -218,10 +291,10 @@ def test_a_service_that_does_not_accept_is_waited_for() -> None:
     world = World(0.0)
     rooms = Listening(listener(1, backlog=100), requests=0)
     paced = pacer(rooms, world)
-    assert paced.step(5000) == 100
+    assert step(paced, 5000) == 100
     rooms.now = [listener(1, backlog=100, accept_queue=100)]
     while world.now_s < 8:
-        assert paced.step(4900) == 0
+        assert step(paced, 4900) == 0
         world.wait(0.1)
 
 
@@ -229,10 +302,10 @@ def test_slow_handshakes_are_waited_for_as_long_as_some_complete() -> None:
     world = World(0.0)
     rooms = Listening(listener(1, backlog=100), requests=0)
     paced = pacer(rooms, world)
-    waiting = 5000 - (paced.step(5000) or 0)
+    waiting = 5000 - (step(paced, 5000) or 0)
     for _ in range(20):
         rooms.requests = 90
-        released = paced.step(waiting)
+        released = step(paced, waiting)
         assert released == 10
         waiting -= released
         world.wait(0.3)

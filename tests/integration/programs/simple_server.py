@@ -2,8 +2,8 @@
 
 Answers every request with 200, on IPv4 and IPv6 unless --address names one. With --pidfile it
 writes its pid once it listens; --delay waits before it binds; --backlog is listen(2)'s; --think
-is how long a request takes, each in a thread; --lazy is a rest after each accept(2). SIGTERM ends
-it at once, whatever is in flight.
+is how long a request takes, each in a thread; --lazy is a rest after each accept(2); --rate is how
+many connections it accepts in a second at the most. SIGTERM ends it at once, whatever is in flight.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import select
 import signal
 import socket
 import threading
+import time
 
+_CATCH_UP_S = 0.02
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
 
@@ -28,6 +30,7 @@ def main() -> None:
     parser.add_argument("--backlog", type=int, default=1024)
     parser.add_argument("--think", type=float, default=0.0)
     parser.add_argument("--lazy", type=float, default=0.0)
+    parser.add_argument("--rate", type=float, default=float("inf"))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     select.select([], [], [], options.delay)
@@ -42,7 +45,10 @@ def main() -> None:
         with open(draft, "w", encoding="ascii") as file:
             file.write(f"{os.getpid()}\n")
         os.rename(draft, options.pidfile)
+    next_s = time.monotonic()
     while True:
+        next_s = max(next_s, time.monotonic() - _CATCH_UP_S) + 1 / options.rate
+        time.sleep(max(0.0, next_s - time.monotonic()))
         connection, _ = listener.accept()
         if options.think:
             threading.Thread(target=answer, args=(connection, options.think)).start()
