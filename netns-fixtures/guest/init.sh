@@ -1,0 +1,42 @@
+#!/bin/sh
+# PID 1 of a guest. The root is the host's, read-only; all that may be written is a tmpfs, and
+# the folder that guest and host share. Runs the script `command` there, leaves its exit status
+# in `status`, powers off. Parameters, from the kernel's command line:
+# GUEST_REPOSITORY, GUEST_MODULES, GUEST_SHARED (with the host's paths).
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+ln -sfn /proc/self/fd /dev/fd
+for link in stdin:0 stdout:1 stderr:2; do ln -sfn "/proc/self/fd/${link#*:}" "/dev/${link%:*}"; done
+
+# The host's files once more, for what lies below a tmpfs.
+mount -t tmpfs tmpfs /mnt && mkdir /mnt/host && mount --bind / /mnt/host
+for folder in /dev/shm /run /tmp /var/cache /var/lib/nginx /var/log /var/tmp; do
+    [ ! -d "$folder" ] || mount -t tmpfs -o mode=1777 tmpfs "$folder"
+done
+mkdir -m 700 /tmp/home
+mkdir /run/lock /run/netns /var/log/nginx
+export HOME=/tmp/home
+for path in "$GUEST_REPOSITORY" "$GUEST_MODULES"; do
+    [ -e "$path" ] || { mkdir -p "$path" && mount --bind "/mnt/host$path" "$path"; }
+done
+mkdir -p "$GUEST_SHARED"
+# the kernel, chrooted, finds the host's files below /host
+mount -t hostfs -o "/host$GUEST_SHARED" none "$GUEST_SHARED"
+umount -l /mnt
+
+# What the kernel asks for is loaded when it asks: /proc/sys/kernel/modprobe (sysctl/kernel.rst).
+printf '#!/bin/sh\nexec modprobe -d %s "$@"\n' "$GUEST_MODULES" >/tmp/home/modprobe
+chmod 755 /tmp/home/modprobe
+echo /tmp/home/modprobe >/proc/sys/kernel/modprobe
+
+ip link set lo up
+cd "$GUEST_REPOSITORY"
+sh "$GUEST_SHARED/command" </dev/null
+echo $? >"$GUEST_SHARED/status"
+echo o >/proc/sysrq-trigger
+exec sleep 60

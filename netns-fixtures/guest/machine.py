@@ -1,0 +1,151 @@
+"""Boot a guest, run one command in it, get its exit status; never wait longer than was said."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from guest.errors import BootError
+from guest.suites import REPOSITORY, Kernel
+
+_INIT = Path(__file__).with_name("init.sh")
+_MEMORY_MIB = 1024
+_TAIL_LINES = 40
+# Root is the host's /host as the kernel, chrooted, sees it. A panic ends the program.
+_ARGUMENTS = (
+    f"mem={_MEMORY_MIB}M",
+    *("root=/dev/root", "rootfstype=hostfs", "rootflags=/host", "ro"),
+    *("quiet", "panic=-1", "noreboot", "con=null", "con0=null,fd:1"),
+)
+
+
+class Guest:
+    """A guest that runs `argv`, as root and in the repository, while the context is open.
+
+    It sees the host's files as they are, and writes to tmpfs only, but for `shared`: a folder
+    that has the same path on both sides. Its console is in `console`, kernel messages and the
+    command's output together. Leaving the context ends whatever still runs of it.
+
+    `limit_s` counts from the start; what runs longer is killed, and `wait` says so.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        argv: Sequence[str],
+        *,
+        limit_s: float,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.kernel = kernel
+        self._argv = argv
+        self._environment = environment or {}
+        self._limit_s = limit_s
+        self._deadline_s = 0.0
+        self._directory = tempfile.TemporaryDirectory(prefix="guest-")
+        self.console = Path(self._directory.name, "console")
+        self.shared = Path(self._directory.name, "shared")
+        self.shared.mkdir()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Guest:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def runs(self) -> bool:
+        """Whether it does; kills it when its time is over.
+
+        Raises:
+            BootError: it was killed just now; with the end of its console.
+
+        """
+        assert self._process is not None, "not started"
+        if self._process.poll() is not None:
+            return False
+        if time.monotonic() < self._deadline_s:
+            return True
+        self._kill()
+        raise self._failure(f"did not end within {self._limit_s:g} s")
+
+    def wait(self) -> int:
+        """Wait for its end; the exit status of the command.
+
+        Raises:
+            BootError: it died before the command ended, or its time was over.
+
+        """
+        assert self._process is not None, "not started"
+        while self.runs():
+            try:
+                self._process.wait(max(0.0, self._deadline_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                continue
+        return self.status()
+
+    def status(self) -> int:
+        """The exit status of the command, after the guest's end.
+
+        Raises:
+            BootError: the command did not end; with the end of the console.
+
+        """
+        assert self._process is not None, "not started"
+        try:
+            return int((self.shared / "status").read_text(encoding="ascii"))
+        except (FileNotFoundError, ValueError):
+            raise self._failure(f"died (launcher: {self._process.returncode})") from None
+
+    def tail(self) -> str:
+        """The last lines of the console."""
+        text = self.console.read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.splitlines()[-_TAIL_LINES:])
+
+    def close(self) -> None:
+        """End it if it runs, and remove its files."""
+        self._kill()
+        self._directory.cleanup()
+
+    def _start(self) -> None:
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in self._environment.items()]
+        lines.append(f"exec {shlex.join(self._argv)}")
+        (self.shared / "command").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        parameters = (
+            f"init={_INIT}",
+            f"GUEST_REPOSITORY={REPOSITORY}",
+            f"GUEST_MODULES={self.kernel.modules}",
+            f"GUEST_SHARED={self.shared}",
+        )
+        launcher = [sys.executable, "-m", "guest.launch", str(self.kernel.root), str(self.shared)]
+        self._deadline_s = time.monotonic() + self._limit_s
+        with self.console.open("wb") as console:
+            self._process = subprocess.Popen(
+                [*launcher, *_ARGUMENTS, *parameters],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY / "netns-fixtures")},
+            )
+
+    def _kill(self) -> None:
+        """By the launcher's pid; with it goes the PID namespace of the kernel and all in it."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def _failure(self, what: str) -> BootError:
+        return BootError(
+            f"the {self.kernel.release} guest {what}; its console ends:\n{self.tail()}"
+        )

@@ -1,0 +1,163 @@
+"""Fetch the kernel of a Debian suite, `user-mode-linux`, into `.guest/SUITE` of the checkout.
+
+Nothing is installed, and the machine's own apt keeps its lists: apt gets a source list, state
+and cache of its own, the machine's mirror, and Debian's archive keys. No root is needed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from guest.errors import FetchError
+
+REPOSITORY = Path(__file__).parents[2]
+CACHE = REPOSITORY / ".guest"
+#: Debian's suites, oldest kernel first.
+SUITES = ("bullseye", "bookworm", "trixie", "sid")
+DEFAULT_SUITE = "bookworm"
+
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+# The kernel is a program; it goes with its own C library, which loads libgcc_s when it ends.
+_PACKAGES = ("user-mode-linux", "libc6", "libgcc-s1")
+_TOOLS = {"apt-get": "apt", "dpkg": "dpkg", "depmod": "kmod"}
+_STAMP = "complete"
+_COMMAND_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """An unpacked kernel: `root` has the program, its C library and its modules."""
+
+    suite: str
+    root: Path
+    release: str
+
+    program = "usr/bin/linux.uml"
+
+    @property
+    def modules(self) -> Path:
+        """What `modprobe --dirname` takes."""
+        return self.root / "modules"
+
+
+def fetch(suite: str) -> Kernel:
+    """Return the kernel of `suite`, downloaded if it is not in the cache.
+
+    Raises:
+        FetchError: no such suite, a tool is missing, or apt failed; with its words.
+
+    """
+    if suite not in SUITES:
+        raise FetchError(f"no suite {suite!r}: there are {', '.join(SUITES)}")
+    root = CACHE / suite
+    if not (root / _STAMP).exists():
+        CACHE.mkdir(exist_ok=True)
+        with _locked(CACHE / f"{suite}.lock"):
+            if not (root / _STAMP).exists():
+                _build(suite, root)
+    return Kernel(suite=suite, root=root, release=(root / _STAMP).read_text().strip())
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Two at once would download twice; the lock goes with the process."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(suite: str, root: Path) -> None:
+    """Build aside, publish by rename."""
+    for tool, package in _TOOLS.items():
+        if shutil.which(tool, path=_search_path()) is None:
+            raise FetchError(f"no {tool}: install the package {package}")
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"{suite}.new-") as directory:
+        fresh = Path(directory, "root")
+        fresh.mkdir(mode=0o755)
+        for package in _download(suite, Path(directory, "apt")):
+            _run(["dpkg", "-x", str(package), str(fresh)])
+        release = _complete(fresh)
+        (fresh / _STAMP).write_text(f"{release}\n", encoding="ascii")
+        shutil.rmtree(root, ignore_errors=True)
+        fresh.rename(root)
+
+
+def _download(suite: str, state: Path) -> list[Path]:
+    """Download the packages, verified by apt; their files."""
+    for folder in ("lists/partial", "cache/archives/partial", "packages"):
+        (state / folder).mkdir(parents=True)
+    source = f"deb [signed-by={_KEYRING}] {_mirror()} {suite} main\n"
+    (state / "sources.list").write_text(source, encoding="utf-8")
+    options: dict[str, object] = {
+        "Dir::Etc::sourcelist": state / "sources.list",
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::State": state,
+        "Dir::State::lists": state / "lists",
+        "Dir::State::status": "/dev/null",
+        "Dir::Cache": state / "cache",
+        "Acquire::Languages": "none",
+        "Acquire::Retries": 3,
+        # apt's own user could not write here, and as somebody else we cannot become it
+        "APT::Sandbox::User": "root",
+    }
+    apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in options.items())]
+    _run([*apt, "update"])
+    _run([*apt, "download", *_PACKAGES], cwd=state / "packages")
+    return sorted((state / "packages").glob("*.deb"))
+
+
+def _mirror() -> str:
+    """Where this machine gets Debian from: the first source that has a `main` of Debian's."""
+    wanted = ["Created-By: Packages", "Component: main"]
+    listed = _run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(LABEL)", *wanted])
+    targets = [line.partition(" ")[::2] for line in listed.splitlines()]
+    # Without downloaded lists apt does not know the label
+    for is_debian in (lambda _, label: label == "Debian", lambda uri, _: "/debian" in uri):
+        for uri, label in targets:
+            if is_debian(uri, label):
+                return uri
+    raise FetchError("apt has no source of Debian packages here")
+
+
+def _complete(root: Path) -> str:
+    """Make the root bootable: merged /usr, mount points, module lists; the kernel's release."""
+    for name in ("lib", "lib64"):
+        if not (root / name).exists():
+            (root / name).symlink_to(f"usr/{name}")
+    for name in ("dev", "host", "proc"):
+        (root / name).mkdir()
+    (release,) = (path.name for path in (root / "usr/lib/uml/modules").iterdir())
+    # depmod and modprobe look below BASEDIR/lib/modules
+    (root / "modules/lib").mkdir(parents=True)
+    (root / "modules/lib/modules").symlink_to("../../usr/lib/uml/modules")
+    _run(["depmod", "--basedir", str(root / "modules"), release])
+    return release
+
+
+def _run(argv: Sequence[str], *, cwd: Path | None = None) -> str:
+    result = subprocess.run(
+        argv,
+        cwd=cwd,
+        env={**os.environ, "LC_ALL": "C.UTF-8", "PATH": _search_path()},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_COMMAND_TIMEOUT_S,
+        check=False,
+    )
+    if result.returncode != 0:
+        raise FetchError(f"`{' '.join(argv[:2])} …` failed:\n{result.stderr.strip()}")
+    return result.stdout
+
+
+def _search_path() -> str:
+    """Users have no sbin in their PATH, where depmod is."""
+    return os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
