@@ -5,7 +5,9 @@
 # GUEST_REPOSITORY, GUEST_MODULES, GUEST_SHARED (with the host's paths).
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
-mount -t proc proc /proc
+# Without root on the host, mount(8) is owned by somebody else here, and setuid.
+setpriv --no-new-privs mount -t proc proc /proc
+setpriv --no-new-privs mount -o remount,bind,nosuid /
 mount -t sysfs sysfs /sys
 mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts /dev/shm

@@ -14,6 +14,8 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 from guest.suites import Kernel
 from netlab.isolation import enter_private_namespaces
@@ -35,14 +37,28 @@ def main() -> int:
     _die_with_parent()
     enter_private_namespaces()
     _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWPID), "unshare")
+    return _exit_code(os.fork() or _live_as_first_process(root, shared, arguments))
+
+
+def _live_as_first_process(root: str, shared: str, arguments: Sequence[str]) -> NoReturn:
+    """PID 1 of the namespace: when it ends, the kernel ends all others (pid_namespaces(7)).
+
+    The guest itself cannot be it: PID 1 is immune to the SIGABRT that ends a panic, and its
+    SIGTERM to the process group (arch/um/os-Linux/util.c, os_dump_core) must stay inside.
+    """
+    _die_with_parent()
+    _arrange(root, shared)
     child = os.fork()
     if child == 0:
-        _die_with_parent()  # and as this one is PID 1 of its namespace, all others with it
-        _arrange(root, shared)
+        os.setsid()
         os.chroot(root)
         os.chdir("/")
         environment = {"HOME": "/dev/shm", "TMPDIR": "/dev/shm", "TERM": "linux"}
         os.execve(f"/{Kernel.program}", ["linux", *arguments], environment)
+    os._exit(_exit_code(child))
+
+
+def _exit_code(child: int) -> int:
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code

@@ -21,7 +21,7 @@ _TAIL_LINES = 40
 _ARGUMENTS = (
     f"mem={_MEMORY_MIB}M",
     *("root=/dev/root", "rootfstype=hostfs", "rootflags=/host", "ro"),
-    *("quiet", "panic=-1", "noreboot", "con=null", "con0=null,fd:1"),
+    *("quiet", "panic=-1", "con=null", "con0=null,fd:1"),
 )
 
 
