@@ -25,7 +25,8 @@ def main() -> int:
         kernel = fetch(options.suite)
         if options.fetch:
             return 0
-        with Guest(kernel, options.command, limit_s=options.limit) as guest:
+        with Guest(kernel, limit_s=options.limit) as guest:
+            guest.start(options.command)
             _follow(guest)
             return guest.status()
     except GuestError as error:

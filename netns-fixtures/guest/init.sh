@@ -36,9 +36,13 @@ printf '#!/bin/sh\nexec modprobe -d %s "$@"\n' "$GUEST_MODULES" >/tmp/home/modpr
 chmod 755 /tmp/home/modprobe
 echo /tmp/home/modprobe >/proc/sys/kernel/modprobe
 
+# Built in, or loaded by whatever opens its first socket; an address alone does not ask for it.
+/tmp/home/modprobe -q ipv6
+
 ip link set lo up
 cd "$GUEST_REPOSITORY"
 sh "$GUEST_SHARED/command" </dev/null
 echo $? >"$GUEST_SHARED/status"
+sync
 echo o >/proc/sysrq-trigger
 exec sleep 60

@@ -26,26 +26,17 @@ _ARGUMENTS = (
 
 
 class Guest:
-    """A guest that runs `argv`, as root and in the repository, while the context is open.
+    """A guest that runs one command, as root and in the repository, within the context.
 
     It sees the host's files as they are, and writes to tmpfs only, but for `shared`: a folder
     that has the same path on both sides. Its console is in `console`, kernel messages and the
     command's output together. Leaving the context ends whatever still runs of it.
 
-    `limit_s` counts from the start; what runs longer is killed, and `wait` says so.
+    `limit_s` counts from the start; what runs longer is killed, and `runs` says so.
     """
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        argv: Sequence[str],
-        *,
-        limit_s: float,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, kernel: Kernel, *, limit_s: float) -> None:
         self.kernel = kernel
-        self._argv = argv
-        self._environment = environment or {}
         self._limit_s = limit_s
         self._deadline_s = 0.0
         self._directory = tempfile.TemporaryDirectory(prefix="guest-")
@@ -55,15 +46,35 @@ class Guest:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Guest:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.end()
+        self._directory.cleanup()
+
+    def start(self, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """Boot it, to run `argv` with these variables."""
+        lines = [
+            f"export {name}={shlex.quote(value)}" for name, value in (environment or {}).items()
+        ]
+        lines.append(f"exec {shlex.join(argv)}")
+        (self.shared / "command").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        parameters = (
+            f"init={_INIT}",
+            f"GUEST_REPOSITORY={REPOSITORY}",
+            f"GUEST_MODULES={self.kernel.modules}",
+            f"GUEST_SHARED={self.shared}",
+        )
+        launcher = [sys.executable, "-m", "guest.launch", str(self.kernel.root), str(self.shared)]
+        self._deadline_s = time.monotonic() + self._limit_s
+        with self.console.open("wb") as console:
+            self._process = subprocess.Popen(
+                [*launcher, *_ARGUMENTS, *parameters],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY / "netns-fixtures")},
+            )
 
     def runs(self) -> bool:
         """Whether it does; kills it when its time is over.
@@ -77,23 +88,8 @@ class Guest:
             return False
         if time.monotonic() < self._deadline_s:
             return True
-        self._kill()
+        self.end()
         raise self._failure(f"did not end within {self._limit_s:g} s")
-
-    def wait(self) -> int:
-        """Wait for its end; the exit status of the command.
-
-        Raises:
-            BootError: it died before the command ended, or its time was over.
-
-        """
-        assert self._process is not None, "not started"
-        while self.runs():
-            try:
-                self._process.wait(max(0.0, self._deadline_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                continue
-        return self.status()
 
     def status(self) -> int:
         """The exit status of the command, after the guest's end.
@@ -113,34 +109,8 @@ class Guest:
         text = self.console.read_text(encoding="utf-8", errors="replace")
         return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
-    def close(self) -> None:
-        """End it if it runs, and remove its files."""
-        self._kill()
-        self._directory.cleanup()
-
-    def _start(self) -> None:
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in self._environment.items()]
-        lines.append(f"exec {shlex.join(self._argv)}")
-        (self.shared / "command").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        parameters = (
-            f"init={_INIT}",
-            f"GUEST_REPOSITORY={REPOSITORY}",
-            f"GUEST_MODULES={self.kernel.modules}",
-            f"GUEST_SHARED={self.shared}",
-        )
-        launcher = [sys.executable, "-m", "guest.launch", str(self.kernel.root), str(self.shared)]
-        self._deadline_s = time.monotonic() + self._limit_s
-        with self.console.open("wb") as console:
-            self._process = subprocess.Popen(
-                [*launcher, *_ARGUMENTS, *parameters],
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": str(REPOSITORY / "netns-fixtures")},
-            )
-
-    def _kill(self) -> None:
-        """By the launcher's pid; with it goes the PID namespace of the kernel and all in it."""
+    def end(self) -> None:
+        """Kill it, by the launcher's pid; with that goes the PID namespace and all in it."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()

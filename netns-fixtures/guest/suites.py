@@ -82,8 +82,8 @@ def _build(suite: str, root: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"{suite}.new-") as directory:
         fresh = Path(directory, "root")
         fresh.mkdir(mode=0o755)
-        for package in _download(suite, Path(directory, "apt")):
-            _run(["dpkg", "-x", str(package), str(fresh)])
+        for file in _download(suite, Path(directory, "apt")):
+            _run(["dpkg", "-x", str(file), str(fresh)])
         release = _complete(fresh)
         (fresh / _STAMP).write_text(f"{release}\n", encoding="ascii")
         shutil.rmtree(root, ignore_errors=True)

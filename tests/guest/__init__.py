@@ -1,0 +1,1 @@
+"""What needs another kernel: each test runs in a guest, see :mod:`guest.bridge`."""

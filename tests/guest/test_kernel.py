@@ -1,0 +1,55 @@
+"""The guest itself: another kernel, harmless to the host, with all that the lab needs."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from guest.bridge import MACHINE
+from netlab.load import Load
+from netlab.servers import Nginx
+from netlab.topology import ClientServer
+
+RELEASES = {"bullseye": "5.10.", "bookworm": "6.1.", "trixie": "6.12."}
+
+
+def test_it_is_the_kernel_that_was_asked_for(kernel: str) -> None:
+    release = os.uname().release
+    if kernel in RELEASES:
+        assert release.startswith(RELEASES[kernel])
+    elif kernel != MACHINE:
+        major, minor = release.split(".")[:2]
+        assert (int(major), int(minor)) > (6, 12), "sid has a later kernel than trixie"
+
+
+@pytest.mark.parametrize(
+    "folder", ["/etc", "/usr/lib", "/root", str(Path(__file__).parent), str(Path.cwd())]
+)
+def test_the_hosts_files_cannot_be_written(kernel: str, folder: str) -> None:
+    if kernel == MACHINE:
+        return  # it is the host
+    for flags in (os.O_CREAT | os.O_WRONLY, os.O_TMPFILE | os.O_WRONLY):
+        with pytest.raises(OSError) as failure:
+            os.open(f"{folder}/guest-was-here", flags)
+        assert failure.value.errno in (errno.EROFS, errno.EOPNOTSUPP)
+    with pytest.raises(OSError, match="Read-only"):
+        os.utime(folder)
+
+
+@pytest.mark.parametrize("folder", ["/tmp", "/run", "/var/log", "/dev/shm"])
+def test_what_it_writes_is_its_own(kernel: str, folder: str) -> None:
+    path = Path(folder, f"guest-was-here-{os.getpid()}")
+    path.write_text("yes")
+    path.unlink()
+
+
+def test_the_lab_works(kernel: str) -> None:
+    with ClientServer() as lab, Nginx(lab.server, workers=1) as nginx:
+        targets = nginx.targets(lab.server_addresses)
+        with Load(lab.client, targets, rate_per_s=100, duration_s=1.0) as load:
+            result = load.wait()
+        assert result.failures == 0, result.summary()
+        assert len(result.samples) >= 100
