@@ -7,9 +7,11 @@ Packet ids count up from 1 in each queue; a batch verdict for id N settles all i
 from __future__ import annotations
 
 import errno
+import os
 import random
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ from synplug.model import Flow
 _SUBSYSTEM = 3
 _PACKET, _VERDICT, _CONFIG, _VERDICT_BATCH = (_SUBSYSTEM << 8 | kind for kind in range(4))
 _CFG_CMD, _CFG_PARAMS, _CFG_QUEUE_MAXLEN, _CFG_MASK, _CFG_FLAGS = 1, 2, 3, 4, 5
-_CMD_BIND, _CMD_UNBIND = 1, 2
+_CMD_BIND, _CMD_UNBIND, _CMD_PF_BIND = 1, 2, 3
 _COPY_PACKET = 2
 _F_FAIL_OPEN = 0x1
 _A_PACKET_HDR, _A_VERDICT_HDR, _A_INDEV, _A_PAYLOAD = 1, 2, 5, 10
@@ -77,6 +79,8 @@ def queue_states() -> dict[int, QueueState]:
 
     :raises UnsupportedError: no nfnetlink_queue here. :raises PrivilegeError: not readable.
     """
+    if not os.path.exists(_STATE_FILE):
+        _load_module()
     try:
         with open(_STATE_FILE) as file:
             lines = file.read().splitlines()
@@ -98,6 +102,21 @@ def queue_states() -> dict[int, QueueState]:
             number=fields[0], waiting=fields[2], dropped_unread=fields[6], last_id=fields[7]
         )
     return states
+
+
+def _load_module() -> None:
+    """Make the kernel load nfnetlink_queue, as the first message to it does.
+
+    ``net/netfilter/nfnetlink.c``, nfnetlink_rcv_msg. The command PF_BIND has no effect (3.8).
+    """
+    sock = NetlinkSocket(NETLINK_NETFILTER)
+    body = bytes(4) + attribute(_CFG_CMD, struct.pack("!BxH", _CMD_PF_BIND, 0))
+    try:
+        # Whether it helped, the state file tells; without privilege or the module it does not.
+        with suppress(PrivilegeError, KernelError, UnsupportedError):
+            sock.acknowledged("load nfnetlink_queue", _CONFIG, body)
+    finally:
+        sock.close()
 
 
 class PacketQueues:
