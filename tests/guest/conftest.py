@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from guest.bridge import kernel, pytest_generate_tests, pytest_runtest_protocol
+from tests.integration.conftest import lab, simple
 
-__all__ = ["kernel", "pytest_generate_tests", "pytest_runtest_protocol"]
+__all__ = ["kernel", "lab", "pytest_generate_tests", "pytest_runtest_protocol", "simple"]

@@ -43,8 +43,7 @@ def is_writable(folder: Path) -> bool:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
     except OSError as error:
-        assert error.errno == errno.EROFS, error
-        return False
+        return error.errno != errno.EROFS  # any other reason might go away
     path.unlink()
     return True
 
