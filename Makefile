@@ -1,7 +1,7 @@
 # Each target sets up what it needs: Debian packages (as root) and .venv.
 PYTHON := .venv/bin/python
 
-.PHONY: help setup demo test faults unit lint format bench soak clean
+.PHONY: help setup demo test faults kernels unit lint format bench soak clean
 
 .DEFAULT_GOAL := help
 
@@ -9,6 +9,7 @@ help:
 	@echo "make demo    restart a real HAProxy under load, without and with synplug"
 	@echo "make test    all tests but the rest of the fault matrix, in private network namespaces"
 	@echo "make faults  the whole fault matrix: every step, process, fault and backend"
+	@echo "make kernels the tests of tests/guest on every kernel; the tables of docs/kernels.md"
 	@echo "make unit    the tests that need no root and no namespaces"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   the figures of docs/benchmarks.md"
@@ -26,6 +27,9 @@ test: setup
 
 faults: setup
 	$(PYTHON) -m pytest -m "faults or not faults" tests/integration/test_faults.py
+
+kernels: setup
+	KERNELS="machine bullseye bookworm trixie sid" KERNELS_TABLES=docs/kernels.md $(PYTHON) -m pytest tests/guest
 
 unit: setup
 	$(PYTHON) -m pytest tests/unit

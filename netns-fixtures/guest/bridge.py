@@ -148,6 +148,8 @@ class GuestRun:
             report = config.hook.pytest_report_from_serializable(
                 config=config, data=record["report"]
             )
+            if isinstance(report.longrepr, list):  # JSON knows no tuples; a skip's reason is one
+                report.longrepr = tuple(report.longrepr)
             self._reports.setdefault(report.nodeid, []).append(report)
         return anything
 

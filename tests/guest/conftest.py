@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from guest.bridge import kernel, pytest_generate_tests, pytest_runtest_protocol
+from tests.guest.matrix import pytest_configure
 from tests.integration.conftest import lab, simple
 
-__all__ = ["kernel", "lab", "pytest_generate_tests", "pytest_runtest_protocol", "simple"]
+__all__ = [
+    "kernel",
+    "lab",
+    "pytest_configure",
+    "pytest_generate_tests",
+    "pytest_runtest_protocol",
+    "simple",
+]

@@ -1,0 +1,81 @@
+"""What the guests' harness says of guests that fail: never nothing, and never that all is well."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from guest.errors import BootError, FetchError
+from guest.machine import Guest
+from guest.suites import DEFAULT_SUITE, Kernel, fetch
+
+SAMPLES = Path(__file__).with_name("guest_samples") / "samples.py"
+
+
+def test_every_test_has_the_outcome_that_it_had_in_the_guest() -> None:
+    options = ["-vv", "-rA", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(SAMPLES)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "KERNELS": DEFAULT_SUITE, "CI": ""},
+    )
+    for line in (
+        "test_passes[bookworm] PASSED",
+        "test_fails[bookworm] FAILED",
+        "test_is_skipped[bookworm] SKIPPED",
+        "test_kills_its_kernel[bookworm] FAILED",
+        "test_is_owed_by_the_dead[bookworm] FAILED",
+        "said in the guest",
+        "something else",
+        "Kernel panic",
+        "3 failed, 1 passed, 1 skipped",
+    ):
+        assert line in done.stdout, done.stdout
+    assert done.returncode == 1
+
+
+def test_a_guest_that_does_not_end_is_killed_with_all_its_processes() -> None:
+    with Guest(fetch(DEFAULT_SUITE), limit_s=4) as guest:
+        guest.start(["sleep", "600"])
+        with pytest.raises(BootError, match="did not end within 4 s"):
+            _wait(guest)
+        folder = str(guest.shared)
+    assert not [pid for pid in _pids() if folder in _command_line(pid)]
+    assert not Path(folder).exists()
+
+
+def test_a_guest_that_does_not_start_is_an_error(tmp_path: Path) -> None:
+    with Guest(Kernel(suite="none", root=tmp_path, release="0"), limit_s=30) as guest:
+        guest.start(["true"])
+        with pytest.raises(BootError, match="No such file"):
+            _wait(guest)
+
+
+def test_an_unknown_suite_is_an_error() -> None:
+    with pytest.raises(FetchError, match="no suite 'woody': there are bullseye"):
+        fetch("woody")
+
+
+def _wait(guest: Guest) -> int:
+    while guest.runs():
+        time.sleep(0.01)
+    return guest.status()
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
