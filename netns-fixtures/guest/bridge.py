@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TextIO
 
 import pytest
@@ -23,6 +25,8 @@ from guest.errors import BootError, GuestError
 from guest.machine import Guest
 from guest.reporter import ENVIRONMENT_RESULTS
 from guest.suites import DEFAULT_SUITE, REPOSITORY, fetch
+from netlab.compiled import compiled
+from netlab.errors import LabError
 
 #: The kernel that runs this, in place of a suite.
 MACHINE = "machine"
@@ -89,7 +93,7 @@ class GuestRun:
         """Wait for the reports of `item`; a failed one in place of those that never come."""
         try:
             self._wait_for(item)
-        except (GuestError, OSError) as error:
+        except (GuestError, LabError, OSError) as error:
             failure, self._failure = str(error), str(error).partition("\n")[0]
             return [*self._reports.get(item.nodeid, []), _failed(item, failure)]
         return self._reports[item.nodeid]
@@ -122,6 +126,7 @@ class GuestRun:
         self._guest = self._stack.enter_context(guest)
         selection = guest.shared / "selection"
         selection.write_text("".join(f"{item.nodeid}\n" for item in self._items), encoding="utf-8")
+        _share_programs(guest.shared / "cache")
         results = guest.shared / "results"
         results.touch()
         self._results = self._stack.enter_context(results.open(encoding="utf-8"))
@@ -129,6 +134,7 @@ class GuestRun:
         environment |= {
             _ENVIRONMENT_INSIDE: self._suite,
             ENVIRONMENT_RESULTS: str(results),
+            "XDG_CACHE_HOME": str(guest.shared / "cache"),
             "PYTHONPATH": str(REPOSITORY / "netns-fixtures"),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
@@ -161,6 +167,13 @@ class GuestRun:
             return None
         line, self._partial = self._partial, ""
         return line
+
+
+def _share_programs(cache: Path) -> None:
+    """Put the lab's programs where the guest's lab looks: its compiler would take long."""
+    (cache / "netlab").mkdir(mode=0o700, parents=True)
+    for name in ("loadgen", "listenwatch"):
+        shutil.copy(compiled(name), cache / "netlab")
 
 
 def _failed(item: pytest.Item, words: str) -> pytest.TestReport:

@@ -25,9 +25,12 @@ class Matrix:
         self._backends: dict[tuple[str, str], dict[str, Any]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the properties of a finished test."""
+        """Take the properties of a finished test: what it came to before it failed, if it did.
+
+        Fixtures look at what is left behind; if they complain, nothing of it counts.
+        """
         found = dict(report.user_properties)
-        if report.when != "call" or "kernel" not in found:
+        if report.when != "teardown" or "kernel" not in found:
             return
         kernel = str(found["kernel"])
         if isinstance(features := found.get("features"), dict):
@@ -35,7 +38,8 @@ class Matrix:
             self._releases[kernel] = ".".join(str(found["release"]).split(".")[:2])
         if "backend" in found:
             row = self._backends.setdefault((kernel, str(found["backend"])), {})
-            row |= {stage: found[stage] for stage in _STAGES if stage in found}
+            if report.passed:
+                row |= {stage: found[stage] for stage in _STAGES if stage in found}
 
     def pytest_sessionfinish(self) -> None:
         """Write the tables between their marks."""
