@@ -11,6 +11,6 @@ wanted=$(cat pyproject.toml scripts/setup.sh | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     rm -rf .venv
     python3 -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 -e '.[iptables,dev]'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 -e '.[iptables,plug,dev]'
     printf '%s\n' "$wanted" >"$stamp"
 fi

@@ -34,6 +34,7 @@ class BackendName(enum.Enum):
     AUTO = "auto"
     NFQUEUE = "nfqueue"
     NFQUEUE_IPTABLES = "nfqueue-iptables"
+    PLUG = "plug"
 
 
 class OnFull(enum.Enum):
@@ -173,6 +174,7 @@ class HoldSpec:
     :param max_hold_s: seconds from the first held SYN's instant to the release, at most.
     :param max_held_packets: how many SYNs may wait at once.
     :param max_held_per_source: how many of one IPv4 address, or one IPv6 /64; 0: any number.
+    :param devices: names of those that bring traffic, for backends that go by device; empty: all.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -184,6 +186,7 @@ class HoldSpec:
     max_held_per_source: int = 0
     on_full: OnFull = OnFull.DROP
     release: ReleaseMode = ReleaseMode.PACED
+    devices: tuple[str, ...] = ()
     probe_mark: int = PROBE_MARK
 
 

@@ -6,11 +6,9 @@ import argparse
 
 from synplug import __version__
 from synplug.cli import values
+from synplug.cli.hold_options import hold_options
 from synplug.cli.parser import Parser, value_of
-from synplug.handover.request import HoldOptions
-from synplug.model import BackendName, OnDrainTimeout, OnFull, ReleaseMode
-
-_HOLD = HoldOptions()
+from synplug.model import OnDrainTimeout
 
 _DESCRIPTION = "Restart anything that listens on TCP without losing a connection."
 _EPILOG = """\
@@ -66,7 +64,7 @@ def _wrap(verbs: argparse._SubParsersAction[Parser]) -> None:
         "synplug wrap [options] -- CMD [ARG...]",
     )
     _target_options(verb)
-    _hold_options(verb)
+    hold_options(verb)
     _drain_options(verb)
     _ready_options(verb)
     _safety_options(verb)
@@ -82,7 +80,7 @@ def _hold(verbs: argparse._SubParsersAction[Parser]) -> None:
     )
     _name_option(verb)
     _target_options(verb)
-    _hold_options(verb, deadline="mandatory: nobody may be there to release it")
+    hold_options(verb, deadline="mandatory: nobody may be there to release it")
     _drain_options(verb)
     _lock_option(verb)
     verb.add_argument("-q", "--quiet", action="store_true", help="say nothing where all went well")
@@ -155,59 +153,6 @@ def _netns_option(group: argparse._ActionsContainer) -> None:
         "--netns",
         metavar="NAME|PATH|PID",
         help="do everything, CMD included, in that network namespace",
-    )
-
-
-def _hold_options(verb: Parser, *, deadline: str = "default 10s") -> None:
-    """How to hold.
-
-    :param deadline: what is said of the longest hold; without a default it must be given.
-    """
-    group = verb.add_argument_group("holding")
-    group.add_argument(
-        "--max-hold",
-        type=value_of(values.positive_duration),
-        default=_HOLD.max_hold_s,
-        required=not deadline.startswith("default"),
-        metavar="TIME",
-        help=f"release at the latest after this long ({deadline})",
-    )
-    _limit_options(group)
-    group.add_argument(
-        "--backend",
-        choices=[choice.value for choice in BackendName],
-        default=BackendName.AUTO.value,
-        help="how to hold (default auto: the first that works)",
-    )
-    group.add_argument(
-        "--release",
-        choices=[choice.value for choice in ReleaseMode],
-        default=ReleaseMode.PACED.value,
-        help="let go as fast as the listeners' backlogs allow (default), or all at once",
-    )
-
-
-def _limit_options(group: argparse._ActionsContainer) -> None:
-    group.add_argument(
-        "--max-held",
-        type=value_of(values.count),
-        default=_HOLD.max_held,
-        metavar="N",
-        help=f"hold at most N SYNs (default {_HOLD.max_held})",
-    )
-    group.add_argument(
-        "--max-held-per-source",
-        type=value_of(values.count),
-        default=_HOLD.max_held_per_source,
-        metavar="N",
-        help="hold at most N SYNs of one IPv4 address, or one IPv6 /64 (default: any number)",
-    )
-    group.add_argument(
-        "--on-full",
-        choices=[choice.value for choice in OnFull],
-        default=OnFull.DROP.value,
-        help="a SYN beyond these: drop it, and its client tries again in a second (default), "
-        "or pass it, and it may be refused",
     )
 
 

@@ -30,6 +30,7 @@ def hold_options(options: argparse.Namespace) -> HoldOptions:
         on_full=OnFull(options.on_full),
         release=ReleaseMode(options.release),
         backend=BackendName(options.backend),
+        devices=tuple(options.devices),
         lock_timeout_s=options.lock_timeout,
     )
 

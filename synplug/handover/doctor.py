@@ -43,6 +43,7 @@ def examine() -> list[Finding]:
         _self_test(BackendName.NFQUEUE, needed=True),
         _try("python-iptables", describe, "can be imported", needed=False),
         _self_test(BackendName.NFQUEUE_IPTABLES, needed=False),
+        _self_test(BackendName.PLUG, needed=False),
         *(_sysctl(name) for name in _SYSCTLS),
     ]
 

@@ -31,6 +31,7 @@ class HoldOptions:
     on_full: OnFull = OnFull.DROP
     release: ReleaseMode = ReleaseMode.PACED
     backend: BackendName = BackendName.AUTO
+    devices: tuple[str, ...] = ()
     lock_timeout_s: float = 0.0
 
 
@@ -69,6 +70,7 @@ def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions, *, name: st
         max_held_per_source=options.max_held_per_source,
         on_full=options.on_full,
         release=options.release,
+        devices=options.devices,
     )
 
 

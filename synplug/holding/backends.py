@@ -24,10 +24,18 @@ def nfqueue_iptables(spec: HoldSpec) -> Backend:
     return QueueBackend(spec, IptablesGate(spec))
 
 
+def plug(spec: HoldSpec) -> Backend:
+    """The plug qdisc of an ifb device."""
+    from synplug.holding.plug import PlugBackend
+
+    return PlugBackend(spec)
+
+
 _MAKERS: dict[BackendName, tuple[MakeBackend, ...]] = {
-    BackendName.AUTO: (nfqueue, nfqueue_iptables),
+    BackendName.AUTO: (nfqueue, nfqueue_iptables, plug),
     BackendName.NFQUEUE: (nfqueue,),
     BackendName.NFQUEUE_IPTABLES: (nfqueue_iptables,),
+    BackendName.PLUG: (plug,),
 }
 
 

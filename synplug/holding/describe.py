@@ -1,4 +1,4 @@
-"""A hold in the words of nft(8) and iptables(8), for people who want to know what it does."""
+"""A hold in the words of nft(8), iptables(8) and tc(8), for those who want to know what it does."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ def equivalent_commands(spec: HoldSpec) -> list[str]:
     """Lines that would hold, and release, as *spec* says; N stands for a free queue number."""
     if spec.backend is BackendName.NFQUEUE_IPTABLES:
         return _iptables(spec)
+    if spec.backend is BackendName.PLUG:
+        return _plug(spec)
     table = f"inet synplug-{spec.run_id}"
     queues, _ = queue_plan(spec.max_held_packets)
     shares = [
@@ -57,6 +59,35 @@ def _nft_share(index: int, queues: int) -> str:
         return ""
     mask = (queues - 1) << BALANCE_SHIFT
     return f"tcp sport & {mask:#x} == {index << BALANCE_SHIFT:#x} "
+
+
+def _plug(spec: HoldSpec) -> list[str]:
+    from synplug.holding.plug import BYTES_PER_SYN
+
+    ifb = f"synplug{spec.run_id}"
+    lines = []
+    for endpoint in spec.endpoints:
+        for family in endpoint.families:
+            protocol, example = ("ip", "ADDRESS") if family.value == 4 else ("ipv6", "ADDRESS6")
+            lines.append(
+                f"tc filter add dev DEV ingress protocol {protocol} flower ip_proto tcp "
+                f"dst_ip {endpoint.exact_address or example} dst_port {endpoint.port} "
+                f"tcp_flags 0x2/0x17 action mirred egress redirect dev {ifb}"
+            )
+    limit_bytes = spec.max_held_packets * BYTES_PER_SYN
+    return [
+        "# prepare; for each device DEV, and each address of this machine",
+        f"ip link add {ifb} type ifb && ip link set {ifb} up",
+        f"tc qdisc add dev {ifb} root plug limit {limit_bytes} "
+        f"&& tc qdisc change dev {ifb} root plug release_indefinite",
+        "tc qdisc add dev DEV clsact",
+        *lines,
+        "# hold",
+        f"tc qdisc change dev {ifb} root plug block",
+        "# release; remove the filters; when the plug is empty, remove the rest",
+        f"tc qdisc change dev {ifb} root plug release_indefinite",
+        f"ip link del {ifb}; tc qdisc del dev DEV clsact",
+    ]
 
 
 def _iptables(spec: HoldSpec) -> list[str]:

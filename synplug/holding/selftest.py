@@ -87,9 +87,16 @@ def _failure(backend: BackendName, host: str) -> str:
         finally:
             hold.close()
             locks.drop()
-    left = [name for name in tables() if name.startswith("synplug")]
-    left += [f"queue {number}" for number in queue_states()]
+    left = _left(backend)
     return f"{host}: still there afterwards: {', '.join(left)}" if left else ""
+
+
+def _left(backend: BackendName) -> list[str]:
+    """What is still in the kernel of a namespace in which nobody else does anything."""
+    if backend is BackendName.PLUG:
+        return [name for _, name in socket.if_nameindex() if name.startswith("synplug")]
+    left = [name for name in tables() if name.startswith("synplug")]
+    return left + [f"queue {number}" for number in queue_states()]
 
 
 def _is_connected(client: socket.socket, timeout_ms: int) -> bool:

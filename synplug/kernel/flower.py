@@ -1,0 +1,150 @@
+"""Filters of tc-flower(8) and tc-fw(8) for SYNs, as rtnetlink messages.
+
+pyroute2 has no flower. Source of the formats: ``include/uapi/linux/pkt_cls.h``,
+``include/uapi/linux/tc_act/tc_mirred.h``, ``net/sched/cls_flower.c``. Its dissector finds the TCP
+header behind IP options and IPv6 extension headers by itself, which u32 does not.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+
+from synplug.kernel.netlink import attribute, be16, nested, text
+
+#: The sides of clsact: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS); an ingress qdisc has the first.
+INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+_TCMSG = struct.Struct("=BBHiIII")
+_MIRRED = struct.Struct("=IIiiiiI")  # index, capab, action, refcnt, bindcnt, eaction, ifindex
+_GACT = struct.Struct("=IIiii")
+
+_KIND, _OPTIONS = 1, 2
+_ACT, _FW_ACT = 3, 4
+_ETH_P_ALL = 0x0003
+_ETH_TYPE, _IP_PROTO = 8, 9
+_IPV4_SRC, _IPV4_SRC_MASK, _IPV4_DST, _IPV4_DST_MASK = 10, 11, 12, 13
+_IPV6_SRC, _IPV6_SRC_MASK, _IPV6_DST, _IPV6_DST_MASK = 14, 15, 16, 17
+_TCP_SRC, _TCP_DST = 18, 19
+_TCP_FLAGS, _TCP_FLAGS_MASK = 71, 72
+_MIRRED_PARMS, _GACT_PARMS = 2, 2
+_STOLEN, _OK, _EGRESS_REDIRECT = 4, 0, 1
+_FIN, _SYN, _RST, _ACK = 0x01, 0x02, 0x04, 0x10
+_ETHERTYPE = {4: 0x0800, 6: 0x86DD}
+_TCP = 6
+
+Prefix = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A filter as the kernel shows it.
+
+    :param info: preference and protocol, as struct tcmsg has them.
+    """
+
+    device: int
+    parent: int
+    handle: int
+    info: int
+
+    @property
+    def preference(self) -> int:
+        """Filters of a lower one are looked at first."""
+        return self.info >> 16
+
+    def place(self) -> bytes:
+        """The body of RTM_DELTFILTER."""
+        return _TCMSG.pack(0, 0, 0, self.device, self.handle, self.parent, self.info)
+
+
+def filters_at(device: int, parent: int) -> bytes:
+    """The body of RTM_GETTFILTER for all filters there."""
+    return _TCMSG.pack(0, 0, 0, device, 0, parent, 0)
+
+
+def installed(answer: memoryview) -> Installed:
+    """A filter in the answer to that."""
+    _, _, _, device, handle, parent, info = _TCMSG.unpack_from(answer)
+    return Installed(device, parent, handle, info)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SynFilter:
+    """SYNs to a port of these addresses; from this one source alone, if it is given.
+
+    :param source: address and port of one connection, to be let through.
+    """
+
+    destination: Prefix
+    port: int
+    source: tuple[Prefix, int] | None = None
+
+    @property
+    def ethertype(self) -> int:
+        """The protocol of the frames that it looks at."""
+        return _ETHERTYPE[self.destination.version]
+
+
+def place(
+    syns: SynFilter, *, device: int, preference: int, handle: int, parent: int = INGRESS
+) -> Installed:
+    """Where a filter is to stand. A preference takes filters of one protocol only."""
+    in_network_order = struct.unpack("=H", syns.ethertype.to_bytes(2, "big"))[0]
+    return Installed(device, parent, handle, preference << 16 | in_network_order)
+
+
+def message(syns: SynFilter, where: Installed, action: bytes) -> bytes:
+    """The body of RTM_NEWTFILTER."""
+    return where.place() + text(_KIND, "flower") + nested(_OPTIONS, _keys(syns), action)
+
+
+def mark_place(mark: int, *, device: int, preference: int) -> Installed:
+    """Where a filter for packets with a mark is to stand."""
+    in_network_order = struct.unpack("=H", _ETH_P_ALL.to_bytes(2, "big"))[0]
+    return Installed(device, INGRESS, mark, preference << 16 | in_network_order)
+
+
+def mark_message(where: Installed) -> bytes:
+    """The body of RTM_NEWTFILTER: packets with that mark are looked at no further."""
+    return where.place() + text(_KIND, "fw") + nested(_OPTIONS, _accept(_FW_ACT))
+
+
+def redirect(device: int) -> bytes:
+    """The action that sends a packet out of *device*, instead of where it was going."""
+    parameters = _MIRRED.pack(0, 0, _STOLEN, 0, 0, _EGRESS_REDIRECT, device)
+    return _action("mirred", attribute(_MIRRED_PARMS, parameters))
+
+
+def accept() -> bytes:
+    """The action that ends the search for filters."""
+    return _accept(_ACT)
+
+
+def _accept(where: int) -> bytes:
+    parameters = attribute(_GACT_PARMS, _GACT.pack(0, 0, _OK, 0, 0))
+    return _action("gact", parameters, where)
+
+
+def _action(kind: str, parameters: bytes, where: int = _ACT) -> bytes:
+    return nested(where, nested(1, text(1, kind), nested(2, parameters)))
+
+
+def _keys(found: SynFilter) -> bytes:
+    keys = be16(_ETH_TYPE, found.ethertype) + attribute(_IP_PROTO, bytes([_TCP]))
+    keys += be16(_TCP_DST, found.port)
+    keys += be16(_TCP_FLAGS, _SYN) + be16(_TCP_FLAGS_MASK, _FIN | _SYN | _RST | _ACK)
+    is_v4 = found.destination.version == 4
+    to, to_mask = (_IPV4_DST, _IPV4_DST_MASK) if is_v4 else (_IPV6_DST, _IPV6_DST_MASK)
+    keys += _address(found.destination, to, to_mask)
+    if found.source is not None:
+        source, port = found.source
+        of, of_mask = (_IPV4_SRC, _IPV4_SRC_MASK) if is_v4 else (_IPV6_SRC, _IPV6_SRC_MASK)
+        keys += _address(source, of, of_mask) + be16(_TCP_SRC, port)
+    return keys
+
+
+def _address(prefix: Prefix, kind: int, mask_kind: int) -> bytes:
+    return attribute(kind, prefix.network_address.packed) + attribute(
+        mask_kind, prefix.netmask.packed
+    )

@@ -1,0 +1,278 @@
+"""Devices, qdiscs and filters: what the plug backend needs of traffic control, through pyroute2.
+
+Source: tc(8), ``net/sched/sch_plug.c``, ``net/sched/act_mirred.c``, ``drivers/net/ifb.c``.
+Importing pyroute2 takes a third of a second, so only what uses this does it. pyroute2 has no
+flower: filters are messages of our own (:mod:`synplug.kernel.flower`).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Any
+
+from synplug.errors import KernelError, PrivilegeError, UnsupportedError
+from synplug.kernel import flower
+from synplug.kernel.flower import Installed, Prefix, SynFilter
+from synplug.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket
+from synplug.model import Family
+
+_NETLINK_ROUTE = 0
+_NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
+_RT_TABLE_LOCAL, _RTN_LOCAL = 255, 2
+_RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+_ANY = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 -- nobody binds to it
+_REMEDY = "load the modules sch_plug, ifb, act_mirred and cls_flower; or use another backend"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A network device. *is_ours*: an ifb of some run of ours."""
+
+    index: int
+    name: str
+    is_ours: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlugState:
+    """What the plug says of itself.
+
+    :param waiting: packets in it. :param passed: that have left it since it was made.
+    :param dropped: that did not fit. :param waiting_bytes: of those that wait.
+    """
+
+    waiting: int
+    passed: int
+    dropped: int
+    waiting_bytes: int
+
+
+@contextmanager
+def _refused(action: str) -> Iterator[None]:
+    """Turn pyroute2's errors into ours."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code == errno.EPERM:
+            raise PrivilegeError(f"{action}: not permitted", capability="CAP_NET_ADMIN") from error
+        if error.code in (errno.EOPNOTSUPP, errno.ENOENT) and action.startswith("make"):
+            raise UnsupportedError(f"{action}: this kernel cannot", remedy=_REMEDY) from error
+        raise KernelError(action, error.code or 0) from error
+    except OSError as error:
+        raise KernelError(action, error.errno or 0) from error
+
+
+class Changes:
+    """Says that a device, or an address, has come or gone: rtnetlink(7) multicast."""
+
+    def __init__(self) -> None:
+        groups = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_ROUTE)
+        self._socket.bind((0, groups))
+
+    def fileno(self) -> int:
+        """The descriptor, readable when something has changed."""
+        return self._socket.fileno()
+
+    def take(self) -> bool:
+        """Whether something has; what it was the caller looks up."""
+        found = False
+        while True:
+            try:
+                self._socket.recv(1 << 16)
+            except BlockingIOError:
+                return found
+            except OSError:  # ENOBUFS: more than the buffer takes is a change, too
+                found = True
+            else:
+                found = True
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
+
+
+class TrafficControl:
+    """Traffic control in the network namespace of the calling thread.
+
+    :param prefix: of the names of devices that are ours.
+    :raises UnsupportedError: pyroute2 is not installed.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        try:
+            from pyroute2 import IPRoute
+        except ImportError as error:
+            raise UnsupportedError(
+                "pyroute2 is not installed", remedy="pip install 'synplug[plug]'"
+            ) from error
+        self._prefix = prefix
+        with _refused("open a routing socket"):
+            self._route: Any = IPRoute()
+        self._filters = NetlinkSocket(_NETLINK_ROUTE)
+
+    def close(self) -> None:
+        """Close the sockets; everything in the kernel stays."""
+        self._filters.close()
+        self._route.close()
+
+    # --- devices
+
+    def devices(self) -> list[Device]:
+        """All of them that are up, or may be later."""
+        with _refused("list the network devices"):
+            found = self._route.get_links()
+        return [
+            Device(
+                index=link["index"],
+                name=link.get_attr("IFLA_IFNAME"),
+                is_ours=link.get_attr("IFLA_IFNAME").startswith(self._prefix),
+            )
+            for link in found
+        ]
+
+    def index_of(self, name: str) -> int | None:
+        """The index of the device of that name."""
+        return next((device.index for device in self.devices() if device.name == name), None)
+
+    def make_ifb(self, name: str) -> int:
+        """Make an ifb device, up; its index.
+
+        :raises UnsupportedError: this kernel has none.
+        """
+        with _refused(f"make the ifb device {name}"):
+            self._route.link("add", ifname=name, kind="ifb")
+            index = self.index_of(name)
+            assert index is not None, "it has just been made"
+            self._route.link("set", index=index, state="up")
+            return int(index)
+
+    def remove_device(self, index: int) -> None:
+        """Remove it; what waits in its qdisc is dropped."""
+        with _refused("remove the ifb device"):
+            self._route.link("del", index=index)
+
+    def ifb_in_flight(self, index: int) -> int:
+        """Packets that an ifb has taken and not yet passed on.
+
+        It counts what it takes as received, what it passes on as sent, and what was not redirected
+        to it as dropped (``drivers/net/ifb.c``, ifb_xmit and ifb_ri_tasklet).
+        """
+        with _refused("read the counters of the ifb device"):
+            (link,) = self._route.get_links(index)
+        counters = link.get_attr("IFLA_STATS64")
+        gone = int(counters["tx_packets"]) + int(counters["rx_dropped"])
+        return max(0, int(counters["rx_packets"]) - gone)
+
+    def local_prefixes(self) -> set[Prefix]:
+        """The addresses that this machine answers for: the table *local* of both IP versions."""
+        found: set[Prefix] = set()
+        for family in Family:
+            with _refused("list the local addresses"):
+                routes = list(self._route.get_routes(family=family.af, table=_RT_TABLE_LOCAL))
+            for route in routes:
+                if route["type"] == _RTN_LOCAL:
+                    address = route.get_attr("RTA_DST") or _ANY[family]
+                    found.add(ip_network(f"{address}/{route['dst_len']}"))
+        return found
+
+    # --- the plug
+
+    def make_plug(self, device: int, limit_bytes: int) -> None:
+        """Make a plug the root qdisc of *device*: of that limit, and open.
+
+        A new one is plugged, takes only the limit from its options, and with any other action
+        than a limit would get a limit of 0 (``net/sched/sch_plug.c``, plug_init).
+        """
+        with _refused("make a plug qdisc"):
+            self._route.tc("add", "plug", device, action="TCQ_PLUG_LIMIT", limit=limit_bytes)
+        self.open_plug(device)
+
+    def close_plug(self, device: int) -> None:
+        """From here on packets wait."""
+        with _refused("close the plug"):
+            self._route.tc("change", "plug", device, action="TCQ_PLUG_BUFFER")
+
+    def open_plug(self, device: int) -> None:
+        """Everything that waits goes, in order, and nothing waits any more."""
+        with _refused("open the plug"):
+            self._route.tc("change", "plug", device, action="TCQ_PLUG_RELEASE_INDEFINITE")
+
+    def plug_state(self, device: int) -> PlugState | None:
+        """What the root qdisc of *device* says; None when it is no plug, or the device is gone."""
+        with _refused("read the plug's statistics"):
+            qdiscs = list(self._route.get_qdiscs())
+        for qdisc in qdiscs:
+            if qdisc["index"] == device and qdisc.get_attr("TCA_KIND") == "plug":
+                statistics = qdisc.get_attr("TCA_STATS2")
+                queue = statistics.get_attr("TCA_STATS_QUEUE")
+                return PlugState(
+                    waiting=queue["qlen"],
+                    passed=statistics.get_attr("TCA_STATS_BASIC")["packets"],
+                    dropped=queue["drops"],
+                    waiting_bytes=queue["backlog"],
+                )
+        return None
+
+    # --- filters
+
+    def has_ingress(self, device: int) -> bool:
+        """Whether *device* has a place for ingress filters."""
+        with _refused("list the qdiscs"):
+            qdiscs = list(self._route.get_qdiscs())
+        return any(
+            qdisc["index"] == device and qdisc.get_attr("TCA_KIND") in ("ingress", "clsact")
+            for qdisc in qdiscs
+        )
+
+    def make_ingress(self, device: int) -> bool:
+        """Make sure that it has; False: it had."""
+        if self.has_ingress(device):
+            return False
+        with _refused("make a clsact qdisc"):
+            self._route.tc("add", "clsact", device)
+        return True
+
+    def remove_ingress(self, device: int) -> None:
+        """Remove the clsact that was made, unless somebody else has put filters there."""
+        if any(self.filters(device, parent) for parent in (flower.INGRESS, flower.EGRESS)):
+            return
+        with _refused("remove the clsact qdisc"):
+            self._route.tc("del", "clsact", device)
+
+    def filters(self, device: int, parent: int = flower.INGRESS) -> list[Installed]:
+        """The filters there."""
+        body = flower.filters_at(device, parent)
+        answers = self._filters.dump("list the filters", _GETTFILTER, body)
+        return [found for found in map(flower.installed, answers) if found.handle]
+
+    def add_filter(self, syns: SynFilter, where: Installed, action: bytes) -> None:
+        """Add one; its handle is the caller's to choose."""
+        self._filters.acknowledged(
+            f"add a filter for port {syns.port}",
+            _NEWTFILTER,
+            flower.message(syns, where, action),
+            flags=NLM_F_CREATE | NLM_F_EXCL,
+        )
+
+    def pass_mark(self, where: Installed) -> None:
+        """Let packets with a mark pass the filters behind."""
+        body = flower.mark_message(where)
+        flags = NLM_F_CREATE | NLM_F_EXCL
+        self._filters.acknowledged("add a filter for the mark", _NEWTFILTER, body, flags=flags)
+
+    def remove_filter(self, where: Installed) -> None:
+        """Remove it; it may be gone, with its device or by somebody else."""
+        try:
+            self._filters.acknowledged("remove a filter", _DELTFILTER, where.place())
+        except KernelError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+                raise

@@ -1,0 +1,334 @@
+"""The plug backend's steps, on traffic control that takes notes; tests/guest has a real one."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from synplug.errors import KernelError, ReleaseError, UnsupportedError, UsageError
+from synplug.holding import plug
+from synplug.holding.plug import PlugBackend
+from synplug.kernel import flower
+from synplug.kernel.flower import Installed, Prefix, SynFilter
+from synplug.kernel.netlink import attributes
+from synplug.kernel.traffic_control import Device, PlugState
+from synplug.model import Endpoint, Flow, HoldSpec, OnFull
+
+SPEC = HoldSpec(endpoints=(Endpoint(port=80),), run_id="0123abcd", max_held_packets=100)
+LOCAL: set[Prefix] = {ip_network("127.0.0.0/8"), ip_network("10.0.0.1/32"), ip_network("::1/128")}
+
+
+class FakeControl:
+    """Devices 1 (lo) and 2 (eth0); eth0 has an ingress qdisc and a filter of somebody else."""
+
+    def __init__(self, _prefix: str = "") -> None:
+        self.log: list[str] = []
+        self.there = {1: "lo", 2: "eth0"}
+        self.ingress = {2}
+        self.installed = [Installed(2, flower.INGRESS, 1, 3 << 16)]
+        self.actions: dict[tuple[int, int], bytes] = {}
+        self.state: PlugState | None = PlugState(0, 0, 0, 0)
+        self.in_flight = 0
+        self.refused: set[str] = set()
+
+    def _do(self, what: str) -> None:
+        if what.split(maxsplit=1)[0] in self.refused:
+            raise KernelError(what, 12)
+        self.log.append(what)
+
+    def close(self) -> None:
+        self.log.append("close")
+
+    def devices(self) -> list[Device]:
+        return [
+            Device(index, name, name.startswith("synplug")) for index, name in self.there.items()
+        ]
+
+    def index_of(self, name: str) -> int | None:
+        return next((index for index, own in self.there.items() if own == name), None)
+
+    def make_ifb(self, name: str) -> int:
+        self._do("make-ifb")
+        self.there[9] = name
+        return 9
+
+    def remove_device(self, index: int) -> None:
+        self._do("remove-ifb")
+        del self.there[index]
+
+    def ifb_in_flight(self, _index: int) -> int:
+        return self.in_flight
+
+    def local_prefixes(self) -> set[Prefix]:
+        return LOCAL
+
+    def make_plug(self, _device: int, limit_bytes: int) -> None:
+        self._do(f"make-plug {limit_bytes}")
+
+    def close_plug(self, _device: int) -> None:
+        self._do("close-plug")
+
+    def open_plug(self, _device: int) -> None:
+        self._do("open-plug")
+
+    def plug_state(self, _device: int) -> PlugState | None:
+        return self.state
+
+    def has_ingress(self, device: int) -> bool:
+        return device in self.ingress
+
+    def make_ingress(self, device: int) -> bool:
+        if device in self.ingress:
+            return False
+        self._do(f"make-ingress {device}")
+        self.ingress.add(device)
+        return True
+
+    def remove_ingress(self, device: int) -> None:
+        self._do(f"remove-ingress {device}")
+        self.ingress.discard(device)
+
+    def filters(self, device: int, _parent: int = flower.INGRESS) -> list[Installed]:
+        return [found for found in self.installed if found.device == device]
+
+    def add_filter(self, _syns: SynFilter, where: Installed, action: bytes) -> None:
+        self._do("add-filter")
+        self.installed.append(where)
+        self.actions[where.device, where.handle] = action
+
+    def pass_mark(self, where: Installed) -> None:
+        self._do("pass-mark")
+        self.installed.append(where)
+
+    def remove_filter(self, where: Installed) -> None:
+        self._do("remove-filter")
+        self.installed.remove(where)
+
+
+class FakeChanges:
+    """Nothing changes unless a test says so."""
+
+    def __init__(self) -> None:
+        self.changed = False
+
+    def fileno(self) -> int:
+        return 7
+
+    def take(self) -> bool:
+        was, self.changed = self.changed, False
+        return was
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeControl]:
+    made = FakeControl()
+    monkeypatch.setattr(plug, "TrafficControl", lambda _prefix: made)
+    monkeypatch.setattr(plug, "Changes", FakeChanges)
+    monkeypatch.setattr(plug, "wait_for_packets_in_flight", lambda: True)
+    monkeypatch.setattr(plug, "_SETTLE_LIMIT_S", 0.02)
+    yield made
+    foreign = [found for found in made.installed if found.handle == 1]
+    assert len(foreign) == 1, "somebody else's filter stays"
+
+
+def held(control: FakeControl) -> PlugBackend:
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    backend.hold()
+    control.log.clear()
+    return backend
+
+
+def test_all_is_there_before_anything_waits(control: FakeControl) -> None:
+    backend = PlugBackend(SPEC)
+    assert backend.traces() == {
+        "ifb device": "synplug0123abcd",
+        "filters": "handle 0x123a001 ff.",
+        "clsact": "lo",
+    }
+    backend.arm()
+    assert control.log[:2] == ["make-ifb", f"make-plug {100 * plug.BYTES_PER_SYN}"]
+    assert control.log.count("add-filter") == 2 * len(LOCAL)
+    assert "close-plug" not in control.log
+    control.log.clear()
+    backend.hold()
+    assert control.log == ["close-plug"], "one change"
+
+
+def test_foreign_preferences_are_left_alone_and_ours_come_first_where_they_can(
+    control: FakeControl,
+) -> None:
+    PlugBackend(SPEC).arm()
+    ours = {found.preference for found in control.installed if found.handle != 1}
+    assert 3 not in ours
+    assert min(found.preference for found in control.installed if found.device == 1) == 1
+
+
+def test_an_exact_address_has_one_filter_a_device(control: FakeControl) -> None:
+    endpoint = Endpoint(port=80, address=ip_address("10.0.0.1"))
+    backend = PlugBackend(HoldSpec(endpoints=(endpoint,), run_id="0123abcd"))
+    backend.arm()
+    assert control.log.count("add-filter") == 2
+
+
+def test_chosen_devices_only(control: FakeControl) -> None:
+    backend = PlugBackend(HoldSpec(endpoints=SPEC.endpoints, run_id="0123abcd", devices=("eth0",)))
+    backend.arm()
+    assert {found.device for found in control.installed} == {2}
+
+
+def test_a_device_that_is_not_there(control: FakeControl) -> None:
+    backend = PlugBackend(HoldSpec(endpoints=SPEC.endpoints, run_id="0123abcd", devices=("eth7",)))
+    with pytest.raises(UsageError, match="eth7"):
+        backend.traces()
+
+
+def test_it_cannot_pass_what_does_not_fit(control: FakeControl) -> None:
+    spec = HoldSpec(endpoints=SPEC.endpoints, run_id="0123abcd", on_full=OnFull.PASS)
+    with pytest.raises(UnsupportedError):
+        PlugBackend(spec).arm()
+    assert control.log == []
+
+
+def test_it_cannot_tell_sources_apart(control: FakeControl) -> None:
+    spec = HoldSpec(endpoints=SPEC.endpoints, run_id="0123abcd", max_held_per_source=3)
+    with pytest.raises(UnsupportedError, match="max-held-per-source"):
+        PlugBackend(spec).arm()
+    assert control.log == []
+
+
+def test_the_end_in_its_order(control: FakeControl) -> None:
+    backend = held(control)
+    control.state = PlugState(waiting=5, passed=2, dropped=0, waiting_bytes=370)
+    assert backend.open() == 5
+    control.state = PlugState(waiting=0, passed=7, dropped=1, waiting_bytes=0)
+    backend.confirm_empty()
+    backend.remove()
+    assert control.log[0] == "open-plug"
+    assert set(control.log[1:-2]) == {"remove-filter"}
+    assert control.log[-2:] == ["remove-ingress 1", "remove-ifb"]
+    counts = backend.counts()
+    assert (counts.released, counts.held, counts.peak, counts.overflowed) == (7, 7, 5, 1)
+
+
+def test_a_plug_that_does_not_open_holds_nobody_who_comes(control: FakeControl) -> None:
+    backend = held(control)
+    control.refused.add("open-plug")
+    with pytest.raises(KernelError):
+        backend.open()
+    assert len(control.installed) == 1, "no filter of ours is left"
+
+
+def test_what_stays_in_the_plug_is_told(control: FakeControl) -> None:
+    backend = held(control)
+    backend.open()
+    control.state = PlugState(waiting=3, passed=0, dropped=0, waiting_bytes=222)
+    with pytest.raises(ReleaseError, match="3 packets still wait in synplug0123abcd"):
+        backend.confirm_empty()
+
+
+def test_a_device_that_was_taken_away_is_no_black_hole(control: FakeControl) -> None:
+    backend = held(control)
+    control.state = PlugState(waiting=4, passed=0, dropped=0, waiting_bytes=296)
+    assert backend.check_for_loss() == 0
+    control.state = None
+    assert backend.check_for_loss() == 4
+    assert len(control.installed) == 1, "nothing is redirected to nowhere"
+    assert backend.check_for_loss() == 0
+    assert backend.counts().lost == 4
+
+
+def test_a_new_device_gets_its_filters(control: FakeControl) -> None:
+    backend = held(control)
+    control.there[3] = "wlan0"
+    backend.absorb()
+    assert control.log == []
+    assert isinstance(backend._changes, FakeChanges)
+    backend._changes.changed = True
+    backend.absorb()
+    assert "make-ingress 3" in control.log
+    assert control.log.count("add-filter") == len(LOCAL)
+
+
+def test_a_connection_of_our_own_is_let_through_before_it_could_be_held(
+    control: FakeControl,
+) -> None:
+    backend = held(control)
+    flow = ip_address("127.0.0.1").packed * 2 + (4000).to_bytes(2, "big") + (80).to_bytes(2, "big")
+    before = len(control.installed)
+    backend.let_through(Flow(flow))
+    added = control.installed[before:]
+    assert len(added) == 2
+    for where in added:
+        held_at = [
+            found.preference
+            for found in control.installed[:before]
+            if found.device == where.device and found.handle >> 12 == 0x123A
+        ]
+        assert where.preference < min(held_at)
+        assert b"gact" in control.actions[where.device, where.handle]
+
+
+@pytest.mark.parametrize("stage", ["made", "armed", "held", "opened", "removed"])
+def test_close_undoes_everything_from_anywhere(control: FakeControl, stage: str) -> None:
+    backend = PlugBackend(SPEC)
+    steps = {"armed": backend.arm, "held": backend.hold, "opened": backend.open}
+    steps |= {"removed": backend.remove}
+    for name, step in steps.items():
+        if stage == "made":
+            break
+        step()
+        if name == stage:
+            break
+    backend.close()
+    assert control.there == {1: "lo", 2: "eth0"}
+    assert control.ingress == {2}
+    assert len(control.installed) == 1
+
+
+def test_what_a_dead_keeper_left_is_found_by_its_run(control: FakeControl) -> None:
+    backend = held(control)
+    other = PlugBackend(HoldSpec(endpoints=SPEC.endpoints, run_id="ffff0000"))
+    traces = backend.traces()
+    alive = Installed(2, flower.INGRESS, other._first_handle, 40 << 16)
+    control.installed.append(alive)
+    PlugBackend(HoldSpec(endpoints=(Endpoint(port=1),), run_id="0123abcd")).clean_up_after_death(
+        traces
+    )
+    assert alive in control.installed
+    control.installed.remove(alive)
+    assert len(control.installed) == 1
+    assert control.there == {1: "lo", 2: "eth0"}
+    assert control.ingress == {2}
+
+
+# --- the messages
+
+
+def test_the_keys_of_a_filter() -> None:
+    syns = SynFilter(destination=ip_network("10.1.0.0/16"), port=8080)
+    where = flower.place(syns, device=5, preference=7, handle=0x123001)
+    message = flower.message(syns, where, flower.redirect(9))
+    assert struct.unpack_from("=iII", message, 4) == (5, 0x123001, flower.INGRESS)
+    (info,) = struct.unpack_from("=I", message, 16)
+    assert (info >> 16, struct.pack("=H", info & 0xFFFF)) == (7, b"\x08\x00")
+    found = dict(attributes(message[20:]))
+    assert bytes(found[1]) == b"flower\0"
+    keys = {kind: bytes(payload) for kind, payload in attributes(found[2])}
+    assert keys[8] == b"\x08\x00"  # TCA_FLOWER_KEY_ETH_TYPE
+    assert keys[9] == b"\x06"  # TCA_FLOWER_KEY_IP_PROTO
+    assert keys[12] + keys[13] == bytes([10, 1, 0, 0, 255, 255, 0, 0])  # _KEY_IPV4_DST, _MASK
+    assert keys[19] == (8080).to_bytes(2, "big")  # TCA_FLOWER_KEY_TCP_DST
+    assert (keys[71], keys[72]) == (b"\x00\x02", b"\x00\x17")  # _KEY_TCP_FLAGS, _MASK
+    (action,) = [payload for _, payload in attributes(keys[3])]
+    parts = dict(attributes(action))
+    assert bytes(parts[1]) == b"mirred\0"
+    (parameters,) = [payload for _, payload in attributes(parts[2])]
+    _, _, verdict, _, _, way, device = struct.unpack("=IIiiiiI", parameters)
+    assert (verdict, way, device) == (4, 1, 9)  # TC_ACT_STOLEN, TCA_EGRESS_REDIR
