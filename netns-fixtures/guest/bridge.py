@@ -54,12 +54,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """In place of a run here: the reports of the run in the guest."""
-    name = _kernel_of(item)
+    name = kernel_of(item)
     if name == MACHINE or _ENVIRONMENT_INSIDE in os.environ:
         return None
     runs = item.config.stash.setdefault(_RUNS, {})
     if name not in runs:
-        runs[name] = GuestRun(name, [it for it in item.session.items if _kernel_of(it) == name])
+        runs[name] = GuestRun(name, [it for it in item.session.items if kernel_of(it) == name])
         item.config.add_cleanup(runs[name].close)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in runs[name].reports(item):
@@ -68,7 +68,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     return True
 
 
-def _kernel_of(item: pytest.Item) -> str:
+def kernel_of(item: pytest.Item) -> str:
     """`machine` for tests that are none of this conftest's."""
     if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
         return MACHINE

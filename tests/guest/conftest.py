@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from guest.bridge import kernel, pytest_generate_tests, pytest_runtest_protocol
+import pytest
+
+from guest.bridge import (
+    MACHINE,
+    kernel,
+    kernel_of,
+    pytest_generate_tests,
+    pytest_runtest_protocol,
+)
 from tests.guest.matrix import pytest_configure
 from tests.integration.conftest import lab, simple
 
@@ -14,3 +22,15 @@ __all__ = [
     "pytest_runtest_protocol",
     "simple",
 ]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, and count as deselected, what the machine's own kernel is not asked for."""
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("guests_only") and kernel_of(item) == MACHINE
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
