@@ -30,7 +30,7 @@ _TRIALS = {
     "sch_plug": f"{_ON_IFB} plug",
     "sch_prio, cls_fw": f"{_PRIO} protocol all handle 5 fw classid 1:3",
     "sch_netem": "tc qdisc add dev lo root netem delay 1ms",
-    "cls_u32, act_mirred, ifb": f"ip link add ifb9 type ifb && {_CLSACT} protocol ip"
+    "ifb, act_mirred": f"ip link add ifb9 type ifb && {_CLSACT} protocol ip"
     " u32 match u8 0x02 0x12 at 33 action mirred egress redirect dev ifb9",
     "cls_flower": f"{_CLSACT} protocol ip flower ip_proto tcp tcp_flags 0x2/0x17 action pass",
     "cls_bpf": f"{_CLSACT} bpf bytecode '1,6 0 0 4294967295'",
