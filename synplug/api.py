@@ -48,7 +48,7 @@ class Held:
 
 
 @contextmanager
-def hold(
+def hold(  # noqa: PLR0913 -- one keyword an option of the command line
     ports: Iterable[int | Endpoint],
     *,
     max_hold: float = 10.0,
@@ -57,6 +57,8 @@ def hold(
     on_full: OnFull | str = OnFull.DROP,
     release: ReleaseMode | str = ReleaseMode.PACED,
     backend: BackendName | str = BackendName.AUTO,
+    devices: Sequence[str] = (),
+    loopback_egress: bool = False,
     lock_timeout: float = 0.0,
 ) -> Iterator[Held]:
     """Hold new connections to *ports* for as long as the ``with`` block lasts.
@@ -68,11 +70,14 @@ def hold(
     :param max_hold: seconds, at the most.
     :param max_held: SYNs, at the most. :param max_held_per_source: of one source; 0: any number.
     :param on_full: ``drop`` or ``pass`` what does not fit.
+    :param devices: backend plug: only what these network devices bring; empty: all.
+    :param loopback_egress: backend plug: only what local clients send, where they send it.
     :param lock_timeout: seconds to wait for another run on the same ports.
     :raises PrivilegeError: no CAP_NET_ADMIN. :raises UnsupportedError: no backend works here.
     :raises LockError: another run has one of the ports.
     :raises KeeperError: the keeper died; the block has run, but not wholly under the hold.
     """
+    _check_words(devices=devices)
     procfs.require_net_admin()
     options = HoldOptions(
         max_hold_s=max_hold,
@@ -81,6 +86,8 @@ def hold(
         on_full=_one_of(OnFull, on_full, "on_full"),
         release=_one_of(ReleaseMode, release, "release"),
         backend=_one_of(BackendName, backend, "backend"),
+        devices=tuple(devices),
+        loopback_egress=loopback_egress,
     )
     spec = hold_spec(_endpoints(ports), options)
     locks = RunLocks(endpoint.port for endpoint in spec.endpoints)
@@ -112,6 +119,8 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
     on_full: OnFull | str = OnFull.DROP,
     release: ReleaseMode | str = ReleaseMode.PACED,
     backend: BackendName | str = BackendName.AUTO,
+    devices: Sequence[str] = (),
+    loopback_egress: bool = False,
     lock_timeout: float = 0.0,
     drain_timeout: float = 1.0,
     on_drain_timeout: OnDrainTimeout | str = OnDrainTimeout.PROCEED,
@@ -134,7 +143,7 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
     :raises UsageError: the call itself is wrong, or the endpoints cannot be found out.
     :raises PrivilegeError: no CAP_NET_ADMIN, and not ``best_effort``.
     """
-    _check_words(command=command, ready_cmd=ready_cmd, check=check)
+    _check_words(command=command, ready_cmd=ready_cmd, check=check, devices=devices)
     if not best_effort:
         procfs.require_net_admin()
     request = WrapRequest(
@@ -152,6 +161,8 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
             on_full=_one_of(OnFull, on_full, "on_full"),
             release=_one_of(ReleaseMode, release, "release"),
             backend=_one_of(BackendName, backend, "backend"),
+            devices=tuple(devices),
+            loopback_egress=loopback_egress,
             lock_timeout_s=lock_timeout,
         ),
         drain=DrainPlan(
@@ -169,6 +180,10 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
         check=tuple(check),
         best_effort=best_effort,
     )
+    return _restart(request)
+
+
+def _restart(request: WrapRequest) -> Report:
     plan, _ = plan_wrap(request)
     tools = real_tools(plan.spec, signals=NoSignals())
     with closing(tools.sockets):

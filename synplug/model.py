@@ -175,6 +175,7 @@ class HoldSpec:
     :param max_held_packets: how many SYNs may wait at once.
     :param max_held_per_source: how many of one IPv4 address, or one IPv6 /64; 0: any number.
     :param devices: names of those that bring traffic, for backends that go by device; empty: all.
+    :param loopback_egress: hold what local clients send over ``lo``, where they send it.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -187,6 +188,7 @@ class HoldSpec:
     on_full: OnFull = OnFull.DROP
     release: ReleaseMode = ReleaseMode.PACED
     devices: tuple[str, ...] = ()
+    loopback_egress: bool = False
     probe_mark: int = PROBE_MARK
 
 

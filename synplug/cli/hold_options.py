@@ -39,17 +39,22 @@ def hold_options(verb: Parser, *, deadline: str = "default 10s") -> None:
         default=ReleaseMode.PACED.value,
         help="let go as fast as the listeners' backlogs allow (default), or all at once",
     )
-    _device_option(group)
+    _device_options(group)
 
 
-def _device_option(group: argparse._ActionsContainer) -> None:
+def _device_options(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--dev",
-        dest="devices",
         action="append",
         default=[],
         metavar="DEVICE",
         help="backend plug: only what this network device brings; repeatable (default: all)",
+    )
+    group.add_argument(
+        "--loopback-egress",
+        action="store_true",
+        help="backend plug: only what local clients send, and where they send it, on lo; "
+        "for a proxy that serves its own machine",
     )
 
 

@@ -30,7 +30,8 @@ def hold_options(options: argparse.Namespace) -> HoldOptions:
         on_full=OnFull(options.on_full),
         release=ReleaseMode(options.release),
         backend=BackendName(options.backend),
-        devices=tuple(options.devices),
+        devices=tuple(options.dev),
+        loopback_egress=options.loopback_egress,
         lock_timeout_s=options.lock_timeout,
     )
 

@@ -32,6 +32,7 @@ class HoldOptions:
     release: ReleaseMode = ReleaseMode.PACED
     backend: BackendName = BackendName.AUTO
     devices: tuple[str, ...] = ()
+    loopback_egress: bool = False
     lock_timeout_s: float = 0.0
 
 
@@ -58,6 +59,10 @@ def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions, *, name: st
         raise UsageError(f"the number of held SYNs must be from 1 to {_LARGEST_MAX_HELD}")
     if not 0 <= options.max_held_per_source <= options.max_held:
         raise UsageError("the number of held SYNs of one source must be from 0 to that of all")
+    if (options.devices or options.loopback_egress) and options.backend is not BackendName.PLUG:
+        raise UsageError("only the backend plug goes by device; add --backend plug")
+    if options.devices and options.loopback_egress:
+        raise UsageError("--loopback-egress is about lo alone; leave out --dev")
     if len(endpoints) > _MOST_ENDPOINTS:
         raise UsageError(f"{len(endpoints)} endpoints are more than {_MOST_ENDPOINTS}")
     return HoldSpec(
@@ -71,6 +76,7 @@ def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions, *, name: st
         on_full=options.on_full,
         release=options.release,
         devices=options.devices,
+        loopback_egress=options.loopback_egress,
     )
 
 

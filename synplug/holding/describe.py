@@ -65,28 +65,32 @@ def _plug(spec: HoldSpec) -> list[str]:
     from synplug.holding.plug import BYTES_PER_SYN
 
     ifb = f"synplug{spec.run_id}"
-    lines = []
+    devices = ("lo",) if spec.loopback_egress else spec.devices or ("DEV",)
+    side = "egress" if spec.loopback_egress else "ingress"
+    lines: list[str] = []
     for endpoint in spec.endpoints:
         for family in endpoint.families:
             protocol, example = ("ip", "ADDRESS") if family.value == 4 else ("ipv6", "ADDRESS6")
-            lines.append(
-                f"tc filter add dev DEV ingress protocol {protocol} flower ip_proto tcp "
+            lines += (
+                f"tc filter add dev {device} {side} protocol {protocol} flower ip_proto tcp "
                 f"dst_ip {endpoint.exact_address or example} dst_port {endpoint.port} "
                 f"tcp_flags 0x2/0x17 action mirred egress redirect dev {ifb}"
+                for device in devices
             )
     limit_bytes = spec.max_held_packets * BYTES_PER_SYN
     return [
-        "# prepare; for each device DEV, and each address of this machine",
-        f"ip link add {ifb} type ifb && ip link set {ifb} up",
+        "# prepare; for each network device DEV, and each address of this machine",
+        f"ip link add {ifb} mtu 1000 type ifb && ip link set {ifb} up",
         f"tc qdisc add dev {ifb} root plug limit {limit_bytes} "
         f"&& tc qdisc change dev {ifb} root plug release_indefinite",
-        "tc qdisc add dev DEV clsact",
+        *(f"tc qdisc add dev {device} clsact" for device in devices),
         *lines,
         "# hold",
         f"tc qdisc change dev {ifb} root plug block",
         "# release; remove the filters; when the plug is empty, remove the rest",
         f"tc qdisc change dev {ifb} root plug release_indefinite",
-        f"ip link del {ifb}; tc qdisc del dev DEV clsact",
+        *(f"tc qdisc del dev {device} clsact" for device in devices),
+        f"ip link del {ifb}",
     ]
 
 

@@ -99,10 +99,10 @@ def message(syns: SynFilter, where: Installed, action: bytes) -> bytes:
     return where.place() + text(_KIND, "flower") + nested(_OPTIONS, _keys(syns), action)
 
 
-def mark_place(mark: int, *, device: int, preference: int) -> Installed:
+def mark_place(mark: int, *, device: int, preference: int, parent: int = INGRESS) -> Installed:
     """Where a filter for packets with a mark is to stand."""
     in_network_order = struct.unpack("=H", _ETH_P_ALL.to_bytes(2, "big"))[0]
-    return Installed(device, INGRESS, mark, preference << 16 | in_network_order)
+    return Installed(device, parent, mark, preference << 16 | in_network_order)
 
 
 def mark_message(where: Installed) -> bytes:

@@ -26,16 +26,25 @@ _NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
 _RT_TABLE_LOCAL, _RTN_LOCAL = 255, 2
 _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 _ANY = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 -- nobody binds to it
+#: Less than IPV6_MIN_MTU (1280), more than any SYN; ifb does not look at it.
+_WITHOUT_IPV6_BYTES = 1000
+#: Kinds of ports whose packets come once more, by the device that they belong to.
+_PORTS = ("bridge", "bond", "team")
 _REMEDY = "load the modules sch_plug, ifb, act_mirred and cls_flower; or use another backend"
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A network device. *is_ours*: an ifb of some run of ours."""
+    """A network device.
+
+    :param is_ours: an ifb of some run of ours.
+    :param is_port: of a bridge, a bond or a team, which gets what it brings.
+    """
 
     index: int
     name: str
-    is_ours: bool
+    is_ours: bool = False
+    is_port: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,19 @@ class PlugState:
     passed: int
     dropped: int
     waiting_bytes: int
+
+
+def load_library() -> None:
+    """Import pyroute2, if it is not yet.
+
+    :raises UnsupportedError: it is not installed.
+    """
+    try:
+        import pyroute2  # noqa: F401
+    except ImportError as error:
+        raise UnsupportedError(
+            "pyroute2 is not installed", remedy="pip install 'synplug[plug]'"
+        ) from error
 
 
 @contextmanager
@@ -108,12 +130,9 @@ class TrafficControl:
     """
 
     def __init__(self, prefix: str) -> None:
-        try:
-            from pyroute2 import IPRoute
-        except ImportError as error:
-            raise UnsupportedError(
-                "pyroute2 is not installed", remedy="pip install 'synplug[plug]'"
-            ) from error
+        load_library()
+        from pyroute2 import IPRoute
+
         self._prefix = prefix
         with _refused("open a routing socket"):
             self._route: Any = IPRoute()
@@ -135,6 +154,7 @@ class TrafficControl:
                 index=link["index"],
                 name=link.get_attr("IFLA_IFNAME"),
                 is_ours=link.get_attr("IFLA_IFNAME").startswith(self._prefix),
+                is_port=link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_KIND") in _PORTS,
             )
             for link in found
         ]
@@ -146,14 +166,22 @@ class TrafficControl:
     def make_ifb(self, name: str) -> int:
         """Make an ifb device, up; its index.
 
+        With an MTU so small it has no IPv6 of its own (``net/ipv6/addrconf.c``, addrconf_notify):
+        its router solicitations and group reports would wait in the plug and count as SYNs.
+
         :raises UnsupportedError: this kernel has none.
         """
         with _refused(f"make the ifb device {name}"):
-            self._route.link("add", ifname=name, kind="ifb")
-            index = self.index_of(name)
-            assert index is not None, "it has just been made"
+            self._route.link("add", ifname=name, kind="ifb", mtu=_WITHOUT_IPV6_BYTES)
+        index = self.index_of(name)
+        assert index is not None, "it has just been made"
+        self.set_up(index)
+        return index
+
+    def set_up(self, index: int) -> None:
+        """Set it up; nothing happens if it is."""
+        with _refused("set the ifb device up"):
             self._route.link("set", index=index, state="up")
-            return int(index)
 
     def remove_device(self, index: int) -> None:
         """Remove it; what waits in its qdisc is dropped."""
@@ -224,19 +252,27 @@ class TrafficControl:
 
     # --- filters
 
-    def has_ingress(self, device: int) -> bool:
-        """Whether *device* has a place for ingress filters."""
+    def has_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
+        """Whether *device* has a place for filters on that side; an ingress qdisc has but one."""
+        kinds = ("ingress", "clsact") if side == flower.INGRESS else ("clsact",)
         with _refused("list the qdiscs"):
             qdiscs = list(self._route.get_qdiscs())
         return any(
-            qdisc["index"] == device and qdisc.get_attr("TCA_KIND") in ("ingress", "clsact")
-            for qdisc in qdiscs
+            qdisc["index"] == device and qdisc.get_attr("TCA_KIND") in kinds for qdisc in qdiscs
         )
 
-    def make_ingress(self, device: int) -> bool:
-        """Make sure that it has; False: it had."""
-        if self.has_ingress(device):
+    def make_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
+        """Make sure that it has; False: it had.
+
+        :raises UnsupportedError: somebody's ingress qdisc is in the place of a clsact.
+        """
+        if self.has_ingress(device, side=side):
             return False
+        if self.has_ingress(device):
+            raise UnsupportedError(
+                "an ingress qdisc takes the place of the clsact",
+                remedy="leave out --loopback-egress",
+            )
         with _refused("make a clsact qdisc"):
             self._route.tc("add", "clsact", device)
         return True

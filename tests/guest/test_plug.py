@@ -5,7 +5,6 @@ Its processor is slow: rates are low, and the time of day is not what is measure
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -20,13 +19,13 @@ from netlab.program import wait_until
 from netlab.servers import HAProxy, Nginx, Service
 from netlab.snapshot import NetworkState
 from netlab.topology import ClientServer, Namespace
+from tests.guest.plug import PLUG, backlog, device, hold, ifb, ledger
 from tests.integration import shell
 from tests.integration.conftest import SimpleService
 from tests.integration.connect import connecting, holds_in_force
 
 RATE_PER_S = 60
-RESTARTS = 3
-PLUG = ["--backend", "plug", "--max-hold", "60s"]
+RESTARTS = 2
 
 
 pytestmark = pytest.mark.guests_only
@@ -65,19 +64,19 @@ def _plainly(service: Service) -> None:
 def _wrapped(service: Service) -> None:
     outcome = shell.wrap(service.namespace, [*PLUG, "-p", "8080"], service.restart_argv)
     assert outcome.status == 0, outcome
-    hold = outcome.report["hold"]
-    assert hold["backend"] == "plug"
-    assert hold["held"] > 0, "the restart was too fast to show anything"
-    assert hold["released"] == hold["held"]
-    assert (hold["lost"], hold["overflowed"]) == (0, 0)
+    held = outcome.report["hold"]
+    assert held["backend"] == "plug"
+    assert held["held"] > 0, "the restart was too fast to show anything"
+    assert held["released"] == held["held"]
+    assert (held["lost"], held["overflowed"]) == (0, 0)
 
 
 def test_a_held_connection_waits_and_is_not_refused(
     lab: ClientServer, simple: SimpleService
 ) -> None:
-    _hold(lab)
+    hold(lab)
     waiting = [connecting(lab.client, (host, 8080), 60) for host in lab.server_addresses]
-    wait_until(lambda: _backlog(lab) >= len(waiting), 30, "both SYNs wait in the plug")
+    wait_until(lambda: backlog(lab) >= len(waiting), 30, "both SYNs wait in the plug")
     lab.server.run(["sh", "-c", simple.stop_line()])
     lab.server.run(simple.start_argv())
     outcome = shell.run(lab.server, "release", "--name", "web", "--json", "-")
@@ -108,18 +107,18 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=30) as ou
 def test_the_keeper_is_killed_and_who_waited_is_let_go(
     lab: ClientServer, simple: SimpleService
 ) -> None:
-    _hold(lab)
+    hold(lab)
     waiting = connecting(lab.client, (lab.server_ipv4, 8080), 60)
-    wait_until(lambda: _backlog(lab) >= 1, 30, "its SYN waits in the plug")
+    wait_until(lambda: backlog(lab) >= 1, 30, "its SYN waits in the plug")
     os.kill(holds_in_force(lab.server)[0]["keeper"], signal.SIGKILL)
     assert float(waiting.communicate(timeout=60)[0]) < 60
-    wait_until(lambda: not _ledger(lab), 30, "the watcher has cleaned up")
+    wait_until(lambda: not ledger(lab), 30, "the watcher has cleaned up")
 
 
 def test_everything_is_killed_and_recover_lets_go(lab: ClientServer, simple: SimpleService) -> None:
-    _hold(lab)
+    hold(lab)
     waiting = connecting(lab.client, (lab.server_ipv4, 8080), 60)
-    wait_until(lambda: _backlog(lab) >= 1, 30, "its SYN waits in the plug")
+    wait_until(lambda: backlog(lab) >= 1, 30, "its SYN waits in the plug")
     keeper = holds_in_force(lab.server)[0]["keeper"]
     with open(f"/proc/{keeper}/task/{keeper}/children") as file:
         (watcher,) = map(int, file.read().split())
@@ -137,34 +136,34 @@ def test_the_deadline_lets_go(lab: ClientServer, simple: SimpleService) -> None:
     assert shell.run(lab.server, "hold", "-p", "8080", "--name", "web", *options).status == 0
     waiting = connecting(lab.client, (lab.server_ipv6, 8080), 60)
     assert float(waiting.communicate(timeout=60)[0]) < 60
-    wait_until(lambda: not _ledger(lab), 30, "nothing is left")
+    wait_until(lambda: not ledger(lab), 30, "nothing is left")
 
 
 def test_a_foreign_qdisc_and_its_filters_stay_and_work(
     lab: ClientServer, simple: SimpleService
 ) -> None:
     """An ingress filter of somebody else counts a port; a root qdisc of theirs delays."""
-    device = _device(lab)
-    lab.server.run(["tc", "qdisc", "add", "dev", device, "ingress"])
+    wire = device(lab)
+    lab.server.run(["tc", "qdisc", "add", "dev", wire, "ingress"])
     lab.server.run(
-        f"tc filter add dev {device} ingress pref 7 protocol ip "
+        f"tc filter add dev {wire} ingress pref 7 protocol ip "
         "flower ip_proto tcp dst_port 9 action drop".split()
     )
-    lab.server.run(["tc", "qdisc", "add", "dev", device, "root", "pfifo", "limit", "77"])
+    lab.server.run(["tc", "qdisc", "add", "dev", wire, "root", "pfifo", "limit", "77"])
     before = NetworkState.capture(lab.server)
     try:
-        _hold(lab)
-        show = ["tc", "filter", "show", "dev", device, "ingress"]
+        hold(lab)
+        show = ["tc", "filter", "show", "dev", wire, "ingress"]
         assert "dst_port 9" in lab.server.run(show).stdout, "it stays while we hold"
         assert shell.run(lab.server, "release", "--name", "web").status == 0
         assert not before.difference(NetworkState.capture(lab.server))
     finally:
-        lab.server.run(["tc", "qdisc", "del", "dev", device, "ingress"])
-        lab.server.run(["tc", "qdisc", "del", "dev", device, "root"])
+        lab.server.run(["tc", "qdisc", "del", "dev", wire, "ingress"])
+        lab.server.run(["tc", "qdisc", "del", "dev", wire, "root"])
 
 
 def test_a_device_that_appears_is_held_too(lab: ClientServer, simple: SimpleService) -> None:
-    _hold(lab)
+    hold(lab)
     lab.server.run(["ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1"])
     show = ["tc", "filter", "show", "dev", "late0", "ingress"]
     wait_until(lambda: "Redirect" in lab.server.run(show, check=False).stdout, 20, "it has filters")
@@ -174,39 +173,11 @@ def test_a_device_that_appears_is_held_too(lab: ClientServer, simple: SimpleServ
 
 def test_the_ifb_is_taken_away(lab: ClientServer, simple: SimpleService) -> None:
     """By somebody who tidies up: what waited is lost, what comes passes."""
-    _hold(lab)
+    hold(lab)
     waiting = connecting(lab.client, (lab.server_ipv4, 8080), 60)
-    wait_until(lambda: _backlog(lab) >= 1, 30, "its SYN waits in the plug")
-    lab.server.run(["ip", "link", "del", _ifb(lab)])
+    wait_until(lambda: backlog(lab) >= 1, 30, "its SYN waits in the plug")
+    lab.server.run(["ip", "link", "del", ifb(lab)])
     assert float(waiting.communicate(timeout=60)[0]) < 60, "its next SYN passed"
     outcome = shell.run(lab.server, "release", "--name", "web", "--json", "-")
     assert outcome.report["hold"]["lost"] >= 1
     assert any("dropped by somebody else" in text for text in outcome.report["warnings"])
-
-
-def _hold(lab: ClientServer) -> None:
-    outcome = shell.run(lab.server, "hold", "-p", "8080", "--name", "web", *PLUG)
-    assert outcome.status == 0, outcome
-
-
-def _ledger(lab: ClientServer) -> list[object]:
-    found: list[object] = json.loads(shell.run(lab.server, "status", "--json").stdout)
-    return found
-
-
-def _ifb(lab: ClientServer) -> str:
-    links = json.loads(lab.server.run(["ip", "-j", "link", "show"]).stdout)
-    (name,) = [link["ifname"] for link in links if link["ifname"].startswith("synplug")]
-    return str(name)
-
-
-def _device(lab: ClientServer) -> str:
-    links = json.loads(lab.server.run(["ip", "-j", "link", "show"]).stdout)
-    (name,) = [link["ifname"] for link in links if link["ifname"] != "lo"]
-    return str(name)
-
-
-def _backlog(lab: ClientServer) -> int:
-    """Packets in the plug, as tc(8) shows them."""
-    shown = json.loads(lab.server.run(["tc", "-s", "-j", "qdisc", "show", "dev", _ifb(lab)]).stdout)
-    return int(shown[0]["qlen"])

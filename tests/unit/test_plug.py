@@ -9,7 +9,9 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from synplug.errors import KernelError, ReleaseError, UnsupportedError, UsageError
-from synplug.holding import plug
+from synplug.holding import diversion, plug
+from synplug.holding.diversion import Diversion
+from synplug.holding.ledger import Entry
 from synplug.holding.plug import PlugBackend
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, Prefix, SynFilter
@@ -32,6 +34,7 @@ class FakeControl:
         self.actions: dict[tuple[int, int], bytes] = {}
         self.state: PlugState | None = PlugState(0, 0, 0, 0)
         self.in_flight = 0
+        self.ports: set[int] = set()
         self.refused: set[str] = set()
 
     def _do(self, what: str) -> None:
@@ -44,7 +47,8 @@ class FakeControl:
 
     def devices(self) -> list[Device]:
         return [
-            Device(index, name, name.startswith("synplug")) for index, name in self.there.items()
+            Device(index, name, name.startswith("synplug"), index in self.ports)
+            for index, name in self.there.items()
         ]
 
     def index_of(self, name: str) -> int | None:
@@ -54,6 +58,9 @@ class FakeControl:
         self._do("make-ifb")
         self.there[9] = name
         return 9
+
+    def set_up(self, index: int) -> None:
+        self._do("set-up")
 
     def remove_device(self, index: int) -> None:
         self._do("remove-ifb")
@@ -77,10 +84,10 @@ class FakeControl:
     def plug_state(self, _device: int) -> PlugState | None:
         return self.state
 
-    def has_ingress(self, device: int) -> bool:
+    def has_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
         return device in self.ingress
 
-    def make_ingress(self, device: int) -> bool:
+    def make_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
         if device in self.ingress:
             return False
         self._do(f"make-ingress {device}")
@@ -91,8 +98,10 @@ class FakeControl:
         self._do(f"remove-ingress {device}")
         self.ingress.discard(device)
 
-    def filters(self, device: int, _parent: int = flower.INGRESS) -> list[Installed]:
-        return [found for found in self.installed if found.device == device]
+    def filters(self, device: int, parent: int = flower.INGRESS) -> list[Installed]:
+        return [
+            found for found in self.installed if (found.device, found.parent) == (device, parent)
+        ]
 
     def add_filter(self, _syns: SynFilter, where: Installed, action: bytes) -> None:
         self._do("add-filter")
@@ -130,6 +139,7 @@ def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeControl]:
     made = FakeControl()
     monkeypatch.setattr(plug, "TrafficControl", lambda _prefix: made)
     monkeypatch.setattr(plug, "Changes", FakeChanges)
+    monkeypatch.setattr(diversion, "entries", list)
     monkeypatch.setattr(plug, "wait_for_packets_in_flight", lambda: True)
     monkeypatch.setattr(plug, "_SETTLE_LIMIT_S", 0.02)
     yield made
@@ -189,6 +199,52 @@ def test_a_device_that_is_not_there(control: FakeControl) -> None:
         backend.traces()
 
 
+def test_a_port_of_a_bridge_is_left_to_the_bridge(control: FakeControl) -> None:
+    control.there |= {3: "br0", 4: "tap0"}
+    control.ports = {4}
+    PlugBackend(SPEC).arm()
+    assert {found.device for found in control.installed} == {1, 2, 3}
+
+
+def test_a_port_of_a_bridge_that_was_chosen_is_taken(control: FakeControl) -> None:
+    control.ports = {2}
+    PlugBackend(HoldSpec(endpoints=SPEC.endpoints, run_id="0123abcd", devices=("eth0",))).arm()
+    assert {found.device for found in control.installed if found.handle != 1} == {2}
+
+
+def test_on_the_egress_side_of_loopback_only(control: FakeControl) -> None:
+    spec = HoldSpec(endpoints=SPEC.endpoints, run_id="0123abcd", loopback_egress=True)
+    backend = PlugBackend(spec)
+    backend.arm()
+    ours = [found for found in control.installed if found.handle != 1]
+    assert {(found.device, found.parent) for found in ours} == {(1, flower.EGRESS)}
+    backend.close()
+    assert len(control.installed) == 1
+
+
+def test_the_last_run_removes_a_clsact_that_several_use(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = PlugBackend(SPEC)
+    first.arm()
+    entry = Entry(
+        run_id="0123abcd",
+        name="",
+        keeper=1,
+        keeper_start=1,
+        backend="plug",
+        state="armed",
+        endpoints=(),
+        deadline_s=0,
+        traces=first.traces(),
+    )
+    monkeypatch.setattr(diversion, "entries", lambda: [entry])
+    second = PlugBackend(HoldSpec(endpoints=(Endpoint(port=81),), run_id="89ab0000"))
+    control.there[5] = "other"
+    second.arm()
+    assert second.traces()["clsact"].split() == ["lo", "other"], "eth0's is somebody else's"
+
+
 def test_it_cannot_pass_what_does_not_fit(control: FakeControl) -> None:
     spec = HoldSpec(endpoints=SPEC.endpoints, run_id="0123abcd", on_full=OnFull.PASS)
     with pytest.raises(UnsupportedError):
@@ -242,10 +298,39 @@ def test_a_device_that_was_taken_away_is_no_black_hole(control: FakeControl) -> 
     assert len(control.installed) == 1, "nothing is redirected to nowhere"
     assert backend.check_for_loss() == 0
     assert backend.counts().lost == 4
+    assert backend.counts().held == 4
 
 
-def test_a_new_device_gets_its_filters(control: FakeControl) -> None:
+def test_what_a_device_drops_that_goes_down_is_counted(control: FakeControl) -> None:
     backend = held(control)
+    control.state = PlugState(waiting=4, passed=0, dropped=0, waiting_bytes=296)
+    assert backend.check_for_loss() == 0
+    control.state = PlugState(waiting=1, passed=0, dropped=0, waiting_bytes=74)
+    assert backend.check_for_loss() == 3
+    assert backend.check_for_loss() == 0
+    backend.open()
+    control.state = PlugState(waiting=0, passed=1, dropped=0, waiting_bytes=0)
+    backend.confirm_empty()
+    assert backend.check_for_loss() == 0, "what is let go is not lost"
+    assert (backend.counts().held, backend.counts().lost) == (4, 3)
+
+
+def test_the_device_is_set_up_again(control: FakeControl) -> None:
+    backend = held(control)
+    assert isinstance(backend._changes, FakeChanges)
+    backend._changes.changed = True
+    backend.absorb()
+    assert "set-up" in control.log
+
+
+def test_a_new_device_gets_its_filters_and_is_entered_into_the_ledger(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = held(control)
+    entered: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        Diversion, "enter_into_ledger", lambda _self, traces: entered.append(traces)
+    )
     control.there[3] = "wlan0"
     backend.absorb()
     assert control.log == []
@@ -254,6 +339,7 @@ def test_a_new_device_gets_its_filters(control: FakeControl) -> None:
     backend.absorb()
     assert "make-ingress 3" in control.log
     assert control.log.count("add-filter") == len(LOCAL)
+    assert [traces["clsact"] for traces in entered] == ["lo wlan0"]
 
 
 def test_a_connection_of_our_own_is_let_through_before_it_could_be_held(
@@ -294,9 +380,10 @@ def test_close_undoes_everything_from_anywhere(control: FakeControl, stage: str)
 
 def test_what_a_dead_keeper_left_is_found_by_its_run(control: FakeControl) -> None:
     backend = held(control)
-    other = PlugBackend(HoldSpec(endpoints=SPEC.endpoints, run_id="ffff0000"))
+    other = HoldSpec(endpoints=SPEC.endpoints, run_id="ffff0000")
     traces = backend.traces()
-    alive = Installed(2, flower.INGRESS, other._first_handle, 40 << 16)
+    handle = int(PlugBackend(other).traces()["filters"].split()[1], 16)
+    alive = Installed(2, flower.INGRESS, handle, 40 << 16)
     control.installed.append(alive)
     PlugBackend(HoldSpec(endpoints=(Endpoint(port=1),), run_id="0123abcd")).clean_up_after_death(
         traces

@@ -21,7 +21,14 @@ from synplug.holding.channel import (
     result_from_wire,
     result_to_wire,
 )
-from synplug.model import PACKETS_PER_QUEUE, Endpoint, HoldCounts, HoldResult, ReleaseReason
+from synplug.model import (
+    PACKETS_PER_QUEUE,
+    BackendName,
+    Endpoint,
+    HoldCounts,
+    HoldResult,
+    ReleaseReason,
+)
 from tests.unit.fakes import HTTP
 
 
@@ -35,6 +42,22 @@ def test_a_hold_without_a_deadline_is_refused(seconds: float) -> None:
 def test_the_number_of_held_syns_is_bounded(packets: int) -> None:
     with pytest.raises(UsageError, match="from 1 to"):
         hold_spec((HTTP,), HoldOptions(max_held=packets))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        HoldOptions(devices=("eth0",)),
+        HoldOptions(loopback_egress=True, backend=BackendName.NFQUEUE),
+        HoldOptions(loopback_egress=True, devices=("lo",), backend=BackendName.PLUG),
+    ],
+)
+def test_only_the_plug_goes_by_device(options: HoldOptions) -> None:
+    """Any other backend would hold what comes by others, too."""
+    with pytest.raises(UsageError, match=r"--backend plug|leave out --dev"):
+        hold_spec((HTTP,), options)
+    spec = hold_spec((HTTP,), HoldOptions(devices=("eth0",), backend=BackendName.PLUG))
+    assert spec.devices == ("eth0",)
 
 
 def test_every_run_has_an_id_of_its_own() -> None:

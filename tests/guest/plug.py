@@ -1,0 +1,48 @@
+"""What tests of the plug backend have in common."""
+
+from __future__ import annotations
+
+import json
+
+from netlab.program import wait_until
+from netlab.topology import ClientServer
+from tests.integration import shell
+
+PLUG = ["--backend", "plug", "--max-hold", "60s"]
+
+
+def hold(lab: ClientServer, *options: str) -> None:
+    """Hold port 8080 as `web`."""
+    outcome = shell.run(lab.server, "hold", "-p", "8080", "--name", "web", *PLUG, *options)
+    assert outcome.status == 0, outcome
+
+
+def ledger(lab: ClientServer) -> list[object]:
+    """Its entries."""
+    found: list[object] = json.loads(shell.run(lab.server, "status", "--json").stdout)
+    return found
+
+
+def ifb(lab: ClientServer) -> str:
+    """The name of the run's own device."""
+    links = json.loads(lab.server.run(["ip", "-j", "link", "show"]).stdout)
+    (name,) = [link["ifname"] for link in links if link["ifname"].startswith("synplug")]
+    return str(name)
+
+
+def device(lab: ClientServer) -> str:
+    """The name of the server's wire."""
+    links = json.loads(lab.server.run(["ip", "-j", "link", "show"]).stdout)
+    (name,) = [link["ifname"] for link in links if link["ifname"] != "lo"]
+    return str(name)
+
+
+def backlog(lab: ClientServer) -> int:
+    """Packets in the plug, as tc(8) shows them."""
+    shown = json.loads(lab.server.run(["tc", "-s", "-j", "qdisc", "show", "dev", ifb(lab)]).stdout)
+    return int(shown[0]["qlen"])
+
+
+def waits(lab: ClientServer, number: int) -> None:
+    """Wait until so many packets are in the plug."""
+    wait_until(lambda: backlog(lab) >= number, 30, f"{number} SYNs wait in the plug")

@@ -1,0 +1,169 @@
+"""By which ways SYNs reach a plug, and what else is on these ways; inside the guest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from netlab.program import wait_until
+from netlab.snapshot import NetworkState
+from netlab.topology import ClientServer
+from tests.guest.plug import PLUG, device, hold, ifb, waits
+from tests.integration import shell
+from tests.integration.connect import connecting, connects_within, holds_in_force
+
+pytestmark = [pytest.mark.guests_only, pytest.mark.usefixtures("simple")]
+
+_CONNECT_WITH = """
+import socket, sys, time
+host, level, name = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+data = bytes.fromhex(sys.argv[4])
+with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as ours:
+    ours.settimeout(60)
+    ours.setsockopt(level, name, data)
+    began = time.monotonic()
+    ours.connect((host, 8080))
+    print(time.monotonic() - began)
+"""
+_IP, _IP_OPTIONS = 0, 4
+_IPV6, _IPV6_HOP_OPTIONS, _IPV6_DESTINATION_OPTIONS = 41, 54, 59
+#: Two no-operations and the end of the list (RFC 791); a header of padding (RFC 8200, 4.2).
+_NOPS, _PADDING = "01010100", "0000010400000000"
+
+
+@pytest.mark.parametrize(
+    ("version", "option", "data"),
+    [
+        (4, (_IP, _IP_OPTIONS), _NOPS),
+        (6, (_IPV6, _IPV6_HOP_OPTIONS), _PADDING),
+        (6, (_IPV6, _IPV6_DESTINATION_OPTIONS), _PADDING),
+    ],
+    ids=["IP options", "hop-by-hop header", "destination options header"],
+)
+def test_a_syn_behind_other_headers_waits(
+    lab: ClientServer, version: int, option: tuple[int, int], data: str
+) -> None:
+    host = lab.server_ipv4 if version == 4 else lab.server_ipv6
+    argv = [sys.executable, "-c", _CONNECT_WITH, host, *map(str, option), data]
+    plainly = lab.client.run(argv, timeout_s=60).stdout
+    assert float(plainly) < 5, "the control: with these headers it connects"
+    hold(lab)
+    client = lab.client.popen(argv, stdout=subprocess.PIPE)
+    waits(lab, 1)
+    _let_go(lab)
+    assert float(client.communicate(timeout=60)[0]) > float(plainly)
+
+
+def test_a_tagged_frame_waits_where_its_device_shows_it(lab: ClientServer) -> None:
+    for side, address in ((lab.client, "10.77.0.1/24"), (lab.server, "10.77.0.2/24")):
+        side.run(
+            ["ip", "link", "add", "link", "veth0", "name", "veth0.7", "type", "vlan", "id", "7"]
+        )
+        side.run(f"ip address add {address} dev veth0.7".split())
+        side.run(["ip", "link", "set", "veth0.7", "up"])
+    hold(lab)
+    client = connecting(lab.client, ("10.77.0.2", 8080), 60)
+    waits(lab, 1)
+    assert _let_go(lab) == 1
+    assert float(client.communicate(timeout=60)[0]) < 60
+    lab.server.run(["ip", "link", "del", "veth0.7"])
+
+
+@pytest.fixture
+def bridged(lab: ClientServer) -> Iterator[str]:
+    """The server's wire is a port of a bridge, which has an address."""
+    lab.server.run(["ip", "link", "add", "br0", "type", "bridge"])
+    lab.server.run(["ip", "link", "set", "veth0", "master", "br0"])
+    lab.server.run(["ip", "address", "add", "10.78.0.2/24", "dev", "br0"])
+    lab.server.run(["ip", "link", "set", "br0", "up"])
+    lab.client.run(["ip", "address", "add", "10.78.0.1/24", "dev", "veth0"])
+    yield "10.78.0.2"
+    lab.server.run(["ip", "link", "del", "br0"])
+
+
+def test_what_a_bridge_brings_waits_once(lab: ClientServer, bridged: str) -> None:
+    wait_until(lambda: connects_within(lab.client, (bridged, 8080), 2), 60, "the bridge forwards")
+    hold(lab)
+    before = _retransmitted(lab)
+    client = connecting(lab.client, (bridged, 8080), 60)
+    waits(lab, 1)
+    released = _let_go(lab)
+    assert 1 <= released <= 1 + _retransmitted(lab) - before
+    assert float(client.communicate(timeout=60)[0]) < 60
+
+
+def _retransmitted(lab: ClientServer) -> int:
+    """Segments that the client has sent again: RetransSegs of proc_net_snmp(5)."""
+    lines = lab.client.run(["cat", "/proc/net/snmp"]).stdout.splitlines()
+    names, values = (line.split()[1:] for line in lines if line.startswith("Tcp:"))
+    return int(dict(zip(names, values, strict=True))["RetransSegs"])
+
+
+def test_what_local_clients_send_waits_where_they_send_it(lab: ClientServer) -> None:
+    """And nobody else's."""
+    hold(lab, "--loopback-egress")
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 5), "what others send passes"
+    clients = [connecting(lab.server, (host, 8080), 60) for host in ("127.0.0.1", "::1")]
+    waits(lab, 2)
+    assert _let_go(lab) >= len(clients)
+    for client in clients:
+        assert float(client.communicate(timeout=60)[0]) < 60
+
+
+def test_a_foreign_qdisc_of_loopback_stays_and_works(lab: ClientServer) -> None:
+    delay_s = 0.3
+    lab.server.run(f"tc qdisc add dev lo root netem delay {delay_s * 1000:.0f}ms".split())
+    before = NetworkState.capture(lab.server)
+    hold(lab, "--loopback-egress")
+    client = connecting(lab.server, ("127.0.0.1", 8080), 60)
+    waits(lab, 1)
+    _let_go(lab)
+    assert float(client.communicate(timeout=60)[0]) > delay_s
+    assert not before.difference(NetworkState.capture(lab.server))
+    lab.server.run(["tc", "qdisc", "del", "dev", "lo", "root"])
+
+
+def test_chosen_devices_and_another_namespace(lab: ClientServer) -> None:
+    """Held from outside of the namespace, and what another device brings passes."""
+    words = ["hold", "--netns", lab.server.name, "-p", "8080", "--name", "web", *PLUG]
+    held = shell.run(lab.client, *words, "--dev", device(lab))
+    assert held.status == 0, held
+    assert connects_within(lab.server, ("127.0.0.1", 8080), 5), "lo was not chosen"
+    client = connecting(lab.client, (lab.server_ipv6, 8080), 60)
+    waits(lab, 1)
+    _let_go(lab)
+    assert float(client.communicate(timeout=60)[0]) < 60
+
+
+def test_the_device_of_the_run_goes_down_and_holds_again(lab: ClientServer) -> None:
+    hold(lab)
+    client = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+    waits(lab, 1)
+    holds_in_force(lab.server)  # which takes longer than until the keeper looks again
+    lab.server.run(["ip", "link", "set", ifb(lab), "down"])
+    waits(lab, 1)  # its next SYN
+    outcome = shell.run(lab.server, "release", "--name", "web", "--json", "-")
+    assert outcome.report["hold"]["lost"] >= 1
+    assert float(client.communicate(timeout=60)[0]) > 0.9
+
+
+@pytest.mark.parametrize("first", ["one", "two"])
+def test_two_runs_share_what_was_made_for_one(lab: ClientServer, first: str) -> None:
+    """And the last one that goes removes it: the lab looks."""
+    for name, port in (("one", "8080"), ("two", "8081")):
+        held = shell.run(lab.server, "hold", "-p", port, "--name", name, *PLUG)
+        assert held.status == 0, held
+    for name in (first, {"one": "two", "two": "one"}[first]):
+        assert shell.run(lab.server, "release", "--now", "--name", name).status == 0
+    qdiscs = json.loads(lab.server.run(["tc", "-j", "qdisc", "show"]).stdout)
+    assert [qdisc["kind"] for qdisc in qdiscs if qdisc["kind"] == "clsact"] == []
+
+
+def _let_go(lab: ClientServer) -> int:
+    outcome = shell.run(lab.server, "release", "--name", "web", "--json", "-")
+    assert outcome.status == 0, outcome
+    return int(outcome.report["hold"]["released"])
