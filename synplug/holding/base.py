@@ -70,16 +70,19 @@ class Backend(ABC):
     def waiting(self) -> int:
         """How many connections wait."""
 
-    @abstractmethod
     def waiting_by_port(self) -> dict[int, int]:
-        """The same by destination port; 0 stands for packets whose headers cannot be read."""
+        """The same by destination port; 0 stands for packets whose headers cannot be read.
 
-    @abstractmethod
+        As :meth:`release_next`, asked only where :attr:`can_pace`.
+        """
+        raise NotImplementedError
+
     def release_next(self, port: int, limit: int) -> int:
         """Let go up to *limit* connections to *port* in the order of their arrival.
 
         :returns: how many.
         """
+        raise NotImplementedError(f"opens as a whole, not {limit} of port {port}")
 
     @abstractmethod
     def check_for_loss(self) -> int:

@@ -100,13 +100,14 @@ class PlugBackend(Backend):
         assert self._changes is not None, "arm() comes first"
         return self._changes.fileno()
 
-    def absorb(self) -> None:
+    def absorb(self) -> bool:
         if self._changes is None or not self._changes.take() or self._ifb is None:
-            return
+            return False
         with suppress(SynplugError):  # a device that is gone again: the next change tells
             self._control.set_up(self._ifb)  # to one that is down nothing can be sent
             if self._diversion.spread(self._ifb):
                 self._diversion.enter_into_ledger(self.traces())
+        return False
 
     def let_through(self, flow: Flow) -> None:
         """A SYN that waits already stays; its retransmit passes."""
@@ -128,9 +129,6 @@ class PlugBackend(Backend):
             self._last = state
             self._peak = max(self._peak, state.waiting)
         return state
-
-    def release_next(self, limit: int) -> int:
-        raise NotImplementedError(f"a plug opens as a whole, not by {limit}")
 
     def check_for_loss(self) -> int:
         if self._ifb is None or not self._is_held:
