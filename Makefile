@@ -22,13 +22,18 @@ setup:
 demo: setup
 	@$(PYTHON) netns-fixtures/demo.py
 
+# Before pytest, which leaves the machine's network.
+GUEST := PYTHONPATH=netns-fixtures $(PYTHON) -m guest --fetch
+
 test: setup
+	@$(GUEST)
 	$(PYTHON) -m pytest
 
 faults: setup
 	$(PYTHON) -m pytest -m "faults or not faults" tests/integration/test_faults.py
 
 kernels: setup
+	@for suite in bullseye bookworm trixie sid; do $(GUEST) --suite $$suite || exit; done
 	KERNELS="machine bullseye bookworm trixie sid" KERNELS_TABLES=docs/kernels.md $(PYTHON) -m pytest tests/guest
 
 unit: setup

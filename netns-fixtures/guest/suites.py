@@ -105,11 +105,17 @@ def _download(suite: str, state: Path) -> list[Path]:
         "Dir::Cache": state / "cache",
         "Acquire::Languages": "none",
         "Acquire::Retries": 3,
+        "APT::Update::Error-Mode": "any",  # a list that is missing is no success
         # apt's own user could not write here, and as somebody else we cannot become it
         "APT::Sandbox::User": "root",
     }
     apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in options.items())]
-    _run([*apt, "update"])
+    try:
+        _run([*apt, "update"])
+    except FetchError as error:
+        raise FetchError(
+            f"{error}\nWithout network? Fetch it before: python -m guest --fetch --suite {suite}"
+        ) from error
     _run([*apt, "download", *_PACKAGES], cwd=state / "packages")
     return sorted((state / "packages").glob("*.deb"))
 
