@@ -5,6 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 sh netns-fixtures/setup.sh
+sh netns-fixtures/setup-envoy.sh
 
 stamp=.venv/.installed-from
 wanted=$(cat pyproject.toml scripts/setup.sh | sha256sum)
