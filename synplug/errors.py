@@ -13,6 +13,7 @@
     ├── NoSuchHoldError            3  there is no hold of that name, or none any more
     ├── CheckError               125  the --check command failed; the command was not run
     ├── DrainError               125  the old listener did not run empty (--on-drain-timeout abort)
+    ├── StopError                125  the old generation could not be told to close its listeners
     ├── KeeperError              125  the keeper died or stopped answering
     ├── ReleaseError             125  something of the hold is still in place, and is named
     └── CommandError             126  the command cannot be executed
@@ -107,6 +108,10 @@ class CheckError(SynplugError):
 
 class DrainError(SynplugError):
     """The old listener's queues did not run empty in time."""
+
+
+class StopError(SynplugError):
+    """The old generation could not be told to close its listeners, and still has them all."""
 
 
 class KeeperError(SynplugError):

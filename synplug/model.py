@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import NewType
 
+from synplug.fate import OldGeneration
+
 #: Packets with this mark pass a hold: readiness probes of synplug carry it. ("SYNP" in ASCII.)
 PROBE_MARK = 0x53594E50
 
@@ -304,6 +306,7 @@ class Report:
     :param started_at: seconds since the epoch.
     :param readiness: ``replaced``, ``settled`` (a reload that kept its listeners), or empty.
     :param gap_s: seconds for which an old address was served by nobody; None: never.
+    :param old_generation: of a swap. :param migrated: whether tcp_migrate_req was set for it.
     """
 
     run_id: str
@@ -319,6 +322,8 @@ class Report:
     new_listeners: tuple[OwnedListener, ...] = ()
     readiness: str = ""
     gap_s: float | None = None
+    old_generation: OldGeneration | None = None
+    migrated: bool = False
     warnings: tuple[str, ...] = ()
     error: str = ""
     remedy: str = ""

@@ -18,10 +18,14 @@ _VERBS = {
     "wrap": "synplug.cli.wrap",
     "hold": "synplug.cli.hold",
     "release": "synplug.cli.release",
+    "swap": "synplug.cli.swap",
     "doctor": "synplug.cli.doctor",
     "recover": "synplug.cli.recover",
     "status": "synplug.cli.status",
 }
+
+
+_WITH_COMMAND = ("wrap", "swap")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +55,7 @@ def _run(words: list[str]) -> int:
         options = parser().parse_args(options_part)
     except SystemExit as end:  # --help and --version have said it
         return int(end.code or 0)
-    if command and options.verb != "wrap":
+    if command and options.verb not in _WITH_COMMAND:
         raise UsageError(f"synplug {options.verb} takes no command")
     run: Callable[..., int] = importlib.import_module(_VERBS[options.verb]).run
     return run(options, tuple(command))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from synplug import __version__
-from synplug.cli import values
+from synplug.cli import option_groups as groups
 from synplug.cli.hold_options import hold_options
-from synplug.cli.parser import Parser, value_of
-from synplug.model import OnDrainTimeout
+from synplug.cli.parser import Parser
+from synplug.cli.swap_options import SWAP_EPILOG, swap_options
 
 _DESCRIPTION = "Restart anything that listens on TCP without losing a connection."
 _EPILOG = """\
@@ -22,6 +22,7 @@ SIGINT, SIGTERM and SIGHUP go to the command, and end the hold.
 synplug holds new connections. Those that are established belong to the process that accepted
 them, and end with it: synplug can wait for them a moment (--quiesce), it cannot move them.
 """
+_EPILOGS = {"wrap": _EPILOG, "swap": SWAP_EPILOG}
 
 
 def parser() -> Parser:
@@ -38,6 +39,7 @@ def parser() -> Parser:
     _wrap(verbs)
     _hold(verbs)
     _release(verbs)
+    _swap(verbs)
     _doctor(verbs)
     _status(verbs)
     _recover(verbs)
@@ -50,7 +52,7 @@ def _verb(verbs: argparse._SubParsersAction[Parser], name: str, words: str, usag
         help=words,
         description=words[0].upper() + words[1:] + ".",
         usage=usage,
-        epilog=_EPILOG if name == "wrap" else None,
+        epilog=_EPILOGS.get(name),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -63,12 +65,12 @@ def _wrap(verbs: argparse._SubParsersAction[Parser]) -> None:
         "run a restart command while new connections wait in the kernel",
         "synplug wrap [options] -- CMD [ARG...]",
     )
-    _target_options(verb)
+    groups.target_options(verb)
     hold_options(verb)
-    _drain_options(verb)
-    _ready_options(verb)
-    _safety_options(verb)
-    _output_options(verb)
+    groups.quiesce_option(groups.drain_options(verb))
+    groups.ready_options(verb)
+    groups.safety_options(verb)
+    groups.output_options(verb)
 
 
 def _hold(verbs: argparse._SubParsersAction[Parser]) -> None:
@@ -79,10 +81,10 @@ def _hold(verbs: argparse._SubParsersAction[Parser]) -> None:
         "synplug hold --name NAME --max-hold TIME [options]",
     )
     _name_option(verb)
-    _target_options(verb)
+    groups.target_options(verb)
     hold_options(verb, deadline="mandatory: nobody may be there to release it")
-    _drain_options(verb)
-    _lock_option(verb)
+    groups.quiesce_option(groups.drain_options(verb))
+    groups.lock_option(verb)
     verb.add_argument("-q", "--quiet", action="store_true", help="say nothing where all went well")
 
 
@@ -94,169 +96,29 @@ def _release(verbs: argparse._SubParsersAction[Parser]) -> None:
         "synplug release --name NAME [options]",
     )
     _name_option(verb)
-    _netns_option(verb)
+    groups.netns_option(verb)
     verb.add_argument(
         "--now", action="store_true", help="do not wait for a listener; who waits may be refused"
     )
-    _probe_options(verb)
-    _output_options(verb)
+    groups.probe_options(verb)
+    groups.output_options(verb)
+
+
+def _swap(verbs: argparse._SubParsersAction[Parser]) -> None:
+    swap_options(
+        _verb(
+            verbs,
+            "swap",
+            "replace a running service by a new generation beside it, on the same port",
+            "synplug swap {--pidfile OLD | --old-pid PID} [options] -- NEWCMD [ARG...]",
+        )
+    )
 
 
 def _name_option(verb: Parser) -> None:
     verb.add_argument(
         "--name", required=True, metavar="NAME", help="what the hold is called, such as web"
     )
-
-
-def _target_options(verb: Parser) -> None:
-    group = verb.add_argument_group("endpoints (wrap infers them from CMD where none is named)")
-    group.add_argument(
-        "-p",
-        "--port",
-        dest="endpoints",
-        action="extend",
-        type=value_of(values.endpoints),
-        default=[],
-        metavar="ENDPOINT[,…]",
-        help="80, 80,443, 0.0.0.0:80 or [::1]:80; repeatable",
-    )
-    group.add_argument(
-        "--unit",
-        dest="units",
-        action="append",
-        default=[],
-        metavar="UNIT",
-        help="what this systemd unit's processes listen on",
-    )
-    group.add_argument(
-        "--pid",
-        dest="pids",
-        action="append",
-        type=value_of(values.pid),
-        default=[],
-        metavar="PID",
-        help="what this process and its children listen on",
-    )
-    group.add_argument(
-        "--pidfile",
-        dest="pidfiles",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="the same, with the pid from a file",
-    )
-    _netns_option(group)
-
-
-def _netns_option(group: argparse._ActionsContainer) -> None:
-    group.add_argument(
-        "--netns",
-        metavar="NAME|PATH|PID",
-        help="do everything, CMD included, in that network namespace",
-    )
-
-
-def _drain_options(verb: Parser) -> None:
-    group = verb.add_argument_group("draining the old listener, before CMD")
-    group.add_argument(
-        "--drain-timeout",
-        type=value_of(values.duration),
-        default=1.0,
-        metavar="TIME",
-        help="wait so long for its accept queues and handshakes (default 1s)",
-    )
-    group.add_argument(
-        "--on-drain-timeout",
-        choices=[choice.value for choice in OnDrainTimeout],
-        default=OnDrainTimeout.PROCEED.value,
-        help="run CMD all the same (default), or release and do not",
-    )
-    group.add_argument(
-        "--quiesce",
-        type=value_of(values.duration),
-        default=1.0,
-        metavar="TIME",
-        help="wait so long at the most for requests in flight on established connections; "
-        "0 does not wait (default 1s)",
-    )
-
-
-def _probe_options(verb: Parser) -> argparse._ArgumentGroup:
-    group = verb.add_argument_group("readiness, besides a listener on each endpoint")
-    group.add_argument(
-        "--ready-http", default="", metavar="URL", help="this URL, too, must answer 2xx or 3xx"
-    )
-    group.add_argument(
-        "--ready-cmd",
-        type=value_of(values.argv),
-        default=(),
-        metavar="CMD",
-        help="this command, too, must succeed; split like a shell does, run without one",
-    )
-    group.add_argument(
-        "--ready-timeout",
-        type=value_of(values.positive_duration),
-        metavar="TIME",
-        help="wait no longer than this, and release (default: until the hold's deadline)",
-    )
-    return group
-
-
-def _ready_options(verb: Parser) -> None:
-    group = _probe_options(verb)
-    group.add_argument(
-        "--settle",
-        type=value_of(values.duration),
-        default=0.3,
-        metavar="TIME",
-        help="where CMD keeps the listeners (a reload): release when they and the service's "
-        "processes have not changed for so long after its success (default 300ms)",
-    )
-    group.add_argument(
-        "--require-new",
-        action="store_true",
-        help="never take unchanged listeners for a finished reload: CMD returns early",
-    )
-
-
-def _safety_options(verb: Parser) -> None:
-    group = verb.add_argument_group("safety")
-    group.add_argument(
-        "--check",
-        type=value_of(values.argv),
-        default=(),
-        metavar="CMD",
-        help="run this before anything is held; if it fails, so does the run, without CMD",
-    )
-    group.add_argument(
-        "--best-effort", action="store_true", help="run CMD even where nothing can be held"
-    )
-    _lock_option(group)
-    group.add_argument(
-        "-n", "--dry-run", action="store_true", help="print what would be done; change nothing"
-    )
-
-
-def _lock_option(group: argparse._ActionsContainer) -> None:
-    group.add_argument(
-        "--lock-timeout",
-        type=value_of(values.duration),
-        default=0.0,
-        metavar="TIME",
-        help="wait so long for another run on the same ports (default 0)",
-    )
-
-
-def _output_options(verb: Parser) -> None:
-    group = verb.add_argument_group("report")
-    group.add_argument(
-        "--json",
-        metavar="FILE|-",
-        help="write the report as JSON; with - CMD's standard output goes to standard error",
-    )
-    volume = group.add_mutually_exclusive_group()
-    volume.add_argument("-q", "--quiet", action="store_true", help="no report where all went well")
-    volume.add_argument("-v", "--verbose", action="store_true", help="phases and listeners, too")
 
 
 def _doctor(verbs: argparse._SubParsersAction[Parser]) -> None:
@@ -268,7 +130,7 @@ def _doctor(verbs: argparse._SubParsersAction[Parser]) -> None:
 
 def _status(verbs: argparse._SubParsersAction[Parser]) -> None:
     verb = _verb(verbs, "status", "show the holds in force", "synplug status [--netns NAME]")
-    _netns_option(verb)
+    groups.netns_option(verb)
     verb.add_argument("--json", action="store_true", help="as JSON on standard output")
 
 
@@ -279,5 +141,5 @@ def _recover(verbs: argparse._SubParsersAction[Parser]) -> None:
         "undo what runs that died left behind; never touches a live one",
         "synplug recover [--netns NAME]",
     )
-    _netns_option(verb)
+    groups.netns_option(verb)
     verb.add_argument("--json", action="store_true", help="as JSON on standard output")

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 
+from synplug.fate import Fate, OldGeneration
 from synplug.model import Outcome, OwnedListener, ReleaseReason, Report
 
 _HEADLINES = {
@@ -52,6 +53,8 @@ def report_text(report: Report, *, verbose: bool) -> str:
         rows.append(("gap", f"{milliseconds(report.gap_s)} without a listener"))
     if report.command.argv:
         rows.append(("command", _command(report)))
+    if report.old_generation is not None:
+        rows.append(("old", _old_generation(report.old_generation)))
     if verbose:
         rows.append(("old", _listeners(report.old_listeners)))
         rows.append(("new", _listeners(report.new_listeners)))
@@ -68,17 +71,26 @@ def report_text(report: Report, *, verbose: bool) -> str:
         rows.append(("error", report.error))
     if report.remedy:
         rows.append(("remedy", report.remedy))
-    headline = _HEADLINES[report.outcome]
-    old = {owned.listener.cookie for owned in report.old_listeners}
-    new = {owned.listener.cookie for owned in report.new_listeners}
-    if report.outcome is Outcome.READY and report.readiness == "settled" and old == new:
-        headline = "done, the listeners are the same as before"
-    elif report.outcome is Outcome.READY and not report.command.argv:
-        headline = "released"
-    elif report.outcome is Outcome.READY and report.hold is None:
-        headline = "done, without a hold"
+    headline = _headline(report)
     head = f"synplug: {headline}, exit {report.exit_code} (run {report.run_id})"
     return "\n".join([head, *(f"  {name:<10}{_one_line(value)}" for name, value in rows)])
+
+
+def _headline(report: Report) -> str:
+    is_swap = report.old_generation is not None
+    if report.outcome is Outcome.COMMAND_FAILED and is_swap:
+        return "the new generation failed"
+    if report.outcome is not Outcome.READY:
+        return _HEADLINES[report.outcome]
+    old = {owned.listener.cookie for owned in report.old_listeners}
+    new = {owned.listener.cookie for owned in report.new_listeners}
+    if is_swap:
+        return "swapped" + (", with tcp_migrate_req" if report.migrated else "")
+    if report.readiness == "settled" and old == new:
+        return "done, the listeners are the same as before"
+    if not report.command.argv:
+        return "released"
+    return "done, without a hold" if report.hold is None else _HEADLINES[Outcome.READY]
 
 
 def _one_line(text: str) -> str:
@@ -134,6 +146,18 @@ def _command(report: Report) -> str:
     return (
         f"{status}{f' after {milliseconds(took[0])}' if took else ''}: {shlex.join(command.argv)}"
     )
+
+
+def _old_generation(old: OldGeneration) -> str:
+    took = "" if old.took_s is None else f" after {milliseconds(old.took_s)}"
+    fate = {
+        Fate.SERVING: "serves on",
+        Fate.FINISHING: "has not ended",
+        Fate.ENDED: f"ended{took}",
+        Fate.TERMINATED: f"ended by SIGTERM{took}",
+        Fate.KILLED: f"ended by SIGKILL{took}",
+    }[old.fate]
+    return f"process {old.pid} {fate}" + (f"; stopped by {old.stop}" if old.stop else "")
 
 
 def _listeners(listeners: Iterable[OwnedListener]) -> str:

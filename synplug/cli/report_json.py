@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from synplug.fate import OldGeneration
 from synplug.model import CommandResult, DrainResult, HoldResult, OwnedListener, Phase, Report
 
 SCHEMA = "synplug.report/1"
@@ -24,6 +25,8 @@ def report_dict(report: Report) -> dict[str, Any]:
         "drain": None if report.drain is None else _drain(report.drain),
         "readiness": report.readiness,
         "gap_s": report.gap_s,
+        "old_generation": _old_generation(report.old_generation),
+        "migrated": report.migrated,
         "phases": [_phase(phase) for phase in report.phases],
         "old_listeners": [_listener(owned) for owned in report.old_listeners],
         "new_listeners": [_listener(owned) for owned in report.new_listeners],
@@ -64,6 +67,12 @@ def _hold(hold: HoldResult) -> dict[str, Any]:
 
 def _drain(drain: DrainResult) -> dict[str, Any]:
     return {"empty": drain.empty, "left": drain.left, "quiet": drain.quiet, "busy": drain.busy}
+
+
+def _old_generation(old: OldGeneration | None) -> dict[str, Any] | None:
+    if old is None:
+        return None
+    return {"pid": old.pid, "fate": old.fate.value, "stop": old.stop, "took_s": old.took_s}
 
 
 def _phase(phase: Phase) -> dict[str, Any]:

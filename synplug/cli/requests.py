@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 
-from synplug.handover.plan import DrainPlan
+from synplug.handover.plan import DrainPlan, RetirePlan, StopMethod
 from synplug.handover.request import HoldOptions
 from synplug.handover.target import TargetRequest
 from synplug.model import BackendName, OnDrainTimeout, OnFull, ReleaseMode
@@ -43,6 +44,28 @@ def drain_plan(options: argparse.Namespace) -> DrainPlan:
         on_timeout=OnDrainTimeout(options.on_drain_timeout),
         quiesce_s=options.quiesce,
     )
+
+
+def closing_plans(options: argparse.Namespace) -> tuple[DrainPlan, StopMethod, RetirePlan]:
+    """How the old generation leaves.
+
+    Who names the way in which it is stopped knows whether that ends its requests: they are
+    waited for by default only where SIGTERM does it.
+    """
+    is_named = options.stop_signal is not None or bool(options.stop_cmd or options.stop_post)
+    quiesce_s = options.quiesce if options.quiesce is not None else (0.0 if is_named else 1.0)
+    drain = DrainPlan(
+        timeout_s=options.drain_timeout,
+        on_timeout=OnDrainTimeout(options.on_drain_timeout),
+        quiesce_s=quiesce_s,
+    )
+    stop = StopMethod(
+        number=options.stop_signal or signal.SIGTERM,
+        command=options.stop_cmd,
+        post=options.stop_post,
+        timeout_s=options.stop_timeout,
+    )
+    return drain, stop, RetirePlan(linger_s=options.linger, kill_after_s=options.kill_after)
 
 
 def check_url(url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import signal
 from ipaddress import ip_address
 
 from synplug.errors import UsageError
@@ -51,6 +52,16 @@ def pid(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,7}", text) or not int(text):
         raise UsageError(f"{text!r} is not a process id")
     return int(text)
+
+
+def signal_number(text: str) -> int:
+    """``QUIT``, ``SIGQUIT`` or ``3``."""
+    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    if text.isdigit() and int(text) in set(signal.Signals):
+        return int(text)
+    if name in signal.Signals.__members__:
+        return int(signal.Signals[name])
+    raise UsageError(f"{text!r} is not a signal", remedy="write QUIT, SIGQUIT or 3")
 
 
 def argv(text: str) -> tuple[str, ...]:

@@ -7,8 +7,10 @@ from functools import partial
 
 from synplug.handover import process
 from synplug.handover.plan import Probe, ReadyPlan, Signals, Tools
+from synplug.handover.post import Post
 from synplug.holding.handle import KeptHold
 from synplug.holding.locks import RunLocks
+from synplug.holding.migration import Migration
 from synplug.holding.recover import recover
 from synplug.kernel import procfs
 from synplug.kernel.sock_diag import SocketDiagnostics
@@ -33,6 +35,11 @@ def real_tools(spec: HoldSpec, *, signals: Signals, command_stdout: int | None =
         resolve=process.resolve,
         spawn=partial(process.SpawnedCommand, stdout=command_stdout),
         spawn_captured=partial(process.SpawnedCommand, captured=True),
+        spawn_apart=partial(process.SpawnedCommand, stdout=command_stdout, session=True),
+        post=Post,
+        send_to=process.send_to,
+        reap=process.reap,
+        migration=Migration,
         probe=_probe,
     )
 

@@ -34,7 +34,11 @@ def is_busy(connection: Connection) -> bool:
 
 
 class Drain:
-    """The wait, as an object that can be asked again and again."""
+    """The wait, as an object that can be asked again and again.
+
+    :param mine: the inodes of the sockets whose requests count, where somebody else answers on
+        the same ports, too; without it all do.
+    """
 
     def __init__(
         self,
@@ -43,7 +47,9 @@ class Drain:
         endpoints: tuple[Endpoint, ...],
         old: Collection[Listener],
         sockets: SocketTable,
+        mine: Callable[[], Collection[int]] | None = None,
     ) -> None:
+        self._mine = mine
         self._plan = plan
         self._endpoints = endpoints
         self._served = [
@@ -109,4 +115,8 @@ class Drain:
         return queued or self._sockets.request_sockets(self._served)
 
     def _busy(self) -> int:
-        return sum(map(is_busy, self._sockets.connections(self._served)))
+        connections = self._sockets.connections(self._served)
+        if self._mine is not None:
+            inodes = self._mine()
+            connections = [own for own in connections if own.inode in inodes]
+        return sum(map(is_busy, connections))

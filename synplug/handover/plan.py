@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import shlex
+import signal
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,6 +78,68 @@ class HoldPlan:
     drain: DrainPlan = DrainPlan()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StopMethod:
+    """How a generation is told to close its listeners.
+
+    :param number: the signal that its main process gets, unless one of the others is given.
+    :param command: an argv to run. :param post: a URL to POST to. ``{pid}`` and
+        ``{generation}`` in them stand for those of the generation to stop.
+    :param timeout_s: until its listeners are gone; then SIGTERM, as long again, then SIGKILL.
+    """
+
+    number: int = signal.SIGTERM
+    command: tuple[str, ...] = ()
+    post: str = ""
+    timeout_s: float = 2.0
+
+    @property
+    def by_signal(self) -> bool:
+        """Whether it is a signal, which it ends by when it has finished."""
+        return not (self.command or self.post)
+
+    def __str__(self) -> str:
+        if self.post:
+            return f"POST {self.post}"
+        return shlex.join(self.command) or signal.Signals(self.number).name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetirePlan:
+    """What an old generation is given once its listeners are gone; seconds.
+
+    :param linger_s: to finish its established connections; then comes SIGTERM.
+    :param kill_after_s: from there to SIGKILL.
+    """
+
+    linger_s: float = 30.0
+    kill_after_s: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SwapPlan:
+    """The way from one generation to the next.
+
+    :param argv: starts the new one, in the foreground or as a daemon.
+    :param environment: of the new one; None: ours.
+    :param check: an argv that must succeed before anything is started; may be empty.
+    :param new_pidfile: where the new one's pid is written; may be empty.
+    :param migrate: have the kernel move what a closing listener has queued (tcp_migrate_req).
+    """
+
+    argv: tuple[str, ...]
+    spec: HoldSpec
+    environment: Mapping[str, str] | None = None
+    check: tuple[str, ...] = ()
+    lock_timeout_s: float = 0.0
+    drain: DrainPlan = DrainPlan()
+    ready: ReadyPlan = ReadyPlan()
+    stop: StopMethod = StopMethod()
+    retire: RetirePlan = RetirePlan()
+    new_pidfile: str = ""
+    migrate: bool = False
+
+
 class SocketTable(Protocol):
     """The kernel's sockets; :class:`synplug.kernel.sock_diag.SocketDiagnostics`."""
 
@@ -103,6 +167,15 @@ class ProcessTable(Protocol):
 
     def control_group_members(self, component: str, /) -> set[int]:
         """The processes of a control group."""
+
+    def start_time(self, pid: int, /) -> int:
+        """When it started: with the pid, its identity. 0: gone."""
+
+    def is_alive(self, pid: int, /) -> bool:
+        """Whether it exists and is no zombie."""
+
+    def session(self, pid: int, /) -> int:
+        """The session that it is in; 0: gone."""
 
     def socket_inodes(self, pid: int, /) -> set[int]:
         """The sockets that a process has open."""
@@ -157,6 +230,16 @@ class Locks(Protocol):
         """Give them back."""
 
 
+class Migration(Protocol):
+    """A setting of the kernel's; :class:`synplug.holding.migration.Migration`."""
+
+    def begin(self) -> None:
+        """Set it, or raise SynplugError."""
+
+    def end(self) -> None:
+        """Restore it, if nobody else needs it."""
+
+
 class Probe(Protocol):
     """A readiness check that runs beside the sequence."""
 
@@ -187,7 +270,11 @@ class Tools:
     :param wall: seconds since the epoch.
     :param recover: cleans up after dead runs; what it did, a line each.
     :param hold: makes the hold, armed later, that shares these locks.
-    :param spawn: starts an argv; the second one captures its output.
+    :param spawn: starts an argv; the second one captures its output; the third one gives it an
+        environment, and a session of its own.
+    :param post: POSTs to a URL over a socket with this mark; its status is 0 if that was done.
+    :param send_to: sends a signal to a pid of this start time.
+    :param reap: collects a child that has ended and is not one of :attr:`spawn`'s.
     """
 
     clock: Callable[[], float]
@@ -201,4 +288,9 @@ class Tools:
     resolve: Callable[[str], str]
     spawn: Callable[[Sequence[str]], Command]
     spawn_captured: Callable[[Sequence[str]], Command]
+    spawn_apart: Callable[[Sequence[str], Mapping[str, str] | None], Command]
+    post: Callable[[str, int], Command]
+    send_to: Callable[[int, int, int], None]
+    reap: Callable[[int], None]
+    migration: Callable[[str], Migration]
     probe: Callable[[ReadyPlan, int], Probe | None]

@@ -7,16 +7,19 @@ signals ignored, as it does for what make(1) runs.)
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import select
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
 from synplug.errors import CommandError, CommandNotFoundError
 from synplug.handover.plan import HasDescriptor
+from synplug.handover.plan import Signals as TakesSignals
+from synplug.kernel import procfs
 
 #: Python ignores these at its start (Modules/signalmodule.c, signal_install_handlers), and what
 #: they were is lost with that; a command expects their defaults. See docs/failure-modes.md.
@@ -51,11 +54,18 @@ class SpawnedCommand:
     :param stdout: a descriptor that becomes its standard output; None: ours.
     :param captured: its output goes to memory, its input is empty, and it has a process group of
         its own: what it starts ends with it when it is told to.
+    :param environment: instead of ours. :param session: give it one of its own (setsid(2)).
     :raises CommandError: it cannot be executed.
     """
 
     def __init__(
-        self, argv: Sequence[str], *, stdout: int | None = None, captured: bool = False
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        stdout: int | None = None,
+        captured: bool = False,
+        session: bool = False,
     ) -> None:
         actions: list[tuple[int, int, int]] = []
         self._output = self._null = -1
@@ -68,7 +78,9 @@ class SpawnedCommand:
         elif stdout is not None:
             actions = [(os.POSIX_SPAWN_DUP2, stdout, 1)]
         try:
-            self.pid = _spawn(argv, actions, own_group=captured)
+            around = os.environ if environment is None else environment
+            how = _Apart.SESSION if session else _Apart.GROUP if captured else _Apart.NOT
+            self.pid = _spawn(argv, around, actions, how)
         except BaseException:
             self._close_output()
             raise
@@ -133,17 +145,56 @@ class SpawnedCommand:
         self._output = self._null = -1
 
 
-def _spawn(argv: Sequence[str], actions: list[tuple[int, int, int]], *, own_group: bool) -> int:
-    spawn = partial(os.posix_spawnp, setpgroup=0) if own_group else os.posix_spawnp
+class _Apart(enum.Enum):
+    """How far a command stands apart from us: not at all, or what it leads."""
+
+    NOT = enum.auto()
+    GROUP = enum.auto()
+    SESSION = enum.auto()
+
+
+def _spawn(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    actions: list[tuple[int, int, int]],
+    apart: _Apart,
+) -> int:
+    spawn = partial(os.posix_spawnp, setpgroup=0) if apart is _Apart.GROUP else os.posix_spawnp
     try:
         return spawn(
-            argv[0], list(argv), os.environ, file_actions=actions, setsigdef=_PYTHON_IGNORES
+            argv[0],
+            list(argv),
+            environment,
+            file_actions=actions,
+            setsid=apart is _Apart.SESSION,
+            setsigdef=_PYTHON_IGNORES,
         )
     except OSError as error:
         if error.errno == errno.ENOEXEC and argv[0] != _SHELL:  # no #! line: as execvp(3) does
-            return _spawn([_SHELL, resolve(argv[0]), *argv[1:]], actions, own_group=own_group)
+            shell = [_SHELL, resolve(argv[0]), *argv[1:]]
+            return _spawn(shell, environment, actions, apart)
         kind = CommandNotFoundError if error.errno == errno.ENOENT else CommandError
         raise kind(f"{argv[0]}: {error.strerror}") from error
+
+
+def send_to(pid: int, start: int, number: int) -> None:
+    """Send a signal to the process that has this pid and start time; to no other that has it now.
+
+    :param start: as :func:`synplug.kernel.procfs.start_time` has it.
+    """
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            if procfs.start_time(pid) == start:  # the pidfd is that process's from here on
+                signal.pidfd_send_signal(descriptor, number)
+        finally:
+            os.close(descriptor)
+
+
+def reap(pid: int) -> None:
+    """Collect a child that has ended; somebody else's is left alone."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 def shell_status(status: int) -> int:
@@ -196,6 +247,28 @@ class Signals:
         _wait(poll, 0.0 if self._arrived else timeout_s, until)
         with suppress(BlockingIOError):
             os.read(self._reader, 64)
+
+
+class NotedSignals:
+    """Signals that are noted as they come, so that a wait goes on while one is there."""
+
+    def __init__(self, signals: TakesSignals) -> None:
+        self._signals = signals
+        #: The last one that ever came.
+        self.last: int | None = None
+
+    def take(self) -> list[int]:
+        """The signals since the last call, or the last pause."""
+        arrived = self._signals.take()
+        if arrived:
+            self.last = arrived[-1]
+        return arrived
+
+    def pause(self, timeout_s: float, until: HasDescriptor | None = None) -> None:
+        """Wait; return early when a signal comes, or *until* is readable."""
+        self.take()
+        self._signals.pause(timeout_s, until)
+        self.take()
 
 
 class NoSignals:

@@ -90,7 +90,8 @@ class HoldRequest:
     drain: DrainPlan = field(default_factory=DrainPlan)
 
 
-def _find(request: TargetRequest) -> Target:
+def find_here(request: TargetRequest) -> Target:
+    """The target, as it stands in this network namespace now."""
     with closing(SocketDiagnostics()) as sockets:
         return find_target(request, sockets=sockets, processes=procfs, here=network_inode())
 
@@ -102,7 +103,7 @@ def plan_hold(request: HoldRequest) -> tuple[HoldPlan, Target]:
     :raises TargetError: the endpoints cannot be found out.
     """
     check_name(request.name)
-    target = _find(request.target)
+    target = find_here(request.target)
     plan = HoldPlan(
         spec=hold_spec(target.endpoints, request.hold, name=request.name),
         lock_timeout_s=request.hold.lock_timeout_s,
@@ -151,7 +152,7 @@ def plan_wrap(request: WrapRequest) -> tuple[WrapPlan, Target]:
             )
     _check(request)
     try:
-        target, unheld = _find(request.target), ""
+        target, unheld = find_here(request.target), ""
     except UsageError as error:
         if not request.best_effort or not is_named(request.target):
             raise

@@ -43,6 +43,16 @@ class RunHold:
         """Whether there is a hold: armed, holding or released, but not given up."""
         return self._hold is not None
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether SYNs wait now, as far as is known."""
+        return self._hold is not None and self._held_at_s is not None and self.result is None
+
+    @property
+    def keeper_pid(self) -> int:
+        """Its keeper's pid; 0 where there is none."""
+        return self._hold.keeper_pid if self._hold is not None else 0
+
     def arm(self) -> None:
         """Do everything that can fail.
 

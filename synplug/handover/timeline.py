@@ -25,6 +25,13 @@ class Step(enum.Enum):
     CLEAN_UP = "clean-up"
 
 
+class SwapStep(enum.Enum):
+    """The steps that only a swap has, beside the others."""
+
+    STOP = "stop"
+    LINGER = "linger"
+
+
 class Timeline:
     """Collects phases; they may overlap, and the order is that of their starts."""
 
@@ -34,7 +41,7 @@ class Timeline:
         self._phases: list[Phase] = []
 
     @contextmanager
-    def phase(self, step: Step) -> Iterator[None]:
+    def phase(self, step: Step | SwapStep) -> Iterator[None]:
         """Time what happens inside, also when it raises."""
         from_s = self._clock()
         try:
@@ -42,7 +49,7 @@ class Timeline:
         finally:
             self.note(step, from_s, self._clock())
 
-    def note(self, step: Step, from_s: float, to_s: float) -> None:
+    def note(self, step: Step | SwapStep, from_s: float, to_s: float) -> None:
         """Enter a phase by its clock times."""
         self._phases.append(
             Phase(name=step.value, start_s=from_s - self._start_s, duration_s=to_s - from_s)

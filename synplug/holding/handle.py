@@ -30,6 +30,10 @@ class Hold(Protocol):
     """What a sequence can do with a hold. Times are CLOCK_MONOTONIC seconds."""
 
     @property
+    def keeper_pid(self) -> int:
+        """The pid of its keeper; 0 when there is none."""
+
+    @property
     def backend(self) -> str:
         """The backend's name; empty before :meth:`arm`."""
 

@@ -13,6 +13,7 @@ from synplug.errors import ReleaseError, SynplugError
 from synplug.holding.backends import backends_for
 from synplug.holding.ledger import Entry, Ledger, claim, entries, remove_drafts
 from synplug.holding.locks import remove_unused_locks
+from synplug.holding.migration import restore_unless_wanted
 from synplug.model import BackendName, Endpoint, HoldSpec
 
 _RUN_ID = re.compile(r"[0-9a-f]{8}")
@@ -31,6 +32,7 @@ class Recovered:
 def recover() -> list[Recovered]:
     """Clean up after every dead run of this network namespace. Does nothing the second time."""
     found = [_recover(entry) for entry in entries() if not entry.is_live]
+    found += _recover_migration()
     remove_unused_locks()
     remove_drafts()
     return [dead for dead in found if dead is not None]
@@ -47,6 +49,18 @@ def recover_run(run_id: str) -> None:
             if dead is not None and dead.error:
                 raise ReleaseError(dead.error)
     remove_unused_locks()
+
+
+def _recover_migration() -> list[Recovered]:
+    """The kernel parameter that a killed swap has left set."""
+    run_id = error = ""
+    try:
+        run_id = restore_unless_wanted()
+    except SynplugError as failure:
+        error = str(failure)
+    if not (run_id or error):
+        return []
+    return [Recovered(run_id=run_id, backend="tcp_migrate_req", endpoints=(), error=error)]
 
 
 def _recover(entry: Entry) -> Recovered | None:

@@ -48,6 +48,12 @@ def start_time(pid: int) -> int:
     return int(state[19]) if len(state) > 19 else 0
 
 
+def session(pid: int) -> int:
+    """The session that it is in (setsid(2)); 0: gone."""
+    state = _stat(pid)
+    return int(state[3]) if len(state) > 3 else 0
+
+
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state on; a name may contain anything."""
     return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()

@@ -39,6 +39,7 @@ class Connection:
     :param unread_bytes: received, not yet read. :param unsent_bytes: not yet acknowledged.
     :param since_sent_ms: since data was last sent; of the resolution of a jiffy, as the next.
     :param acked_bytes: sent by us and acknowledged by the peer, 0 where the kernel does not tell.
+    :param inode: of its socket, as in ``/proc/PID/fd``; 0 while it is not accepted.
     """
 
     accepted: bool
@@ -48,6 +49,7 @@ class Connection:
     since_received_ms: int
     acked_bytes: int
     received_bytes: int
+    inode: int
 
 
 class SocketDiagnostics:
@@ -187,4 +189,5 @@ def _connection(body: memoryview) -> Connection:
         since_received_ms=received,
         acked_bytes=acked_bytes,
         received_bytes=received_bytes,
+        inode=inode,
     )

@@ -60,6 +60,7 @@ def connection(
     since_received_ms: int = 6000,
     acked: int = 500,
     received: int = 300,
+    inode: int = 9000,
 ) -> Connection:
     """An established connection; idle, and answered, unless told otherwise."""
     return Connection(
@@ -70,6 +71,7 @@ def connection(
         since_received_ms=since_received_ms,
         acked_bytes=acked,
         received_bytes=received,
+        inode=inode if accepted else 0,
     )
 
 
@@ -224,6 +226,17 @@ class FakeProcesses:
     networks: dict[int, int] = field(default_factory=dict)
     dead: set[int] = field(default_factory=set)
     hidden: set[int] = field(default_factory=set)
+    zombies: set[int] = field(default_factory=set)
+    sessions: dict[int, int] = field(default_factory=dict)
+
+    def start_time(self, pid: int, /) -> int:
+        return 0 if pid in self.dead else 10_000 + pid
+
+    def is_alive(self, pid: int, /) -> bool:
+        return pid not in self.dead | self.zombies
+
+    def session(self, pid: int, /) -> int:
+        return 0 if pid in self.dead else self.sessions.get(pid, pid)
 
     def descendants(self, roots: Iterable[int], /) -> set[int]:
         found: set[int] = set()
@@ -286,6 +299,7 @@ class FakeHold:
     """A hold whose keeper is well, unless a test breaks it. Times are the world's."""
 
     backend = "fake"
+    keeper_pid = 4711
     warnings: tuple[str, ...] = ()
 
     def __init__(self, world: World, spec: HoldSpec) -> None:
@@ -391,6 +405,28 @@ class FakeHold:
         )
 
 
+class FakeMigration:
+    """A kernel parameter."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.error: SynplugError | None = None
+        self.end_error: SynplugError | None = None
+        self.is_set = False
+
+    def begin(self) -> None:
+        if self.error is not None:
+            raise self.error
+        self._world.note("migrate")
+        self.is_set = True
+
+    def end(self) -> None:
+        self._world.note("migrate no more")
+        self.is_set = False
+        if self.end_error is not None:
+            raise self.end_error
+
+
 class FakeProbe:
     """A readiness check that passes when a test says so."""
 
@@ -437,6 +473,10 @@ class Restart:
         self.prepare: Callable[[FakeHold], None] = lambda hold: None
         self.script: Callable[[FakeCommand], None] = self.usual
         self.spawn_error: BaseException | None = None
+        self.reaped: list[int] = []
+        self.migration = FakeMigration(self.world)
+        self.on_signal: Callable[[int, int], None] = lambda pid, number: None
+        self.on_post: Callable[[FakeCommand], None] = lambda command: command.end(0)
 
     def usual(self, command: FakeCommand) -> None:
         """Old one gone, new one there, done."""
@@ -488,6 +528,11 @@ class Restart:
             resolve=self._resolve,
             spawn=self._spawn,
             spawn_captured=self._check,
+            spawn_apart=lambda argv, _environment: self._spawn(argv),
+            post=self._post,
+            send_to=self._send_to,
+            reap=self.reaped.append,
+            migration=lambda _run_id: self.migration,
             probe=self._probe,
         )
 
@@ -515,6 +560,17 @@ class Restart:
         command = FakeCommand(self.world, argv)
         self.commands.append(command)
         self.script(command)
+        return command
+
+    def _send_to(self, pid: int, start: int, number: int) -> None:
+        assert start == self.processes.start_time(pid), "a signal for a process that is gone"
+        self.world.note(f"signal {number} to {pid}")
+        self.on_signal(pid, number)
+
+    def _post(self, url: str, mark: int) -> FakeCommand:
+        self.world.note(f"POST {url}")
+        command = FakeCommand(self.world, [url], pid=0)
+        self.on_post(command)
         return command
 
     def _check(self, argv: Sequence[str]) -> FakeCommand:

@@ -229,6 +229,7 @@ def test_a_connection(kernel: Kernel) -> None:
             since_received_ms=22,
             acked_bytes=1 << 40,
             received_bytes=44,
+            inode=4711,
         )
     ]
     assert {extension for *_, extension in kernel.requests} == {1 << 1}

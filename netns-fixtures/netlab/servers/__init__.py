@@ -1,5 +1,6 @@
 """Real services, each configured, started and stopped inside one namespace."""
 
+from netlab.servers.envoy import Envoy
 from netlab.servers.gunicorn import Gunicorn
 from netlab.servers.haproxy import HAProxy
 from netlab.servers.http_server import HttpServer
@@ -7,4 +8,4 @@ from netlab.servers.nginx import Nginx
 from netlab.servers.redis import Redis
 from netlab.servers.service import Service
 
-__all__ = ["Gunicorn", "HAProxy", "HttpServer", "Nginx", "Redis", "Service"]
+__all__ = ["Envoy", "Gunicorn", "HAProxy", "HttpServer", "Nginx", "Redis", "Service"]

@@ -185,12 +185,15 @@ class Service(abc.ABC):
         """Return the path of a file of netns-fixtures/servers."""
         return _TEMPLATES / name
 
+    @staticmethod
+    def _filled(template: Path, **values: object) -> str:
+        return string.Template(template.read_text(encoding="utf-8")).substitute(values)
+
     def _write(self, name: str, template: str, **values: object) -> Path:
         """Fill in a template; published by rename, so that no reader sees half of it."""
-        text = self.template(template).read_text(encoding="utf-8")
         path = self.directory / name
         fresh = path.with_name(f"{name}.new-{os.getpid()}")
-        fresh.write_text(string.Template(text).substitute(values), encoding="utf-8")
+        fresh.write_text(self._filled(self.template(template), **values), encoding="utf-8")
         fresh.replace(path)
         return path
 

@@ -1,0 +1,202 @@
+"""Close one generation's listeners without losing who waits in their queues.
+
+    drain → stop → they are gone
+
+To be called while SYNs are held: then nothing new comes, and the rest can only become less.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Collection, Iterable
+
+from synplug.errors import DrainError, StopError, TargetError
+from synplug.fate import Fate
+from synplug.handover.drain import POLL_S, Drain
+from synplug.handover.generation import Generation
+from synplug.handover.own_connections import OwnConnections
+from synplug.handover.plan import Command, DrainPlan, StopMethod, Tools
+from synplug.model import DrainResult, Endpoint, Flow, Listener, OnDrainTimeout, OwnedListener
+
+
+class Closing:
+    """One generation's way off its endpoints.
+
+    :param leaving: its listeners there that nobody else has open.
+    :param mark: of packets that pass the hold.
+    :param let_through: lets a connection of the stop command's pass it.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        leaving: Collection[Listener],
+        *,
+        endpoints: tuple[Endpoint, ...],
+        drain: DrainPlan,
+        stop: StopMethod,
+        tools: Tools,
+        mark: int,
+        let_through: Callable[[Flow], None],
+    ) -> None:
+        self._generation = generation
+        self._mark = mark
+        self._inodes: set[int] | None = None
+        self._endpoints = endpoints
+        self._cookies = {listener.cookie for listener in leaving}
+        self._ports = sorted({endpoint.port for endpoint in endpoints})
+        self._stop = stop
+        self._tools = tools
+        self._let_through = let_through
+        self._drain = Drain(
+            plan=drain,
+            endpoints=endpoints,
+            old=leaving,
+            sockets=tools.sockets,
+            mine=self._sockets,
+        )
+        self._command: Command | None = None
+        #: Whether it was told to close its listeners: there is no way back from there.
+        self.is_told = False
+        #: What it took, beyond the way it should have been told.
+        self.forced: Fate | None = None
+        self.warnings: list[str] = []
+
+    def drain(self, stopped: Callable[[], bool]) -> DrainResult:
+        """Wait until its queues are empty, and its requests answered."""
+        return self._drain.wait(
+            clock=self._tools.clock, pause=self._tools.signals.pause, stopped=stopped
+        )
+
+    def _sockets(self) -> set[int]:
+        """Its sockets when its queues had run empty: from there on it gets no more."""
+        if self._inodes is None:
+            self._inodes = self._generation.inodes()
+        return self._inodes
+
+    def standing(self) -> int:
+        """How many of its listeners are still there."""
+        listeners = self._tools.sockets.listeners(self._endpoints)
+        return sum(listener.cookie in self._cookies for listener in listeners)
+
+    def stop(self) -> None:
+        """Tell it, and wait until its listeners are gone; in the end it is killed.
+
+        :raises StopError: the stop command failed, and did nothing.
+        """
+        if self._stop.by_signal:
+            self._generation.send(self._stop.number)
+        elif self._stop.post:
+            self._command = self._tools.post(self._filled(self._stop.post), self._mark)
+        else:
+            words = [self._filled(word) for word in self._stop.command]
+            self._command = self._tools.spawn_captured(words)
+        self.is_told = True
+        self._until_gone(self._command)
+
+    def collect(self) -> None:
+        """See the stop command end; it has as long as the listeners had, once they are gone."""
+        command = self._command
+        give_up_s = self._tools.clock() + self._stop.timeout_s
+        while command is not None and command.poll() is None:
+            if self._tools.clock() >= give_up_s:
+                command.send(signal.SIGKILL)
+            self._tools.signals.pause(POLL_S, command)
+
+    def _filled(self, word: str) -> str:
+        return filled(word, pid=self._generation.main_pid, generation=self._generation.number)
+
+    def _until_gone(self, command: Command | None) -> None:
+        """Wait; after the stop method's time comes SIGTERM, after as long again SIGKILL."""
+        own = self._own_connections()
+        forces = self._forces()
+        next_s = self._tools.clock() + self._stop.timeout_s
+        while left := self.standing():
+            if command is not None:
+                if command.pid:
+                    own.look([command.pid], self._let_through)
+                self._see_failure(command, left)
+            if self._tools.clock() >= next_s:
+                if not forces:
+                    self.warnings.append(f"{left} listeners of the old generation do not go away")
+                    return
+                self._force(forces.pop(0))
+                next_s = self._tools.clock() + self._stop.timeout_s
+            self._tools.signals.pause(POLL_S)
+
+    def _see_failure(self, command: Command, left: int) -> None:
+        status = command.poll()
+        if status and left == len(self._cookies):
+            self.is_told = False
+            said = command.output().splitlines()
+            raise StopError(
+                f"{self._stop} failed with status {status}" + (f": {said[-1]}" if said else ""),
+            )
+
+    def _forces(self) -> list[Fate]:
+        asked_to_end = self._stop.by_signal and self._stop.number == signal.SIGTERM
+        return [Fate.KILLED] if asked_to_end else [Fate.TERMINATED, Fate.KILLED]
+
+    def _force(self, fate: Fate) -> None:
+        self.forced = fate
+        self.warnings.append(
+            f"its listeners were not gone {self._stop.timeout_s:g} s after "
+            f"{'SIGTERM' if fate is Fate.KILLED else self._stop}"
+        )
+        if fate is Fate.KILLED:
+            self._generation.kill()
+        else:
+            self._generation.send(signal.SIGTERM)
+
+    def _own_connections(self) -> OwnConnections:
+        return OwnConnections(
+            ports=self._ports,
+            unit="",
+            sockets=self._tools.sockets,
+            processes=self._tools.processes,
+            clock=self._tools.clock,
+        )
+
+
+def ended_too_early() -> DrainError:
+    """The error of a hold that did not last until the queues were empty."""
+    return DrainError(
+        "the hold ended before the old listener had run empty",
+        remedy="raise --max-hold, or lower --drain-timeout and --quiesce",
+    )
+
+
+def left_over(drained: DrainResult, plan: DrainPlan) -> list[str]:
+    """What was left in the queues, in words.
+
+    :raises DrainError: that is not to be lost.
+    """
+    if drained.empty:
+        return []
+    words = f"{drained.left} connections were still in the old listener's queues"
+    if plan.on_timeout is OnDrainTimeout.ABORT:
+        raise DrainError(words, remedy="raise --drain-timeout, or see why it is stuck")
+    return [words]
+
+
+def refuse_shared(listeners: Iterable[OwnedListener], family: Collection[int]) -> None:
+    """Look whether listeners would close with their generation.
+
+    :param family: its processes.
+    :raises TargetError: somebody else has one of them open.
+    """
+    for owned in listeners:
+        for owner in owned.owners:
+            if owner.pid not in family:
+                raise TargetError(
+                    f"{owned.listener} is open in {owner.name} (pid {owner.pid}), too: it would "
+                    "not close with the old generation",
+                    remedy="a listener that somebody keeps needs no swap: see 'synplug wrap'",
+                )
+
+
+def filled(word: str, **values: int) -> str:
+    """A word with ``{name}`` replaced by its value; any other brace stays."""
+    for name, value in values.items():
+        word = word.replace(f"{{{name}}}", str(value))
+    return word

@@ -1,0 +1,217 @@
+"""Generations: process trees that serve, one after the other.
+
+A generation is its main process and all that came from it. What it leaves behind (a daemon's
+first process ends at once) is adopted by us, since we are the parent of orphans
+(:mod:`synplug.kernel.subreaper`), and recognised by its session: whatever runs below us in
+another session than ours is a generation's, the keepers aside.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable
+
+from synplug.fate import Fate
+from synplug.handover.plan import Command, ProcessTable, RetirePlan, Tools
+from synplug.model import Endpoint, Listener
+
+#: Processes that outlive SIGKILL for so long wait for a device, and are left to the kernel.
+_KILL_S = 5.0
+_LOOK_S = 0.05
+
+
+class Lineage:
+    """Tells which processes below us nobody has claimed yet.
+
+    :param own_pid: ours.
+    """
+
+    def __init__(self, processes: ProcessTable, own_pid: int) -> None:
+        self._processes = processes
+        self._own_pid = own_pid
+        self._session = processes.session(own_pid)
+        #: Children of ours with a session of their own that are no generation's.
+        self.keepers: set[int] = set()
+        self.generations: list[Generation] = []
+
+    @property
+    def own_pid(self) -> int:
+        """Our pid."""
+        return self._own_pid
+
+    def unclaimed(self) -> set[int]:
+        """Processes below us, in another session, that are no keeper and no generation's yet."""
+        below = self._processes.descendants([self._own_pid]) - {self._own_pid}
+        claimed = {pid for generation in self.generations for pid in generation.known}
+        below -= claimed | self._processes.descendants(self.keepers)
+        return {pid for pid in below if self._processes.session(pid) not in (0, self._session)}
+
+
+class Generation:
+    """One of them, ours or one that was there before us.
+
+    :param command: its main process, if we have started it.
+    :param orphans: finds what it may have left behind; None: it cannot be told.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        *,
+        tools: Tools,
+        command: Command | None = None,
+        number: int = 0,
+        orphans: Callable[[], set[int]] | None = None,
+    ) -> None:
+        self.pid = pid
+        self.number = number
+        self._tools = tools
+        self._processes = tools.processes
+        self._command = command
+        self.orphans = orphans
+        self._known = {pid: self._processes.start_time(pid)}
+
+    @property
+    def known(self) -> set[int]:
+        """Its processes, as of the last look."""
+        return set(self._known)
+
+    @property
+    def status(self) -> int | None:
+        """The status of its main process as a shell has it; None: it runs, or is not ours."""
+        return None if self._command is None else self._command.poll()
+
+    @property
+    def main_pid(self) -> int:
+        """Its main process: the first one, or where that has ended the oldest of the others."""
+        living = self.look()
+        if self.pid in living or not living:
+            return self.pid
+        return min(living, key=lambda pid: (self._known[pid], pid))
+
+    def look(self) -> set[int]:
+        """Its living processes; those that have ended are collected, where that is ours to do."""
+        start_time, known = self._processes.start_time, self._known
+        kept = {pid for pid, start in known.items() if start and start_time(pid) == start}
+        found = self._processes.descendants(kept)
+        if self.orphans is not None:
+            found |= self.orphans()
+        living = {pid for pid in found if self._processes.is_alive(pid)}
+        for pid in found - living - {self.pid}:
+            self._tools.reap(pid)
+        if self._command is not None:
+            self._command.poll()
+        self._known = {pid: known.get(pid) or start_time(pid) for pid in living}
+        return living
+
+    def inodes(self) -> set[int]:
+        """The sockets that its processes have open."""
+        return {inode for pid in self.look() for inode in self._processes.socket_inodes(pid)}
+
+    def listeners(self, endpoints: Iterable[Endpoint] | None) -> list[Listener]:
+        """Its own listening sockets; those that serve *endpoints*, or all for None."""
+        found = self._tools.sockets.listeners(endpoints)
+        inodes = self.inodes() if found else set()
+        return [listener for listener in found if listener.inode in inodes]
+
+    def connections(self, endpoints: Iterable[Endpoint]) -> int:
+        """How many established connections to these endpoints are its own."""
+        inodes = self.inodes()
+        return sum(own.inode in inodes for own in self._tools.sockets.connections(endpoints))
+
+    def send(self, number: int) -> None:
+        """Send a signal to its main process; where that has ended, to all that are left."""
+        living = self.look()
+        for pid in {self.pid} & living or living:
+            self._tools.send_to(pid, self._known[pid], number)
+
+    def kill(self) -> None:
+        """SIGKILL to all of it."""
+        for pid in self.look():
+            self._tools.send_to(pid, self._known[pid], signal.SIGKILL)
+
+
+class Retirement:
+    """The end of a generation that no longer listens: it may finish, then it must.
+
+    :param endpoints: to which its clients have connected.
+    :param finishes: it was told to end, and does so when it has finished; otherwise it is told
+        to when it has no connection left.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        *,
+        endpoints: Iterable[Endpoint],
+        plan: RetirePlan,
+        tools: Tools,
+        finishes: bool,
+    ) -> None:
+        self.generation = generation
+        self._endpoints = tuple(endpoints)
+        self._plan = plan
+        self._clock = tools.clock
+        self._finishes = finishes
+        self._began_s = tools.clock()
+        self._looked_s = float("-inf")
+        self._quiet_looks = 0
+        self._signalled_s: float | None = None
+        self._killed_s: float | None = None
+        self._is_over = False
+        #: What has become of it so far.
+        self.fate = Fate.FINISHING
+        #: Seconds until it had ended; None: it has not.
+        self.took_s: float | None = None
+
+    def step(self) -> bool:
+        """See to it; looks every 50 ms at the most. Returns whether it is over."""
+        now_s = self._clock()
+        if self._is_over or now_s - self._looked_s < _LOOK_S:
+            return self._is_over
+        self._looked_s = now_s
+        if not self.generation.look():
+            self._end(now_s)
+        elif self._killed_s is not None:
+            self.generation.kill()  # again: it may have forked meanwhile
+            self._is_over = now_s - self._killed_s >= _KILL_S
+        elif self._signalled_s is not None:
+            if now_s - self._signalled_s >= self._plan.kill_after_s:
+                self._kill(now_s)
+        elif now_s - self._began_s >= self._plan.linger_s or self._has_finished():
+            self._terminate(now_s)
+        return self._is_over
+
+    def hurry(self) -> None:
+        """Wait no longer: SIGTERM now, SIGKILL the next time."""
+        now_s = self._clock()
+        if self._signalled_s is None:
+            self._terminate(now_s)
+        elif self._killed_s is None:
+            self._kill(now_s)
+
+    def _has_finished(self) -> bool:
+        """Whether two looks in a row have found no connection; asked only where it does not end."""
+        if self._finishes:
+            return False
+        left = self.generation.connections(self._endpoints)
+        self._quiet_looks = 0 if left else self._quiet_looks + 1
+        return self._quiet_looks >= 2
+
+    def _terminate(self, now_s: float) -> None:
+        self._signalled_s = now_s
+        self.generation.send(signal.SIGTERM)
+
+    def _kill(self, now_s: float) -> None:
+        self._killed_s = now_s
+        self.generation.kill()
+
+    def _end(self, now_s: float) -> None:
+        self._is_over = True
+        self.took_s = now_s - self._began_s
+        if self._killed_s is not None:
+            self.fate = Fate.KILLED
+        elif self._signalled_s is not None:
+            self.fate = Fate.TERMINATED
+        else:
+            self.fate = Fate.ENDED

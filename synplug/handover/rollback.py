@@ -1,0 +1,69 @@
+"""End a new generation that did not come into its own; the old one has served all the time.
+
+Where the new one stands on the port already, the kernel has given it its share of the clients. So
+it leaves like an old one would: its listeners close under a hold, with their queues empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from synplug.errors import SynplugError
+from synplug.handover.closing import Closing
+from synplug.handover.generation import Generation, Retirement
+from synplug.handover.plan import DrainPlan, RetirePlan, StopMethod, SwapPlan, Tools
+from synplug.handover.run_hold import RunHold
+from synplug.model import Listener
+
+_POLL_S = 0.05
+
+
+def roll_back(
+    new: Generation, old: Collection[Listener], *, plan: SwapPlan, tools: Tools, hold: RunHold
+) -> list[str]:
+    """End the whole of it, and release; returns warnings.
+
+    :param old: the old generation's listeners. :param hold: armed, or holding, or neither.
+    """
+    warnings = []
+    try:
+        warnings += _close_listeners(new, old, plan, tools, hold)
+    except SynplugError as error:
+        warnings.append(f"while the new generation was ended: {error.message}")
+    end = Retirement(
+        new,
+        endpoints=(),
+        plan=RetirePlan(linger_s=0.0, kill_after_s=plan.retire.kill_after_s),
+        tools=tools,
+        finishes=True,
+    )
+    while not end.step():
+        tools.signals.pause(_POLL_S)
+    return warnings
+
+
+def _close_listeners(
+    new: Generation, old: Collection[Listener], plan: SwapPlan, tools: Tools, hold: RunHold
+) -> list[str]:
+    """Close those that only it has, if there are any, while SYNs wait."""
+    theirs = {listener.cookie for listener in old}
+    found = new.listeners(plan.spec.endpoints)
+    own = [listener for listener in found if listener.cookie not in theirs]
+    if not own or not hold.is_armed or hold.ended() is not None:
+        return []
+    if not hold.is_holding:
+        hold.begin()
+    closing = Closing(
+        new,
+        own,
+        endpoints=plan.spec.endpoints,
+        drain=DrainPlan(),
+        stop=StopMethod(timeout_s=plan.retire.kill_after_s),
+        tools=tools,
+        mark=plan.spec.probe_mark,
+        let_through=hold.let_through,
+    )
+    closing.drain(lambda: hold.ended() is not None)
+    closing.stop()
+    hold.release()
+    return closing.warnings
