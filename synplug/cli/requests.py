@@ -62,7 +62,7 @@ def closing_plans(options: argparse.Namespace) -> tuple[DrainPlan, StopMethod, R
     stop = StopMethod(
         number=options.stop_signal or signal.SIGTERM,
         command=options.stop_cmd,
-        post=options.stop_post,
+        post=options.stop_post or "",
         timeout_s=options.stop_timeout,
     )
     return drain, stop, RetirePlan(linger_s=options.linger, kill_after_s=options.kill_after)

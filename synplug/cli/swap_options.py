@@ -92,7 +92,6 @@ def _stop_options(verb: Parser) -> None:
     how.add_argument(
         "--stop-post",
         type=value_of(check_post_url),
-        default="",
         metavar="URL",
         help="or POST to unix:/SOCKET:/PATH or http://ADDRESS:PORT/PATH",
     )

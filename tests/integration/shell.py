@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from netlab.topology import Namespace
@@ -56,3 +57,16 @@ def start(namespace: Namespace, *argv: str) -> subprocess.Popen[str]:
         stdin=subprocess.DEVNULL,
         text=True,
     )
+
+
+def run_detached(namespace: Namespace, *argv: str, output: Path, timeout_s: float = 90) -> int:
+    """Run ``synplug`` whose command outlives it: what both say goes to a file."""
+    with output.open("a", encoding="utf-8") as file:
+        return subprocess.run(
+            namespace.command([*SYNPLUG, *argv]),
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            timeout=timeout_s,
+            check=False,
+        ).returncode

@@ -53,17 +53,18 @@ class Envoy(Service):
         self.concurrency = concurrency
         super().__init__(namespace, ports=ports, addresses=addresses, stop_signal=stop_signal)
 
-    def admin_socket(self, generation: int | str) -> Path:
+    def admin_socket(self, generation: int) -> Path:
         """Where a generation's admin interface listens."""
         return self.directory / f"admin-{generation}.sock"
 
-    def generation_argv(self, generation: int | str, version: str) -> list[str]:
-        """Start a generation, which runs in the foreground and logs its errors."""
+    def generation_argv(self, generation: int, version: str = "") -> list[str]:
+        """Start a generation in the foreground; each in turn is of another version."""
+        version = version or VERSIONS[generation % 2]
         configuration = self.directory / f"envoy-{generation}.yaml"
         self._write_generation(configuration.name, generation)
         return self._argv(version, configuration)
 
-    def drain_argv(self, generation: int | str) -> list[str]:
+    def drain_argv(self, generation: int) -> list[str]:
         """Close a generation's listeners; what is established goes on."""
         socket = str(self.admin_socket(generation))
         return ["curl", "-sf", "-X", "POST", "--unix-socket", socket, "http://x/drain_listeners"]
@@ -81,7 +82,7 @@ class Envoy(Service):
             f"echo $! >{pidfile}",
         ]
 
-    def _write_generation(self, name: str, generation: int | str) -> None:
+    def _write_generation(self, name: str, generation: int) -> None:
         template = self.template("envoy-listener.yaml")
         listeners = [
             self._filled(template, number=number, address=address, port=port, backlog=self.backlog)

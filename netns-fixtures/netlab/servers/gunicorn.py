@@ -31,11 +31,13 @@ class Gunicorn(Service):
         stop_signal: Signals = SIGTERM,
         backlog: int = 2048,
         workers: int = 2,
+        reuseport: bool = False,
     ) -> None:
         if importlib.util.find_spec("gunicorn") is None:
             raise LabError(f"{sys.executable} has no gunicorn: install the test dependencies")
         self.backlog = backlog
         self.workers = workers
+        self.reuseport = reuseport
         super().__init__(namespace, ports=ports, addresses=addresses, stop_signal=stop_signal)
 
     @property
@@ -48,15 +50,23 @@ class Gunicorn(Service):
         """SIGHUP to the master: new workers, the same sockets."""
         return [str(self.directory / "reload")]
 
+    def generation_argv(self, _generation: int) -> list[str]:
+        """Start another master beside the one that runs, in the foreground; needs `reuseport`."""
+        return self._argv()
+
     @property
     def _start_commands(self) -> Sequence[str]:
-        argv = [sys.executable, "-m", "gunicorn", "--daemon", "--pid", str(self.pidfile)]
+        return [shlex.join(self._argv("--daemon", "--pid", str(self.pidfile)))]
+
+    def _argv(self, *options: str) -> list[str]:
+        argv = [sys.executable, "-m", "gunicorn", *options]
+        argv += ["--reuse-port"] if self.reuseport else []
         argv += ["--workers", str(self.workers), "--backlog", str(self.backlog)]
         argv += ["--error-logfile", str(self.log), "--graceful-timeout", "5"]
         argv += ["--worker-tmp-dir", str(self.directory), "--chdir", str(self.directory)]
         for address, port in sorted(self.endpoints):
             argv += ["--bind", f"{bracketed(address)}:{port}"]
-        return [shlex.join([*argv, "application:application"])]
+        return [*argv, "application:application"]
 
     def _write_configuration(self) -> None:
         shutil.copy(self.template("application.py"), self.directory)

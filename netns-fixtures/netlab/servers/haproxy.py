@@ -43,6 +43,10 @@ class HAProxy(Service):
         """Start a new process that tells the old one to finish."""
         return [str(self.directory / "reload")]
 
+    def generation_argv(self, _generation: int) -> list[str]:
+        """Start another process beside the one that runs, in the foreground."""
+        return ["haproxy", "-f", str(self.directory / "haproxy.cfg"), "-db"]
+
     @property
     def _argv(self) -> list[str]:
         configuration = str(self.directory / "haproxy.cfg")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from signal import SIGTERM, Signals
 
 from netlab.servers.service import WILDCARDS, Service, bracketed
@@ -40,6 +41,13 @@ class Nginx(Service):
         """Make the master read its configuration again."""
         return [*self._argv, "-s", "reload"]
 
+    def generation_argv(self, generation: int) -> list[str]:
+        """Start another master beside the one that runs, in the foreground; needs `reuseport`."""
+        name = f"nginx-{generation}.conf"
+        self._write_nginx_conf(name, daemon="off", pidfile=self.directory / f"pid-{generation}")
+        argv = ["nginx", "-p", str(self.directory), "-e", str(self.log)]
+        return [*argv, "-c", str(self.directory / name)]
+
     def set_workers(self, workers: int) -> None:
         """Rewrite the configuration; it takes effect with the next reload or restart."""
         self.workers = workers
@@ -56,6 +64,9 @@ class Nginx(Service):
         return [shlex.join(self._argv)]
 
     def _write_configuration(self) -> None:
+        self._write_nginx_conf("nginx.conf", daemon="on", pidfile=self.pidfile)
+
+    def _write_nginx_conf(self, name: str, *, daemon: str, pidfile: Path) -> None:
         options = f"backlog={self.backlog}" + (" reuseport" if self.reuseport else "")
         listens = "\n".join(
             f"        listen {bracketed(address)}:{port} {options}"
@@ -63,10 +74,11 @@ class Nginx(Service):
             for address, port in sorted(self.endpoints)
         )
         self._write(
+            name,
             "nginx.conf",
-            "nginx.conf",
+            daemon=daemon,
             workers=self.workers,
-            pidfile=self.pidfile,
+            pidfile=pidfile,
             directory=self.directory,
             listens=listens,
         )

@@ -3,7 +3,8 @@
 Answers every request with 200, on IPv4 and IPv6 unless --address names one. With --pidfile it
 writes its pid once it listens; --delay waits before it binds; --backlog is listen(2)'s; --think
 is how long a request takes, each in a thread; --lazy is a rest after each accept(2); --rate is how
-many connections it accepts in a second at the most. SIGTERM ends it at once, whatever is in flight.
+many connections it accepts in a second at the most; --reuseport lets others bind, too. SIGTERM ends
+it at once, whatever is in flight.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ def main() -> None:
     parser.add_argument("--think", type=float, default=0.0)
     parser.add_argument("--lazy", type=float, default=0.0)
     parser.add_argument("--rate", type=float, default=float("inf"))
+    parser.add_argument("--reuseport", action="store_true")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     select.select([], [], [], options.delay)
     listener = socket.socket(socket.AF_INET6 if ":" in options.address else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, options.reuseport)
     if ":" in options.address:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     listener.bind((options.address, options.port))
