@@ -19,13 +19,15 @@ _VERBS = {
     "hold": "synplug.cli.hold",
     "release": "synplug.cli.release",
     "swap": "synplug.cli.swap",
+    "supervise": "synplug.cli.supervise",
+    "reload": "synplug.cli.reload",
     "doctor": "synplug.cli.doctor",
     "recover": "synplug.cli.recover",
     "status": "synplug.cli.status",
 }
 
 
-_WITH_COMMAND = ("wrap", "swap")
+_WITH_COMMAND = ("wrap", "swap", "supervise")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

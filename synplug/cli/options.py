@@ -6,9 +6,10 @@ import argparse
 
 from synplug import __version__
 from synplug.cli import option_groups as groups
+from synplug.cli import values
 from synplug.cli.hold_options import hold_options
-from synplug.cli.parser import Parser
-from synplug.cli.swap_options import SWAP_EPILOG, swap_options
+from synplug.cli.parser import Parser, value_of
+from synplug.cli.swap_options import SUPERVISE_EPILOG, SWAP_EPILOG, supervise_options, swap_options
 
 _DESCRIPTION = "Restart anything that listens on TCP without losing a connection."
 _EPILOG = """\
@@ -22,7 +23,7 @@ SIGINT, SIGTERM and SIGHUP go to the command, and end the hold.
 synplug holds new connections. Those that are established belong to the process that accepted
 them, and end with it: synplug can wait for them a moment (--quiesce), it cannot move them.
 """
-_EPILOGS = {"wrap": _EPILOG, "swap": SWAP_EPILOG}
+_EPILOGS = {"wrap": _EPILOG, "swap": SWAP_EPILOG, "supervise": SUPERVISE_EPILOG}
 
 
 def parser() -> Parser:
@@ -40,6 +41,8 @@ def parser() -> Parser:
     _hold(verbs)
     _release(verbs)
     _swap(verbs)
+    _supervise(verbs)
+    _reload(verbs)
     _doctor(verbs)
     _status(verbs)
     _recover(verbs)
@@ -112,6 +115,35 @@ def _swap(verbs: argparse._SubParsersAction[Parser]) -> None:
             "replace a running service by a new generation beside it, on the same port",
             "synplug swap {--pidfile OLD | --old-pid PID} [options] -- NEWCMD [ARG...]",
         )
+    )
+
+
+def _supervise(verbs: argparse._SubParsersAction[Parser]) -> None:
+    supervise_options(
+        _verb(
+            verbs,
+            "supervise",
+            "run a service as changing generations, each swapped for the one before on SIGHUP",
+            "synplug supervise --name NAME [options] -- CMD [ARG...]",
+        )
+    )
+
+
+def _reload(verbs: argparse._SubParsersAction[Parser]) -> None:
+    verb = _verb(
+        verbs,
+        "reload",
+        "have a supervisor swap to a new generation, and wait for that",
+        "synplug reload NAME [options]",
+    )
+    verb.add_argument("name", metavar="NAME", help="of the supervisor")
+    groups.netns_option(verb)
+    verb.add_argument(
+        "--timeout",
+        type=value_of(values.positive_duration),
+        default=120.0,
+        metavar="TIME",
+        help="wait no longer than this (default 120s)",
     )
 
 

@@ -28,6 +28,36 @@ exit status:
 """
 
 
+SUPERVISE_EPILOG = """\
+{generation} in CMD and in the options' commands and URLs is the number of the generation, which has
+it as SYNPLUG_GENERATION in its environment. In --stop-cmd and --stop-post it is the old one's.
+
+SIGHUP, or 'synplug reload NAME': swap to a new generation of CMD. One that does not become ready is
+ended, and the old one serves on. SIGTERM and SIGINT go to all generations, and synplug ends with
+them. Speaks sd_notify(3): READY, RELOADING, STATUS, STOPPING, WATCHDOG.
+
+exit status:
+  that of the current generation, when it ends by itself; 0 after SIGTERM or SIGINT; 124 the first
+  one was not ready in time; 125, 126, 127 as of the other verbs
+"""
+
+
+def supervise_options(verb: Parser) -> None:
+    """The verb supervise."""
+    group = verb.add_argument_group("the service")
+    group.add_argument(
+        "--name", required=True, metavar="NAME", help="what the supervisor is called, such as edge"
+    )
+    groups.port_option(group)
+    groups.netns_option(group)
+    generation_options(verb)
+    group = verb.add_argument_group("safety")
+    groups.check_option(group)
+    groups.lock_option(group)
+    verb.add_argument("-q", "--quiet", action="store_true", help="no report where all went well")
+    verb.add_argument("-v", "--verbose", action="store_true", help="phases and listeners, too")
+
+
 def swap_options(verb: Parser) -> None:
     """The verb swap."""
     group = verb.add_argument_group("the old generation")

@@ -34,10 +34,9 @@ class Lineage:
         self.keepers: set[int] = set()
         self.generations: list[Generation] = []
 
-    @property
-    def own_pid(self) -> int:
-        """Our pid."""
-        return self._own_pid
+    def forget_dead_keepers(self) -> None:
+        """Their pids may be used again."""
+        self.keepers = {pid for pid in self.keepers if self._processes.is_alive(pid)}
 
     def unclaimed(self) -> set[int]:
         """Processes below us, in another session, that are no keeper and no generation's yet."""

@@ -254,6 +254,7 @@ class Swap:
             if self._pidfile is not None:
                 self._pidfile.close()
             self._tools.locks.drop()
+            self._lineage.forget_dead_keepers()
 
     def _hand_on(self) -> None:
         """The new one is the service now, and the old one may finish."""

@@ -14,6 +14,7 @@ from synplug.holding.backends import backends_for
 from synplug.holding.ledger import Entry, Ledger, claim, entries, remove_drafts
 from synplug.holding.locks import remove_unused_locks
 from synplug.holding.migration import restore_unless_wanted
+from synplug.holding.supervisors import remove_dead_supervisors
 from synplug.model import BackendName, Endpoint, HoldSpec
 
 _RUN_ID = re.compile(r"[0-9a-f]{8}")
@@ -35,6 +36,7 @@ def recover() -> list[Recovered]:
     found += _recover_migration()
     remove_unused_locks()
     remove_drafts()
+    remove_dead_supervisors()
     return [dead for dead in found if dead is not None]
 
 

@@ -1,0 +1,89 @@
+"""``synplug supervise``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from dataclasses import replace
+
+from synplug.cli.render import complain, report_text
+from synplug.cli.requests import check_url, closing_plans, hold_options
+from synplug.errors import UsageError
+from synplug.handover.assembly import real_tools
+from synplug.handover.generation import Generation
+from synplug.handover.notify import OWN_VARIABLES, Notifier
+from synplug.handover.plan import ReadyPlan, SwapPlan, Tools
+from synplug.handover.process import Signals
+from synplug.handover.request import hold_spec
+from synplug.handover.supervise import SupervisePlan, Surroundings, supervise
+from synplug.handover.swap_request import spec_of
+from synplug.holding.names import check_name
+from synplug.holding.supervisors import SupervisorFile
+from synplug.kernel import procfs
+from synplug.kernel.namespaces import enter_network, network_of
+from synplug.kernel.subreaper import adopt_orphans
+from synplug.model import HoldSpec, Report
+
+
+def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+    """Run the verb; returns the exit status."""
+    check_url(options.ready_http.replace("{generation}", "1"))
+    check_name(options.name)
+    if options.netns is not None:
+        enter_network(network_of(options.netns))
+    procfs.require_net_admin()
+    plan = _plan(options, command)
+    hold, endpoints = hold_options(options), tuple(options.endpoints)
+    adopt_orphans()
+    file = SupervisorFile(options.name)
+    try:
+        with Signals() as signals:
+
+            def tools(spec: HoldSpec | None) -> Tools:
+                return real_tools(spec or plan.generation.spec, signals=signals)
+
+            def spec(generation: Generation) -> HoldSpec:
+                return spec_of(generation.look(), endpoints, hold)
+
+            def tell(report: Report) -> None:
+                if not options.quiet or report.exit_code or report.warnings:
+                    complain(report_text(report, verbose=options.verbose))
+
+            around = Surroundings(
+                tools=tools,
+                spec=spec,
+                notifier=Notifier(os.environ, clock=time.monotonic, own_pid=os.getpid()),
+                publish=file.write,
+                tell=tell,
+            )
+            return supervise(plan, around, own_pid=os.getpid())
+    finally:
+        file.close()
+
+
+def _plan(options: argparse.Namespace, command: tuple[str, ...]) -> SupervisePlan:
+    """The options as values."""
+    if not command:
+        raise UsageError("no command", remedy="write it behind --: synplug supervise … -- CMD")
+    drain, stop, retire = closing_plans(options)
+    placeholder = replace(hold_spec((), hold_options(options)), name="")
+    generation = SwapPlan(
+        argv=command,
+        spec=placeholder,
+        check=options.check,
+        lock_timeout_s=options.lock_timeout,
+        drain=drain,
+        ready=ReadyPlan(
+            http=options.ready_http,
+            command=options.ready_cmd,
+            timeout_s=options.ready_timeout,
+        ),
+        stop=stop,
+        retire=retire,
+        migrate=options.migrate,
+    )
+    environment = {name: word for name, word in os.environ.items() if name not in OWN_VARIABLES}
+    return SupervisePlan(
+        generation=generation, environment=environment, endpoints=tuple(options.endpoints)
+    )

@@ -1,0 +1,285 @@
+"""``synplug supervise``: the stable parent of changing generations.
+
+    start the first → ready → … SIGHUP: swap → … the current one ends, or SIGTERM: the end
+
+One loop owns every transition. A swap is a call within it, in which the loop's other duties
+(retiring older generations, signs of life) go on, since it waits by :class:`_Signals`.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from synplug.errors import SynplugError
+from synplug.handover.account import EXIT_DEADLINE
+from synplug.handover.closing import filled
+from synplug.handover.drain import POLL_S
+from synplug.handover.generation import Generation, Lineage, Retirement
+from synplug.handover.launch import Launch
+from synplug.handover.notify import Notifier
+from synplug.handover.plan import HasDescriptor, Signals, SwapPlan, Tools
+from synplug.handover.swap import Swap
+from synplug.holding.supervisors import SupervisorState
+from synplug.model import Endpoint, HoldSpec, Listener, Outcome, Report
+
+_TURN_S = 0.25
+_END_POLL_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SupervisePlan:
+    """What a supervisor keeps running.
+
+    :param generation: how each one follows the one before; ``{generation}`` in its commands
+        stands for the number. The specification of its hold is made for each swap.
+    :param environment: of the generations, SYNPLUG_GENERATION aside.
+    :param endpoints: what the first one must serve; empty: anything.
+    """
+
+    generation: SwapPlan
+    environment: dict[str, str]
+    endpoints: tuple[Endpoint, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surroundings:
+    """What a supervisor works with, besides a sequence's tools.
+
+    :param tools: for a hold of this specification; None: for no hold.
+    :param spec: a hold of what this generation serves, or of the named endpoints.
+    :param publish: says how far it has come. :param tell: is given each swap's report.
+    """
+
+    tools: Callable[[HoldSpec | None], Tools]
+    spec: Callable[[Generation], HoldSpec]
+    notifier: Notifier
+    publish: Callable[[SupervisorState], None]
+    tell: Callable[[Report], None]
+
+
+def supervise(plan: SupervisePlan, around: Surroundings, *, own_pid: int) -> int:
+    """Run until the current generation ends, or a signal says so; returns the exit status."""
+    return _Supervisor(plan, around, own_pid).run()
+
+
+class _Signals:
+    """Signals as a swap sees them: SIGHUP is kept for after it, and waiting is not idle."""
+
+    def __init__(self, signals: Signals, meanwhile: Callable[[bool], None]) -> None:
+        self._signals = signals
+        self._meanwhile = meanwhile
+        self.reloads_heard = 0
+        self.ending: int | None = None
+
+    def take(self) -> list[int]:
+        """Those that end us."""
+        ends = []
+        for number in self._signals.take():
+            if number == signal.SIGHUP:
+                self.reloads_heard += 1
+            else:
+                self.ending = number
+                ends.append(number)
+        return ends
+
+    def pause(self, timeout_s: float, until: HasDescriptor | None = None) -> None:
+        """Wait; the duties that cost time wait where every millisecond counts."""
+        self._meanwhile(timeout_s > POLL_S)
+        self._signals.pause(timeout_s, until)
+
+
+class _Supervisor:
+    def __init__(self, plan: SupervisePlan, around: Surroundings, own_pid: int) -> None:
+        self._plan = plan
+        self._around = around
+        tools = around.tools(None)
+        self._signals = _Signals(tools.signals, self._meanwhile)
+        self._tools = replace(tools, signals=self._signals)
+        self._lineage = Lineage(tools.processes, own_pid)
+        self._retirements: list[Retirement] = []
+        self._number = 0
+        self._served = 0
+        self._state = SupervisorState(pid=own_pid, start=tools.processes.start_time(own_pid))
+        self._current: Generation | None = None
+
+    def run(self) -> int:
+        """The whole life."""
+        self._publish()
+        status = self._start_first()
+        if status is not None:
+            return self._end(signal.SIGTERM, status)
+        if self._signals.ending is None:
+            self._around.notifier.ready(f"generation {self._number} serves")
+        while True:
+            self._signals.take()
+            if self._signals.ending is not None:
+                return self._stop(self._signals.ending)
+            if self._has_died():
+                return self._end(signal.SIGTERM, self._current_status())
+            if self._signals.reloads_heard > self._served:
+                self._reload()
+                continue
+            assert self._current is not None
+            self._signals.pause(min(_TURN_S, self._around.notifier.interval_s or _TURN_S))
+
+    # --- the first one
+
+    def _start_first(self) -> int | None:
+        """Start it; returns the exit status if it does not come up."""
+        self._number += 1
+        plan = self._plan_of(self._number, None)
+        launch = Launch(
+            plan.argv,
+            plan.environment,
+            ready=plan.ready,
+            mark=plan.spec.probe_mark,
+            tools=self._tools,
+            lineage=self._lineage,
+            number=self._number,
+        )
+        try:
+            self._current = launch.start()
+            outcome = launch.until_ready(self._lacks, lambda: bool(self._ending()))
+        finally:
+            launch.stop_probe()
+        if outcome is Outcome.COMMAND_FAILED:
+            return self._current.status or SynplugError.exit_code
+        if outcome is Outcome.DEADLINE:
+            return EXIT_DEADLINE
+        self._state = replace(self._state, generation=self._number)
+        self._publish()
+        return None
+
+    def _lacks(self, own: list[Listener]) -> str:
+        wanted = self._plan.endpoints
+        if not wanted:
+            return "" if own else "anything"
+        missing = [end for end in wanted if not any(listener.serves(end) for listener in own)]
+        return ", ".join(map(str, missing))
+
+    def _ending(self) -> int | None:
+        self._signals.take()
+        return self._signals.ending
+
+    # --- reloads
+
+    def _reload(self) -> None:
+        """Swap to a new generation; those who asked meanwhile get another one after it."""
+        assert self._current is not None
+        heard = self._signals.reloads_heard
+        self._state = replace(self._state, heard=heard)
+        self._publish()
+        self._number += 1
+        notifier = self._around.notifier
+        notifier.reloading(f"generation {self._number} starts")
+        failure = self._swap(self._current)
+        self._served = heard
+        self._state = replace(
+            self._state, heard=self._signals.reloads_heard, served=heard, failure=failure
+        )
+        if not failure:
+            self._state = replace(self._state, generation=self._number)
+        self._publish()
+        number = self._state.generation
+        words = f"generation {number} serves"
+        notifier.ready(f"{words}; the last reload failed: {failure}" if failure else words)
+
+    def _swap(self, current: Generation) -> str:
+        """Try; returns why the current one serves on, or ``""``."""
+        try:
+            spec = self._around.spec(current)
+        except SynplugError as error:
+            return str(error)
+        tools = replace(self._around.tools(spec), signals=self._signals)
+        plan = self._plan_of(self._number, spec)
+        swap = Swap(plan, tools, old=current, lineage=self._lineage, number=self._number)
+        swap.carry_out()
+        report = swap.report()
+        if swap.is_done and swap.new is not None and swap.retirement is not None:
+            self._current = swap.new
+            self._retirements.append(swap.retirement)
+        elif current.look():
+            current.orphans = self._lineage.unclaimed
+        self._forget()
+        self._around.tell(report)
+        if swap.is_done:
+            return ""
+        return report.error or "; ".join(report.warnings) or report.outcome.value
+
+    def _plan_of(self, number: int, spec: HoldSpec | None) -> SwapPlan:
+        plan = self._plan.generation
+        ready = plan.ready
+        return replace(
+            plan,
+            spec=spec or plan.spec,
+            argv=tuple(filled(word, generation=number) for word in plan.argv),
+            check=tuple(filled(word, generation=number) for word in plan.check),
+            environment={**self._plan.environment, "SYNPLUG_GENERATION": str(number)},
+            ready=replace(
+                ready,
+                http=filled(ready.http, generation=number),
+                command=tuple(filled(word, generation=number) for word in ready.command),
+            ),
+        )
+
+    # --- duties
+
+    def _meanwhile(self, has_time: bool) -> None:
+        self._around.notifier.alive()
+        if has_time:
+            self._retirements = [one for one in self._retirements if not one.step()]
+            if self._signals.reloads_heard != self._state.heard:
+                self._state = replace(self._state, heard=self._signals.reloads_heard)
+                self._publish()
+            self._forget()
+
+    def _forget(self) -> None:
+        """Generations that are gone."""
+        current = self._current
+        retiring = [one.generation for one in self._retirements]
+        self._lineage.generations = [
+            generation
+            for generation in self._lineage.generations
+            if generation is current or generation in retiring or generation.look()
+        ]
+
+    def _publish(self) -> None:
+        self._around.publish(self._state)
+
+    # --- the end
+
+    def _has_died(self) -> bool:
+        """Whether the current one serves no more: all of it is gone, or its main process failed."""
+        assert self._current is not None
+        return not self._current.look() or bool(self._current.status)
+
+    def _current_status(self) -> int:
+        status = self._current.status if self._current is not None else None
+        return status or 0
+
+    def _stop(self, number: int) -> int:
+        """As we were told to: so is every generation. That they end by it is no failure."""
+        self._end(number, 0)
+        status = self._current_status()
+        return 0 if status == 128 + number else status
+
+    def _end(self, number: int, status: int) -> int:
+        """End all generations, and wait for that; returns *status*."""
+        self._around.notifier.stopping("the generations end")
+        plan = self._plan.generation.retire
+        self._retirements.clear()
+        left = []
+        for generation in list(self._lineage.generations):
+            generation.send(number)
+            left.append(
+                Retirement(generation, endpoints=(), plan=plan, tools=self._tools, finishes=True)
+            )
+        while left := [one for one in left if not one.step()]:
+            for again in self._signals.take():
+                for one in left:
+                    one.generation.send(again)
+            self._around.notifier.alive()
+            self._tools.signals.pause(_END_POLL_S)
+        return status
