@@ -16,11 +16,12 @@ from ipaddress import ip_address
 from synplug.kernel.netlink import NETLINK_SOCK_DIAG, NetlinkSocket, attributes
 from synplug.model import Endpoint, Family, Flow, Listener
 
-_SOCK_DIAG_BY_FAMILY = 20
+_TCPDIAG_GETSOCK, _SOCK_DIAG_BY_FAMILY = 18, 20
 _TCP = 6
 _ESTABLISHED, _SYN_SENT, _SYN_RECV, _LISTEN = 1, 2, 3, 10
 _INET_DIAG_INFO, _INET_DIAG_SKV6ONLY = 2, 11
 _REQUEST = struct.Struct("=BBBxI")
+_STATES = struct.Struct("=II")  # idiag_states, idiag_dbs
 _ID = struct.Struct("!HH16s16s")
 _ANSWER = struct.Struct("=BBBB")
 _COUNTS = struct.Struct("=IIIII")  # expires, rqueue, wqueue, uid, inode
@@ -96,7 +97,7 @@ class SocketDiagnostics:
         wanted = list(endpoints)
         for port in sorted({endpoint.port for endpoint in wanted}):
             exact, widths = _addresses([end for end in wanted if end.port == port])
-            for body in self._dump(states, source_port=port, extension=extension):
+            for body in self._walk(states, source_port=port, extension=extension):
                 address = _local_address(body)
                 if len(address) in widths or address in exact:
                     yield body
@@ -106,19 +107,36 @@ class SocketDiagnostics:
         return [
             (_COUNTS.unpack_from(body, 52)[4], _flow(body))
             for port in ports
-            for body in self._dump(1 << _SYN_SENT, destination_port=port)
+            for body in self._walk(1 << _SYN_SENT, destination_port=port)
         ]
 
-    def _dump(
+    def _dump(self, states: int, *, source_port: int = 0) -> Iterator[memoryview]:
+        """Listeners have tables of their own, by port: a family each."""
+        for family in Family:
+            request = _REQUEST.pack(family.af, _TCP, 0, states) + _identity(source_port, 0)
+            yield from self._answers(_SOCK_DIAG_BY_FAMILY, request)
+
+    def _walk(
         self, states: int, *, source_port: int = 0, destination_port: int = 0, extension: int = 0
     ) -> Iterator[memoryview]:
-        identity = _ID.pack(source_port, destination_port, b"", b"") + bytes(4) + b"\xff" * 8
+        """One walk through the table of connections, which is both families' and has no ports.
+
+        The older request, struct inet_diag_req, is the one that asks for both families at once
+        (inet_diag_dump_compat). With 30,000 sockets in TIME_WAIT a walk takes 10 to 20 ms.
+        """
         wanted = 1 << (extension - 1) if extension else 0
-        for family in Family:
-            request = _REQUEST.pack(family.af, _TCP, wanted, states) + identity
-            for body in self._netlink.dump("list sockets", _SOCK_DIAG_BY_FAMILY, request):
-                if len(body) >= _ANSWER_BYTES:
-                    yield body
+        request = bytes((0, 0, 0, wanted)) + _identity(source_port, destination_port)
+        yield from self._answers(_TCPDIAG_GETSOCK, request + _STATES.pack(states, 0))
+
+    def _answers(self, kind: int, request: bytes) -> Iterator[memoryview]:
+        for body in self._netlink.dump("list sockets", kind, request):
+            if len(body) >= _ANSWER_BYTES:
+                yield body
+
+
+def _identity(source_port: int, destination_port: int) -> bytes:
+    """A struct inet_diag_sockid of any socket with these ports."""
+    return _ID.pack(source_port, destination_port, b"", b"") + bytes(4) + b"\xff" * 8
 
 
 def _listener(body: memoryview) -> Listener:

@@ -137,6 +137,15 @@ def test_no_client_notices_a_swap(lab: ClientServer, case: Case) -> None:
         f"{statistics.median(holds_ms):.1f} max {holds_ms[-1]:.1f} ms; "
         f"control: {lost.failures} failures of {lost.attempted}"
     )
+    for name in ("ready", "drain", "stop", "release"):
+        took = sorted(
+            phase["duration_s"] * 1000
+            for report in reports
+            for phase in report["phases"]
+            if phase["name"] == name
+        )
+        print(f"  {name}: median {statistics.median(took):.1f} max {took[-1]:.1f} ms")
+    print([r["hold"]["held"] for r in reports], [r["drain"] for r in reports])
     assert kept.failures == 0, kept.summary()
     assert kept.retransmitted == 0, kept.summary()
     assert kept.connect_max_ms < max(holds_ms[-1] + 250, 250), kept.summary()

@@ -62,17 +62,23 @@ class Kernel:
         self.requests: list[tuple[int, int, int, int, int]] = []
 
     def dump(self, action: str, kind: int, body: bytes) -> list[memoryview]:
-        assert kind == 20
-        family, protocol, extension, states = struct.unpack_from("=BBBxI", body)
-        assert protocol == socket.IPPROTO_TCP
-        source, destination = struct.unpack_from("!HH", body, 8)
+        if kind == 20:  # struct inet_diag_req_v2: of one family
+            family, protocol, extension, states = struct.unpack_from("=BBBxI", body)
+            assert protocol == socket.IPPROTO_TCP
+            source, destination = struct.unpack_from("!HH", body, 8)
+            families: tuple[int, ...] = (family,)
+        else:  # struct inet_diag_req: of both
+            assert kind == 18
+            extension, states = body[3], struct.unpack_from("=I", body, 52)[0]
+            source, destination = struct.unpack_from("!HH", body, 4)
+            family, families = 0, (socket.AF_INET, socket.AF_INET6)
         self.requests.append((family, states, source, destination, extension))
         return [
             memoryview(found)
             for found in self.sockets
             if len(found) < 72
             or (
-                found[0] == family
+                found[0] in families
                 and states >> found[1] & 1
                 and source in (0, struct.unpack_from("!H", found, 4)[0])
                 and destination in (0, struct.unpack_from("!H", found, 6)[0])
