@@ -1,14 +1,15 @@
 # Each target sets up what it needs: Debian packages (as root) and .venv.
 PYTHON := .venv/bin/python
 
-.PHONY: help setup demo test faults kernels unit lint format bench soak clean
+.PHONY: help setup demo test faults swaps kernels unit lint format bench soak clean
 
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    restart a real HAProxy under load, without and with synplug"
-	@echo "make test    all tests but the rest of the fault matrix, in private network namespaces"
+	@echo "make test    all tests but those of make faults and make swaps, in private network namespaces"
 	@echo "make faults  the whole fault matrix: every step, process, fault and backend"
+	@echo "make swaps   Envoy, HAProxy, nginx and gunicorn swapped under load, also near saturation"
 	@echo "make kernels the tests of tests/guest on every kernel; the tables of docs/kernels.md"
 	@echo "make unit    the tests that need no root and no namespaces"
 	@echo "make lint    ruff and mypy --strict"
@@ -31,6 +32,9 @@ test: setup
 
 faults: setup
 	$(PYTHON) -m pytest -m "faults or not faults" tests/integration/test_faults.py
+
+swaps: setup
+	$(PYTHON) -m pytest -s -m "swaps or not swaps" tests/integration/test_swap_load.py
 
 kernels: setup
 	@for suite in bullseye bookworm trixie sid; do $(GUEST) --suite $$suite || exit; done

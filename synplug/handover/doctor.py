@@ -16,6 +16,7 @@ from synplug.kernel.xtables import describe
 from synplug.model import BackendName
 
 _SYSCTLS = ("net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_syncookies")
+_MIGRATE = "net.ipv4.tcp_migrate_req"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +46,7 @@ def examine() -> list[Finding]:
         _self_test(BackendName.NFQUEUE_IPTABLES, needed=False),
         _self_test(BackendName.PLUG, needed=False),
         *(_sysctl(name) for name in _SYSCTLS),
+        _migration(),
     ]
 
 
@@ -80,3 +82,15 @@ def _sysctl(name: str) -> Finding:
     """A value that bounds how fast held connections can be released; never a failure."""
     detail = procfs.sysctl(name) or "not readable"
     return Finding(name=name, ok=True, detail=detail, needed=False)
+
+
+def _migration() -> Finding:
+    """What ``--migrate`` of a swap sets; one is possible without it, too."""
+    value = procfs.sysctl(_MIGRATE)
+    return Finding(
+        name=_MIGRATE,
+        ok=bool(value),
+        detail=f"{value}; 'synplug swap --migrate' can set it" if value else "not in this kernel",
+        remedy="" if value else "swap without --migrate; the parameter came with Linux 5.14",
+        needed=False,
+    )

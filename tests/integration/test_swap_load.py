@@ -1,6 +1,7 @@
 """Swaps of real programs under load: nobody is refused, reset, cut off or kept waiting.
 
 Each case runs its control first: the same swap without synplug, which loses connections.
+``make swaps`` runs all of them, ``make test`` those that leave the machine some room.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import signal
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import pytest
@@ -23,10 +24,17 @@ from netlab.topology import ClientServer, Namespace
 from tests.integration import shell
 
 SWAPS = 12
+#: A case in full runs at the highest of these rates, up to its own, that the machine bears just
+#: now: without any swap everybody is answered, and 99 of 100 connect within so many milliseconds.
+RATES = (8000, 7000, 6000, 5000, 4200, 3500, 3000)
+BORNE_MS = 10
+MEASURED_S = 4.0
+#: So many looks in a row at accept queues with no more than this: a swap's debt is paid.
+SETTLED_LOOKS = 5
+QUEUED_AT_REST = 32
 #: A control ends with the first swap that has lost somebody; one that loses nobody shows nothing.
 MOST_CONTROL_SWAPS = 24
-#: A SYN that is sent again is sent after a second (RFC 6298, 2.1), so this tells them apart.
-SLOWEST_CONNECT_MS = 900
+PHASES = ("ready", "drain", "stop", "release")
 
 
 class Generations(Protocol):
@@ -45,6 +53,7 @@ class Case:
     stop: Callable[[Service, int], Sequence[str]]
     plainly: Callable[[Service, int, int], None]
     control_rate_per_s: int = 0
+    in_full_only: bool = False
 
 
 def post(service: Service, generation: int) -> list[str]:
@@ -81,7 +90,15 @@ CASES = [
         rate_per_s=5000,
         stop=post,
         plainly=post_plainly,
-        control_rate_per_s=8000,
+        in_full_only=True,
+    ),
+    Case(
+        name="envoy-drain-8000",
+        make=Envoy,
+        rate_per_s=8000,
+        stop=post,
+        plainly=post_plainly,
+        in_full_only=True,
     ),
     Case(
         name="envoy-sigterm-2000",
@@ -96,6 +113,7 @@ CASES = [
         rate_per_s=5000,
         stop=SIGTERM,
         plainly=kill(signal.SIGTERM),
+        in_full_only=True,
     ),
     Case(
         name="haproxy",
@@ -123,9 +141,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.swaps] if case.in_full_only else [])
+        for case in CASES
+    ],
+)
 def test_no_client_notices_a_swap(lab: ClientServer, case: Case) -> None:
     with case.make(lab.server) as service:
+        if case.in_full_only:
+            case = replace(case, rate_per_s=_bearable_rate(lab, service, case.rate_per_s))
         lost = _control(lab, service, case)
         assert lost.failures > 0, f"the control lost nothing: {lost.summary()}"
 
@@ -133,24 +159,50 @@ def test_no_client_notices_a_swap(lab: ClientServer, case: Case) -> None:
 
     holds_ms = sorted(report["hold"]["duration_s"] * 1000 for report in reports)
     print(
-        f"{case.name}: {len(reports)} swaps, {kept.summary()}; hold median "
-        f"{statistics.median(holds_ms):.1f} max {holds_ms[-1]:.1f} ms; "
-        f"control: {lost.failures} failures of {lost.attempted}"
+        f"\n{case.name}: {len(reports)} swaps at {case.rate_per_s}/s, {kept.summary()}; "
+        f"hold median {statistics.median(holds_ms):.1f} max {holds_ms[-1]:.1f} ms ("
+        + ", ".join(f"{name} {_median_ms(reports, name):.1f}" for name in PHASES)
+        + f"); control: {lost.failures} failures of {lost.attempted}"
     )
-    for name in ("ready", "drain", "stop", "release"):
-        took = sorted(
-            phase["duration_s"] * 1000
-            for report in reports
-            for phase in report["phases"]
-            if phase["name"] == name
-        )
-        print(f"  {name}: median {statistics.median(took):.1f} max {took[-1]:.1f} ms")
-    print([r["hold"]["held"] for r in reports], [r["drain"] for r in reports])
     assert kept.failures == 0, kept.summary()
     assert kept.retransmitted == 0, kept.summary()
     assert kept.connect_max_ms < max(holds_ms[-1] + 250, 250), kept.summary()
-    assert kept.connect_max_ms < SLOWEST_CONNECT_MS + 1000
     assert sum(report["hold"]["held"] for report in reports) > 0, "no client came during a hold"
+
+
+def _median_ms(reports: list[dict[str, Any]], name: str) -> float:
+    return statistics.median(
+        float(phase["duration_s"]) * 1000
+        for report in reports
+        for phase in report["phases"]
+        if phase["name"] == name
+    )
+
+
+def _bearable_rate(lab: ClientServer, service: Service, most: int) -> int:
+    """What the machine bears without any swap; it may have other things to do just now."""
+    for rate in (rate for rate in RATES if rate <= most):
+        targets = service.targets(lab.server_addresses)
+        with Load(lab.client, targets, rate_per_s=rate, duration_s=MEASURED_S) as load:
+            found = load.wait()
+        _wait_for_debt(service)
+        if not found.failures and found.connect_p99_ms < BORNE_MS:
+            return rate
+    raise AssertionError(f"this machine does not bear {RATES[-1]} connections a second now")
+
+
+def _wait_for_debt(service: Service) -> None:
+    """Until who waited has been served: each swap is to begin as the first one did."""
+    short = 0
+
+    def settled() -> bool:
+        nonlocal short
+        lines = service.namespace.run(["ss", "-Htln", "sport = :8080"]).stdout.splitlines()
+        queued = sum(int(line.split()[1]) for line in lines)
+        short = short + 1 if queued <= QUEUED_AT_REST else 0
+        return short >= SETTLED_LOOKS
+
+    wait_until(settled, 20, "the debt of a swap is paid")
 
 
 def _swaps(
@@ -159,7 +211,10 @@ def _swaps(
     with Load(
         lab.client, service.targets(lab.server_addresses), rate_per_s=case.rate_per_s
     ) as load:
-        reports = [_swap(service, case, number) for number in range(100, 100 + SWAPS)]
+        reports = []
+        for number in range(100, 100 + SWAPS):
+            reports.append(_swap(service, case, number))
+            _wait_for_debt(service)
         return load.stop(), reports
 
 
