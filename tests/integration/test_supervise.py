@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
 
@@ -20,108 +18,16 @@ from netlab.program import Program, wait_until
 from netlab.topology import ClientServer
 from tests.integration import shell
 from tests.integration.conftest import SERVER
-from tests.integration.connect import connects_within
+from tests.integration.connect import connects_within, is_refused
+from tests.integration.supervised import Supervised, supervised
 
 RATE_PER_S = 300
 
 
-class Manager:
-    """A service manager's end of NOTIFY_SOCKET, which writes down what it is told."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(path))
-        self._socket.setblocking(False)
-        self._heard: list[dict[str, str]] = []
-
-    def close(self) -> None:
-        """Hear no more."""
-        self._socket.close()
-
-    @property
-    def heard(self) -> list[dict[str, str]]:
-        """Every message so far, as its fields."""
-        while True:
-            try:
-                data = self._socket.recv(4096).decode()
-            except BlockingIOError:
-                return self._heard
-            self._heard.append(dict(line.split("=", 1) for line in data.splitlines()))
-
-    def states(self) -> list[str]:
-        """The messages but the signs of life, by their first field."""
-        return [next(iter(one)) for one in self.heard if "WATCHDOG" not in one]
-
-
-@dataclass
-class Supervised:
-    """A supervisor of the small server, which a script on disk starts."""
-
-    lab: ClientServer
-    directory: Path
-    manager: Manager
-    program: Program = field(init=False)
-
-    @property
-    def script(self) -> Path:
-        return self.directory / "serve"
-
-    def serve_with(self, line: str) -> None:
-        """What the next generation does: *line* in a shell, with its number in $1."""
-        draft = self.directory / "serve.new"
-        draft.write_text(f"{line}\n")
-        draft.rename(self.script)
-
-    def serve(self, port: int = 8080) -> None:
-        """The next generation is a good one."""
-        pidfile = f"{self.directory}/pid-$1"
-        self.serve_with(
-            f"exec {sys.executable} {SERVER} {port} --reuseport --pidfile {pidfile} --think 0.005"
-        )
-
-    def start(self, *options: str) -> Program:
-        argv = [*shell.SYNPLUG, "supervise", "--name", "app", "-v", *options]
-        argv += ["--", "sh", str(self.script), "{generation}"]
-        environment = {
-            **os.environ,
-            "NOTIFY_SOCKET": str(self.manager.path),
-            "WATCHDOG_USEC": "1000000",
-        }
-        self.program = Program(
-            self.lab.server, argv, env=environment, ready=lambda: "READY" in self.manager.states()
-        )
-        return self.program
-
-    def reload(self) -> shell.Outcome:
-        return shell.run(self.lab.server, "reload", "app")
-
-    def pid(self, generation: int) -> int:
-        return int((self.directory / f"pid-{generation}").read_text())
-
-    def generations(self) -> set[int]:
-        """The servers that live in the namespace."""
-        found = set()
-        for pid in self.lab.server.pids():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if str(SERVER).encode() in words or b"sleep" in words:
-                found.add(pid)
-        return found
-
-    def zombies(self) -> list[int]:
-        """Children of the supervisor that nobody has collected."""
-        children = Path(f"/proc/{self.program.pid}/task/{self.program.pid}/children").read_text()
-        states = {pid: Path(f"/proc/{pid}/stat").read_text() for pid in map(int, children.split())}
-        return [pid for pid, stat in states.items() if stat.rpartition(")")[2].split()[0] == "Z"]
-
-
 @pytest.fixture
 def app(lab: ClientServer, tmp_path: Path) -> Iterator[Supervised]:
-    made = Supervised(lab=lab, directory=tmp_path, manager=Manager(tmp_path / "notify"))
-    made.serve()
-    yield made
-    made.manager.close()
-    assert not made.generations(), "a generation was orphaned"
+    with supervised(lab, tmp_path) as made:
+        yield made
 
 
 def test_ten_reloads_under_load_with_bad_ones_among_them(app: Supervised) -> None:
@@ -219,6 +125,49 @@ def test_a_generation_that_dies_ends_the_supervisor_with_its_status(app: Supervi
         assert app.reload().status == 0
         os.kill(app.pid(2), signal.SIGSEGV)
         assert app.program.wait() == 128 + signal.SIGSEGV
+
+
+def test_one_that_dies_while_the_next_one_starts_is_replaced_by_it(app: Supervised) -> None:
+    """Nobody listens for that while; the supervisor goes on as soon as somebody can."""
+    with app.start("--ready-timeout", "20s"):
+        first = app.pid(1)
+        app.serve_with(f"sleep 0.5; exec sh {app.good_script()} $1")
+        app.program.send_signal(Signals.SIGHUP)
+        wait_until(lambda: len(app.generations()) == 2, 10, "the next one is starting")
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: "READY" in app.manager.states()[1:], 15, "the reload has ended")
+        assert connects_within(app.lab.client, (app.lab.server_ipv4, 8080), 2.0)
+        assert app.program.end(signal.SIGTERM) == 0, app.program.output
+
+
+def test_one_that_dies_while_the_next_one_fails_ends_the_supervisor(app: Supervised) -> None:
+    with app.start("--ready-timeout", "1s"):
+        app.serve_with("exec sleep 100")
+        app.program.send_signal(Signals.SIGHUP)
+        wait_until(lambda: len(app.generations()) == 2, 10, "the next one is starting")
+        os.kill(app.pid(1), signal.SIGSEGV)
+        assert app.program.wait() == 128 + signal.SIGSEGV
+
+
+def test_a_supervisor_that_is_killed_leaves_its_generation_serving(app: Supervised) -> None:
+    """As the manual says; the init system ends what is left in the control group."""
+    with app.start():
+        app.program.end(signal.SIGKILL)
+        assert connects_within(app.lab.client, (app.lab.server_ipv4, 8080), 2.0)
+        assert shell.run(app.lab.server, "reload", "app").status == 3
+        assert shell.run(app.lab.server, "recover").status == 0
+        os.kill(app.pid(1), signal.SIGTERM)
+        wait_until(lambda: not app.generations(), 5, "it is gone")
+
+
+def test_setpriv_ends_a_generation_with_its_supervisor(app: Supervised) -> None:
+    """What docs/envoy.md says of PR_SET_PDEATHSIG, for those who run it without an init system."""
+    with app.start(before=["setpriv", "--pdeathsig", "TERM"]):
+        assert app.reload().status == 0
+        app.program.end(signal.SIGKILL)
+        wait_until(lambda: not app.generations(), 5, "it is gone")
+        assert is_refused(app.lab.client, (app.lab.server_ipv4, 8080))
+        assert shell.run(app.lab.server, "recover").status == 0
 
 
 def test_a_first_generation_that_does_not_come_up(app: Supervised) -> None:
