@@ -16,7 +16,7 @@ from synplug.handover.notify import OWN_VARIABLES, Notifier
 from synplug.handover.plan import ReadyPlan, SwapPlan, Tools
 from synplug.handover.process import Signals
 from synplug.handover.request import hold_spec
-from synplug.handover.supervise import SupervisePlan, Surroundings, supervise
+from synplug.handover.supervise import ENDING, PASSED_ON, SupervisePlan, Surroundings, supervise
 from synplug.handover.swap_request import spec_of
 from synplug.holding.names import check_name
 from synplug.holding.supervisors import SupervisorFile
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     adopt_orphans()
     file = SupervisorFile(options.name)
     try:
-        with Signals() as signals:
+        with Signals(*ENDING, *PASSED_ON) as signals:
 
             def tools(spec: HoldSpec | None) -> Tools:
                 return real_tools(spec or plan.generation.spec, signals=signals)

@@ -33,11 +33,12 @@ SUPERVISE_EPILOG = """\
 it as SYNPLUG_GENERATION in its environment. In --stop-cmd and --stop-post it is the old one's.
 
 SIGHUP, or 'synplug reload NAME': swap to a new generation of CMD. One that does not become ready is
-ended, and the old one serves on. SIGTERM and SIGINT go to all generations, and synplug ends with
-them. Speaks sd_notify(3): READY, RELOADING, STATUS, STOPPING, WATCHDOG.
+ended, and the old one serves on. SIGTERM, SIGINT and SIGQUIT go to all generations, and synplug
+ends with them; SIGUSR1 just goes to all. Speaks sd_notify(3): READY, RELOADING, STATUS, STOPPING,
+WATCHDOG.
 
 exit status:
-  that of the current generation, when it ends by itself; 0 after SIGTERM or SIGINT; 124 the first
+  that of the current generation, when it ends by itself; 0 after such a signal; 124 the first
   one was not ready in time; 125, 126, 127 as of the other verbs
 """
 

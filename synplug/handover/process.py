@@ -207,11 +207,12 @@ class Signals:
     """Signals to pass on, taken from the process for as long as the context lasts.
 
     One that our caller has us ignore (nohup(1)) stays ignored, for us and for the command.
+
+    :param also: besides SIGINT, SIGTERM and SIGHUP.
     """
 
-    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self) -> None:
+    def __init__(self, *also: int) -> None:
+        self._numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *also)
         self._arrived: list[int] = []
         self._before: dict[int, object] = {}
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -220,7 +221,7 @@ class Signals:
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         # Ignored, as a caller may have it, the kernel would throw the command's status away.
         self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for number in self._NUMBERS:
+        for number in self._numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._arrive)
         return self

@@ -24,6 +24,10 @@ from synplug.handover.swap import Swap
 from synplug.holding.supervisors import SupervisorState
 from synplug.model import Endpoint, HoldSpec, Listener, Outcome, Report
 
+#: Of the signals that come, those that end nothing and only go on to the generations.
+PASSED_ON = (signal.SIGUSR1,)
+#: Those that end everything, besides SIGINT and SIGTERM.
+ENDING = (signal.SIGQUIT,)
 _TURN_S = 0.25
 _END_POLL_S = 0.05
 
@@ -65,11 +69,20 @@ def supervise(plan: SupervisePlan, around: Surroundings, *, own_pid: int) -> int
 
 
 class _Signals:
-    """Signals as a swap sees them: SIGHUP is kept for after it, and waiting is not idle."""
+    """Signals as a swap sees them: SIGHUP is kept for after it, and waiting is not idle.
 
-    def __init__(self, signals: Signals, meanwhile: Callable[[bool], None]) -> None:
+    :param pass_on: gives one to the generations, and nothing else follows from it.
+    """
+
+    def __init__(
+        self,
+        signals: Signals,
+        meanwhile: Callable[[bool], None],
+        pass_on: Callable[[int], None],
+    ) -> None:
         self._signals = signals
         self._meanwhile = meanwhile
+        self._pass_on = pass_on
         self.reloads_heard = 0
         self.ending: int | None = None
 
@@ -79,6 +92,8 @@ class _Signals:
         for number in self._signals.take():
             if number == signal.SIGHUP:
                 self.reloads_heard += 1
+            elif number in PASSED_ON:
+                self._pass_on(number)
             else:
                 self.ending = number
                 ends.append(number)
@@ -95,7 +110,7 @@ class _Supervisor:
         self._plan = plan
         self._around = around
         tools = around.tools(None)
-        self._signals = _Signals(tools.signals, self._meanwhile)
+        self._signals = _Signals(tools.signals, self._meanwhile, self._pass_on)
         self._tools = replace(tools, signals=self._signals)
         self._lineage = Lineage(tools.processes, own_pid)
         self._retirements: list[Retirement] = []
@@ -105,7 +120,14 @@ class _Supervisor:
         self._current: Generation | None = None
 
     def run(self) -> int:
-        """The whole life."""
+        """The whole life; whatever is raised in it, no generation is left behind."""
+        try:
+            return self._live()
+        except BaseException:
+            self._end(signal.SIGTERM, 0)
+            raise
+
+    def _live(self) -> int:
         self._publish()
         status = self._start_first()
         if status is not None:
@@ -234,6 +256,10 @@ class _Supervisor:
                 self._state = replace(self._state, heard=self._signals.reloads_heard)
                 self._publish()
             self._forget()
+
+    def _pass_on(self, number: int) -> None:
+        for generation in self._lineage.generations:
+            generation.send(number)
 
     def _forget(self) -> None:
         """Generations that are gone."""

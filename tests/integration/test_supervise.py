@@ -178,7 +178,22 @@ def test_a_first_generation_that_does_not_come_up(app: Supervised) -> None:
     assert outcome.status == 7
 
 
-@pytest.mark.parametrize("number", [Signals.SIGTERM, Signals.SIGINT])
+def test_sigusr1_goes_to_the_generations_and_ends_nothing(app: Supervised) -> None:
+    """By it they open their log files anew; hot-restarter.py passes it on, too."""
+    heard = app.directory / "heard"
+    app.serve_with(f"trap 'echo $1 >>{heard}' USR1; sh {app.good_script()} $1 & wait; wait")
+    with app.start():
+        assert app.reload().status == 0
+        heard.unlink(missing_ok=True)
+        app.program.send_signal(Signals.SIGUSR1)
+        wait_until(heard.exists, 5, "a generation has heard it")
+        assert heard.read_text() == "2\n"
+        assert connects_within(app.lab.client, (app.lab.server_ipv4, 8080), 2.0)
+        os.kill(app.pid(2), signal.SIGTERM)  # the shell waits for it
+        assert app.program.wait() == 0
+
+
+@pytest.mark.parametrize("number", [Signals.SIGTERM, Signals.SIGINT, Signals.SIGQUIT])
 def test_a_signal_during_a_swap_ends_everything(app: Supervised, number: Signals) -> None:
     with app.start("--ready-timeout", "20s"):
         app.serve_with("exec sleep 100")

@@ -1,0 +1,111 @@
+"""The loop of ``synplug supervise``: what comes in, what goes on to the generation."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+
+import pytest
+
+from synplug.errors import SynplugError
+from synplug.handover.generation import Generation
+from synplug.handover.notify import Notifier
+from synplug.handover.plan import ReadyPlan, SwapPlan
+from synplug.handover.supervise import SupervisePlan, Surroundings, supervise
+from synplug.holding.supervisors import SupervisorState
+from synplug.model import HoldSpec
+from tests.unit.fakes import FakeCommand, Restart
+
+FIRST, WE = 4242, 500
+
+
+class Supervisor(Restart):
+    """A supervisor whose first generation listens 100 ms after its start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sockets.now = []
+        self.processes.children = {WE: {FIRST}}
+        self.processes.sessions = {WE: WE}
+        self.script = self.comes_up
+        self.on_signal = self.obeys
+        self.sent: list[int] = []
+        self.published: list[SupervisorState] = []
+        self.unpublishable = False
+
+    def comes_up(self, command: FakeCommand) -> None:
+        def listens() -> None:
+            self.processes.inodes[FIRST] = {self.new.inode}
+            self.listen(self.new)
+
+        self.world.after(0.1, listens)
+
+    def obeys(self, pid: int, number: int) -> None:
+        self.sent.append(number)
+        if number != signal.SIGUSR1:
+            self.dies(128 + number)
+
+    def dies(self, status: int) -> None:
+        self.listen()
+        self.processes.dead.add(FIRST)
+        self.command.end(status)
+
+    def publish(self, state: SupervisorState) -> None:
+        if self.unpublishable and state.generation:
+            raise SynplugError("cannot write")
+        self.published.append(state)
+
+    def run(self) -> int:
+        def spec(_generation: Generation) -> HoldSpec:
+            raise AssertionError("no swap in these tests")
+
+        around = Surroundings(
+            tools=lambda _spec: self.tools(),
+            spec=spec,
+            notifier=Notifier({}, clock=self.world.clock, own_pid=WE),
+            publish=self.publish,
+            tell=lambda _report: None,
+        )
+        generation = SwapPlan(
+            argv=("serve", "{generation}"),
+            spec=replace(self.plan().spec, endpoints=()),
+            ready=ReadyPlan(timeout_s=10.0),
+        )
+        plan = SupervisePlan(generation=generation, environment={"HOME": "/"})
+        return supervise(plan, around, own_pid=WE)
+
+
+@pytest.fixture
+def supervisor() -> Supervisor:
+    return Supervisor()
+
+
+def test_it_lives_until_its_generation_dies_and_has_its_status(supervisor: Supervisor) -> None:
+    supervisor.world.after(3.0, lambda: supervisor.dies(7))
+    assert supervisor.run() == 7
+    assert supervisor.published[-1].generation == 1
+    assert list(supervisor.command.argv) == ["serve", "1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_signal_that_ends_it_goes_on_and_is_no_failure(
+    supervisor: Supervisor, number: int
+) -> None:
+    supervisor.world.after(3.0, lambda: supervisor.signals.arrive(number))
+    assert supervisor.run() == 0
+    assert supervisor.sent == [number]
+
+
+def test_sigusr1_only_goes_on(supervisor: Supervisor) -> None:
+    supervisor.world.after(3.0, lambda: supervisor.signals.arrive(signal.SIGUSR1))
+    supervisor.world.after(6.0, lambda: supervisor.dies(0))
+    assert supervisor.run() == 0
+    assert supervisor.sent == [signal.SIGUSR1]
+
+
+def test_what_nobody_foresaw_leaves_no_generation_behind(supervisor: Supervisor) -> None:
+    supervisor.unpublishable = True
+    with pytest.raises(SynplugError, match="cannot write"):
+        supervisor.run()
+    assert supervisor.sent == [signal.SIGTERM]
+    assert FIRST in supervisor.processes.dead
