@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from synplug.errors import UsageError
+from synplug.errors import PrivilegeError, UsageError
 from synplug.handover.plan import DrainPlan, ReadyPlan, RetirePlan, StopMethod, SwapPlan
 from synplug.handover.request import HoldOptions, find_here, hold_spec
 from synplug.handover.target import Target, TargetRequest
@@ -54,11 +54,18 @@ def plan_swap(request: SwapRequest, *, own_pid: int) -> tuple[SwapPlan, Target]:
 
     :raises UsageError: what was asked for cannot be done as it stands.
     :raises TargetError: the endpoints cannot be found out.
+    :raises PrivilegeError: the old generation's sockets cannot be seen.
     """
     if not request.argv:
         raise UsageError("no command", remedy="write it behind --: synplug swap … -- NEWCMD")
     if not procfs.is_alive(request.old_pid):
         raise UsageError(f"there is no process {request.old_pid}")
+    if procfs.hides_its_sockets(request.old_pid):
+        raise PrivilegeError(
+            f"the sockets of process {request.old_pid} are not visible to this user",
+            capability="CAP_SYS_PTRACE",
+            remedy="run it as root, or with CAP_SYS_PTRACE",
+        )
     if own_pid in procfs.descendants([request.old_pid]):
         raise UsageError(f"process {request.old_pid} has started synplug itself")
     if ends_with_its_parent(request.argv):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from netlab.program import Program
 from netlab.topology import ClientServer
 from tests.integration import shell
-from tests.integration.conftest import SimpleService
+from tests.integration.conftest import SERVER, SimpleService
 from tests.integration.connect import connects_within, holds_in_force
 
 _BITS = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
@@ -59,6 +63,41 @@ def test_hold_and_release_need_no_more(
     lab.server.run(_limited((), "status"))
     lab.server.run(_limited((), "release", "--name", "web"))
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5)
+
+
+@pytest.mark.parametrize("backend", _NEEDS)
+def test_swap_needs_no_more(lab: ClientServer, tmp_path: Path, backend: str) -> None:
+    server = [sys.executable, str(SERVER), "8080", "--reuseport"]
+    pidfile = str(tmp_path / "pid")
+    no_more = _limited(_NEEDS[backend])[: -len(shell.SYNPLUG)]  # or its sockets were hidden
+    with Program(lab.server, [*no_more, *server], listens_on=[("::", 8080)]) as old:
+        argv = ["swap", "--backend", backend, "--old-pid", str(old.pid), "--new-pidfile", pidfile]
+        limited = _limited(_NEEDS[backend], *argv, "--", *server, "--pidfile", pidfile + "-own")
+        with (tmp_path / "said").open("w") as said:
+            status = lab.server.popen(limited, stdout=said, stderr=said).wait(20)
+        assert status == 0, (tmp_path / "said").read_text()
+    os.kill(int(Path(pidfile).read_text()), signal.SIGTERM)
+
+
+def test_swap_says_when_it_may_not_see_the_old_ones_sockets(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    argv = ["swap", "--old-pid", str(simple.pid), "-p", "8080", "--", "true"]
+    done = lab.server.run(_limited(("net_admin",), *argv), check=False)
+    assert done.returncode == 125
+    assert "CAP_SYS_PTRACE" in done.stderr, done
+
+
+@pytest.mark.parametrize("backend", _NEEDS)
+def test_supervise_and_reload_need_no_more(lab: ClientServer, tmp_path: Path, backend: str) -> None:
+    server = [sys.executable, str(SERVER), "8080", "--reuseport"]
+    argv = ["supervise", "--name", "web", "--backend", backend, "--", *server]
+    argv += ["--pidfile", str(tmp_path / "pid-{generation}")]
+    limited = _limited(_NEEDS[backend], *argv)
+    with Program(lab.server, limited, ready=(tmp_path / "pid-1").exists) as supervisor:
+        lab.server.run(_limited((), "reload", "web"))
+        assert (tmp_path / "pid-2").exists()
+        assert supervisor.end() == 0, supervisor.output
 
 
 @pytest.mark.parametrize("backend", _NEEDS)

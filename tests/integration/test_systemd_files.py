@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).parents[2] / "integrations" / "systemd"
 UNIT = FOLDER / "synplug-recover.service"
 
 
-def test_the_unit_is_verified(tmp_path: Path) -> None:
-    said = _verify(UNIT.read_text(), tmp_path)
+@pytest.mark.parametrize("name", [path.name for path in FOLDER.glob("*.service")])
+def test_the_unit_is_verified(name: str, tmp_path: Path) -> None:
+    said = _verify((FOLDER / name).read_text(), tmp_path)
     assert (said.returncode, said.stderr) == (0, "")
 
 

@@ -1,0 +1,138 @@
+"""The unit of docs/envoy.md, as it is written, with real Envoys of two versions under load."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from string import Template
+
+import pytest
+
+from netlab.load import Load
+from netlab.program import Program, wait_until
+from netlab.servers.envoy import VERSIONS, envoy_binary
+from netlab.topology import ClientServer
+from tests.integration import shell
+from tests.integration.supervised import Manager
+
+ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "integrations" / "systemd" / "envoy.service"
+PAGE = ROOT / "docs" / "envoy.md"
+TEMPLATES = ROOT / "netns-fixtures" / "servers"
+RATE_PER_S = 1000
+#: Where nobody else's Envoys have their shared memory: base ids, each ten of these names.
+BASE_ID = "4711"
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class Installed:
+    """Envoy as an operator has it: a program that upgrades replace, and a configuration."""
+
+    def __init__(self, lab: ClientServer, folder: Path) -> None:
+        self.lab = lab
+        self.folder = folder
+        self.program = folder / "envoy"
+        self.configuration = folder / "envoy.yaml"
+        self.good = "static_resources:\n  listeners:\n" + "".join(
+            _listener(number, address) for number, address in enumerate(("0.0.0.0", "::"))
+        )
+        self.install(VERSIONS[0])
+        self.configuration.write_text(self.good)
+
+    def install(self, version: str) -> None:
+        """From now on the program is of this version."""
+        draft = self.folder / "envoy.new"
+        draft.symlink_to(envoy_binary(version))
+        draft.rename(self.program)
+
+    def argv(self) -> list[str]:
+        """What the unit starts, with this folder in the place of the system's."""
+        (line,) = re.findall(r"^ExecStart=((?:.*\\\n)*.*)$", UNIT.read_text(), re.MULTILINE)
+        for there, here in (
+            ("/usr/bin/envoy", str(self.program)),
+            ("/etc/envoy/envoy.yaml", str(self.configuration)),
+            ("/run/envoy", str(self.folder)),
+            ("--base-id {generation}", f"--base-id {BASE_ID}{{generation}} --log-level error"),
+            ("--linger 60s", "--linger 5s"),
+        ):
+            assert there in line, there
+            line = line.replace(there, here)
+        synplug, *words = shlex.split(line.replace("\\\n", " "))
+        assert synplug == "/usr/bin/synplug"
+        return [*_with_capabilities(), *shell.SYNPLUG, *words]
+
+    def versions(self) -> list[str]:
+        """Those of the Envoys that run in the namespace."""
+        links = []
+        for pid in self.lab.server.pids():
+            try:
+                links.append(Path(f"/proc/{pid}/exe").readlink())
+            except OSError:
+                continue
+        return [version for link in links for version in VERSIONS if f"/{version}/" in str(link)]
+
+    def wait_for(self, version: str) -> None:
+        """Wait until the only one that runs is of this version."""
+        wait_until(lambda: self.versions() == [version], 15, f"only {version} runs")
+
+
+def _listener(number: int, address: str) -> str:
+    template = Template((TEMPLATES / "envoy-listener.yaml").read_text())
+    return template.substitute(number=number, address=address, port=8080, backlog=1024)
+
+
+def _with_capabilities() -> list[str]:
+    """No more than the unit gives."""
+    (line,) = re.findall(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)
+    kept = "".join(f",+{name.removeprefix('CAP_').lower()}" for name in line.split())
+    return ["setpriv", f"--bounding-set=-all{kept}", "--inh-caps=-all", "--no-new-privs", "--"]
+
+
+@pytest.fixture
+def envoy(lab: ClientServer, tmp_path: Path) -> Iterator[Installed]:
+    yield Installed(lab, tmp_path)
+    for left in SHARED_MEMORY.glob(f"envoy_shared_memory_{BASE_ID}*"):
+        left.unlink()
+
+
+def test_the_unit_swaps_versions_and_refuses_bad_ones(envoy: Installed, tmp_path: Path) -> None:
+    lab, manager = envoy.lab, Manager(tmp_path / "notify")
+    targets = [(address, 8080) for address in lab.server_addresses]
+    supervisor = Program(
+        lab.server,
+        envoy.argv(),
+        env={"NOTIFY_SOCKET": str(manager.path), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        ready=lambda: "READY" in manager.states(),
+        deadline_s=20,
+    )
+    with supervisor:
+        with Load(lab.client, targets, rate_per_s=RATE_PER_S) as load:
+            for number in range(2, 6):
+                version = VERSIONS[(number - 1) % 2]
+                envoy.install(version)
+                assert shell.run(lab.server, "reload", "envoy").status == 0, supervisor.output
+                envoy.wait_for(version)
+            envoy.configuration.write_text("static_resources: no such thing\n")
+            failed = shell.run(lab.server, "reload", "envoy")
+            assert failed.status == 125
+            assert "--check ended with status" in failed.stderr
+            envoy.configuration.write_text(envoy.good)
+            assert shell.run(lab.server, "reload", "envoy").status == 0, supervisor.output
+            result = load.stop()
+        assert supervisor.end(signal.SIGTERM, deadline_s=15) == 0, supervisor.output
+        print(result.summary(), re.findall(r"for (\d+ ms) by", supervisor.output))
+    states = manager.states()
+    manager.close()
+    assert result.failures == 0, result.summary()
+    assert envoy.versions() == []
+    assert states == ["READY", *["RELOADING", "READY"] * 6, "STOPPING"]
+
+
+def test_the_page_shows_the_unit_as_it_is() -> None:
+    text = "\n".join(line for line in UNIT.read_text().splitlines() if not line.startswith("#"))
+    command = text[text.index("ExecStart=") : text.index("KillMode=")]
+    for line in command.strip().splitlines():
+        assert line.strip() in PAGE.read_text(), line
