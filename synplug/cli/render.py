@@ -16,6 +16,12 @@ _HEADLINES = {
     Outcome.INTERRUPTED: "interrupted, and released",
     Outcome.ERROR: "failed",
 }
+#: Of a swap, as long as the old generation serves.
+_NOT_SWAPPED = {
+    Outcome.COMMAND_FAILED: "the new generation failed",
+    Outcome.DEADLINE: "the new generation was not ready in time",
+    Outcome.INTERRUPTED: "interrupted, not swapped",
+}
 
 
 def complain(text: str) -> None:
@@ -77,14 +83,15 @@ def report_text(report: Report, *, verbose: bool) -> str:
 
 
 def _headline(report: Report) -> str:
-    is_swap = report.old_generation is not None
-    if report.outcome is Outcome.COMMAND_FAILED and is_swap:
-        return "the new generation failed"
+    old_generation = report.old_generation
+    if old_generation is not None:
+        if report.outcome is Outcome.COMMAND_FAILED or old_generation.fate is Fate.SERVING:
+            return _NOT_SWAPPED.get(report.outcome, _HEADLINES[report.outcome])
     if report.outcome is not Outcome.READY:
         return _HEADLINES[report.outcome]
     old = {owned.listener.cookie for owned in report.old_listeners}
     new = {owned.listener.cookie for owned in report.new_listeners}
-    if is_swap:
+    if old_generation is not None:
         return "swapped" + (", with tcp_migrate_req" if report.migrated else "")
     if report.readiness == "settled" and old == new:
         return "done, the listeners are the same as before"

@@ -1,7 +1,7 @@
 """Telling the service manager: sd_notify(3), the datagrams of systemd's notification protocol.
 
-Without NOTIFY_SOCKET nothing is sent. A manager that does not listen is no reason to stop serving,
-so what cannot be delivered is dropped.
+Without NOTIFY_SOCKET nothing is sent. A manager that does not listen is no reason to stop serving:
+one that is busy is waited for a second, and what cannot be delivered then is dropped.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+#: A full queue of datagrams blocks (unix(7); net.unix.max_dgram_qlen is 10 at first).
+_PATIENCE_S = 1.0
 #: What is the supervisor's alone: a generation that spoke to the manager would be taken for it.
 OWN_VARIABLES = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 
@@ -53,12 +55,12 @@ class Notifier:
         now_s = self._clock()
         if self.interval_s is not None and now_s - self._alive_s >= self.interval_s:
             self._alive_s = now_s
-            self._send("WATCHDOG=1")
+            self._send("WATCHDOG=1", patience_s=0.0)
 
-    def _send(self, *fields: str) -> None:
+    def _send(self, *fields: str, patience_s: float = _PATIENCE_S) -> None:
         if not self._address:
             return
         data = "\n".join(field.replace("\n", " ") for field in fields).encode()
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-            end.setblocking(False)
+            end.settimeout(patience_s)
             end.sendto(data, self._address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,22 +24,21 @@ class Manager:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
-        self._socket.setblocking(False)
-        self._heard: list[dict[str, str]] = []
+        #: Every message so far, as its fields.
+        self.heard: list[dict[str, str]] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while data := self._socket.recv(4096).decode():
+            self.heard.append(dict(line.split("=", 1) for line in data.splitlines()))
 
     def close(self) -> None:
         """Hear no more."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.sendto(b"", str(self.path))
+        self._reader.join()
         self._socket.close()
-
-    @property
-    def heard(self) -> list[dict[str, str]]:
-        """Every message so far, as its fields."""
-        while True:
-            try:
-                data = self._socket.recv(4096).decode()
-            except BlockingIOError:
-                return self._heard
-            self._heard.append(dict(line.split("=", 1) for line in data.splitlines()))
 
     def states(self) -> list[str]:
         """The messages but the signs of life, by their first field."""

@@ -1,0 +1,166 @@
+"""The commands of docs/envoy.md, haproxy.md, nginx.md and gunicorn.md, with the real programs.
+
+As they stand there, but for paths and ports. Under a light load, so that a recipe that loses
+somebody does it here; how they bear a heavy one is for test_swap_load.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from netlab.load import Load
+from netlab.program import Program, wait_until
+from netlab.servers import Envoy, Gunicorn, HAProxy, Nginx, Service
+from netlab.servers.envoy import VERSIONS, envoy_binary
+from netlab.topology import ClientServer, Namespace
+from tests.integration import shell
+
+DOCS = Path(__file__).parents[2] / "docs"
+RATE_PER_S = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A program's page, and what stands here for what stands there."""
+
+    name: str
+    make: Callable[[Namespace], Service]
+    replaced: Callable[[Service], dict[str, str]]
+
+    def command(self, verb: str, service: Service) -> list[str]:
+        """The one command of this verb."""
+        text = (DOCS / f"{self.name}.md").read_text()
+        (line,) = re.findall(rf"^synplug {verb} ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+        for there, here in self.replaced(service).items():
+            line = line.replace(there, here)
+        return [verb, *shlex.split(line.replace("\\\n", " "))]
+
+
+def of_haproxy(service: Service) -> dict[str, str]:
+    return {
+        "/etc/haproxy/haproxy.cfg": str(service.directory / "haproxy.cfg"),
+        "/run/haproxy.pid": str(service.pidfile),
+    }
+
+
+def of_nginx(service: Service) -> dict[str, str]:
+    """The same configuration, without what the recipe has on its command line."""
+    folder, text = service.directory, (service.directory / "nginx.conf").read_text()
+    kept = [line for line in text.splitlines() if not line.startswith(("daemon ", "pid "))]
+    (folder / "recipe.conf").write_text("\n".join(kept))
+    return {
+        "nginx -t": f"nginx -e {service.log} -t",
+        "nginx -c": f"nginx -e {service.log} -c",
+        "/etc/nginx/new.conf": str(folder / "recipe.conf"),
+        "/etc/nginx/nginx.conf": str(folder / "recipe.conf"),
+        "/run/nginx.pid": str(service.pidfile),
+        "/run/nginx-": f"{folder}/own-",
+    }
+
+
+def of_gunicorn(service: Service) -> dict[str, str]:
+    gunicorn = f"{sys.executable} -m gunicorn --chdir {service.directory}"
+    return {
+        "/srv/app-2/venv/bin/gunicorn": gunicorn,
+        "/srv/app/venv/bin/gunicorn": gunicorn,
+        "/run/app.pid": str(service.pidfile),
+        "--bind 0.0.0.0:8000": "--bind 0.0.0.0:8080 --bind [::]:8080",
+        "-p 8000": "-p 8080",
+        "127.0.0.1:8000/health": "127.0.0.1:8080/",
+    }
+
+
+def of_envoy(service: Service) -> dict[str, str]:
+    text = (service.directory / "envoy-0.yaml").read_text()
+    (service.directory / "recipe.yaml").write_text(text[text.index("static_resources:") :])
+    return {
+        "/usr/bin/envoy": str(envoy_binary(VERSIONS[1])),
+        "/etc/envoy/envoy.yaml": str(service.directory / "recipe.yaml"),
+        "/run/envoy/admin-old.sock": str(service.directory / "admin-0.sock"),
+        "/run/envoy/": f"{service.directory}/",
+        "/run/envoy.pid": str(service.pidfile),
+    }
+
+
+HAPROXY = Page(name="haproxy", make=HAProxy, replaced=of_haproxy)
+NGINX = Page(name="nginx", make=lambda lab: Nginx(lab, reuseport=True), replaced=of_nginx)
+GUNICORN = Page(
+    name="gunicorn", make=lambda lab: Gunicorn(lab, reuseport=True), replaced=of_gunicorn
+)
+ENVOY = Page(name="envoy", make=Envoy, replaced=of_envoy)
+
+
+@pytest.mark.parametrize("page", [ENVOY, HAPROXY, NGINX, GUNICORN], ids=lambda page: page.name)
+def test_the_swap_of_the_page(lab: ClientServer, page: Page) -> None:
+    with page.make(lab.server) as service:
+        before = set(service.pids)
+        argv = page.command("swap", service)
+        with Load(lab.client, service.targets(lab.server_addresses), rate_per_s=RATE_PER_S) as load:
+            status = shell.run_detached(lab.server, *argv, output=service.log)
+            result = load.stop()
+        assert status == 0, service.log.read_text()[-2000:]
+        new = int(service.pidfile.read_text())
+        assert new not in before
+        wait_until(lambda: not before & set(lab.server.pids()), 10, "the old one has ended")
+        assert result.failures == 0, result.summary()
+        _end(lab, new)
+
+
+#: Envoy's is the unit: test_supervise_envoy.py.
+@pytest.mark.parametrize("page", [HAPROXY, NGINX, GUNICORN], ids=lambda page: page.name)
+def test_the_supervisor_of_the_page(lab: ClientServer, page: Page) -> None:
+    service = page.make(lab.server)
+    argv = page.command("supervise", service)
+    name = argv[argv.index("--name") + 1]
+    targets = service.targets(lab.server_addresses)
+    endpoints = [("0.0.0.0", 8080), ("::", 8080)]
+    supervisor = Program(
+        lab.server, [*shell.SYNPLUG, *argv], ready=lambda: _serves(lab, endpoints), deadline_s=20
+    )
+    with closing(service), supervisor:
+        with Load(lab.client, targets, rate_per_s=RATE_PER_S) as load:
+            done = shell.run(lab.server, "reload", name)
+            assert done.status == 0, (done, supervisor.output)
+            result = load.stop()
+        assert supervisor.end(signal.SIGTERM, deadline_s=15) == 0, supervisor.output
+    assert result.failures == 0, result.summary()
+
+
+def test_nginx_upgrades_itself_without_synplug(lab: ClientServer) -> None:
+    """What docs/nginx.md recommends before a swap."""
+    service = Nginx(lab.server)
+    options = service.reload_argv[1:-2]
+    with closing(service):
+        lab.server.run([shutil.which("nginx") or "nginx", *options])  # it executes argv[0] again
+        service.wait_until_listening()
+        (old,) = service.pids
+        with Load(lab.client, service.targets(lab.server_addresses), rate_per_s=1000) as load:
+            os.kill(old, signal.SIGUSR2)
+            wait_until(lambda: service.pids not in ((), (old,)), 10, "there is a new master")
+            os.kill(old, signal.SIGWINCH)
+            os.kill(old, signal.SIGQUIT)
+            wait_until(lambda: old not in lab.server.pids(), 15, "the old one has ended")
+            result = load.stop()
+        service.stop()
+    assert result.failures == 0, result.summary()
+
+
+def _serves(lab: ClientServer, endpoints: list[tuple[str, int]]) -> bool:
+    lines = lab.server.run(["ss", "-Htln", "sport = :8080"]).stdout.splitlines()
+    return len({line.split()[3] for line in lines}) == len(endpoints)
+
+
+def _end(lab: ClientServer, pid: int) -> None:
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: pid not in lab.server.pids(), 15, "the new one has ended")
