@@ -83,15 +83,15 @@ def report_text(report: Report, *, verbose: bool) -> str:
 
 
 def _headline(report: Report) -> str:
-    old_generation = report.old_generation
-    if old_generation is not None:
-        if report.outcome is Outcome.COMMAND_FAILED or old_generation.fate is Fate.SERVING:
-            return _NOT_SWAPPED.get(report.outcome, _HEADLINES[report.outcome])
+    before = report.old_generation
+    has_failed = report.outcome is Outcome.COMMAND_FAILED
+    if before is not None and (has_failed or before.fate is Fate.SERVING):
+        return _NOT_SWAPPED.get(report.outcome, _HEADLINES[report.outcome])
     if report.outcome is not Outcome.READY:
         return _HEADLINES[report.outcome]
     old = {owned.listener.cookie for owned in report.old_listeners}
     new = {owned.listener.cookie for owned in report.new_listeners}
-    if old_generation is not None:
+    if before is not None:
         return "swapped" + (", with tcp_migrate_req" if report.migrated else "")
     if report.readiness == "settled" and old == new:
         return "done, the listeners are the same as before"
