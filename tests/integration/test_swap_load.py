@@ -26,8 +26,10 @@ from tests.integration import shell
 SWAPS = 12
 #: A case in full runs at the highest of these rates, up to its own, that the machine bears just
 #: now: without any swap everybody is answered, and 99 of 100 connect within so many milliseconds.
-RATES = (8000, 7000, 6000, 5000, 4200, 3500, 3000)
+RATES = (9000, 8000, 7000, 6000, 5000, 4200, 3500, 3000)
 BORNE_MS = 10
+#: What is meant by near: above it the debt of a swap is not paid off before long.
+NEAR_SATURATION = 0.9
 MEASURED_S = 4.0
 #: So many looks in a row at accept queues with no more than this: a swap's debt is paid.
 SETTLED_LOOKS = 5
@@ -54,6 +56,7 @@ class Case:
     plainly: Callable[[Service, int, int], None]
     control_rate_per_s: int = 0
     in_full_only: bool = False
+    leaves_room: bool = False
 
 
 def post(service: Service, generation: int) -> list[str]:
@@ -95,7 +98,8 @@ CASES = [
     Case(
         name="envoy-drain-8000",
         make=Envoy,
-        rate_per_s=8000,
+        leaves_room=True,
+        rate_per_s=9000,
         stop=post,
         plainly=post_plainly,
         in_full_only=True,
@@ -151,7 +155,9 @@ CASES = [
 def test_no_client_notices_a_swap(lab: ClientServer, case: Case) -> None:
     with case.make(lab.server) as service:
         if case.in_full_only:
-            case = replace(case, rate_per_s=_bearable_rate(lab, service, case.rate_per_s))
+            rate = _bearable_rate(lab, service, case.rate_per_s)
+            rate = round(rate * NEAR_SATURATION) if case.leaves_room else rate
+            case = replace(case, rate_per_s=rate)
         lost = _control(lab, service, case)
         assert lost.failures > 0, f"the control lost nothing: {lost.summary()}"
 
