@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from synplug.holding.base import ANY_BACKEND
 from synplug.kernel import procfs
-from synplug.kernel.capabilities import DAC_OVERRIDE, keep_only
+from synplug.kernel.capabilities import DAC_OVERRIDE, SYS_MODULE, keep_only
 
 _NICE = -10
 
@@ -33,8 +33,9 @@ def become_keeper(keep: tuple[int, ...]) -> None:
     # All that waits, waits for it, and it does little: it goes before a busy service, if it may.
     with suppress(OSError):
         os.nice(_NICE)
-    # Until it is armed it may have to import what is in a home that only its owner may read.
-    keep_only(ANY_BACKEND | {DAC_OVERRIDE})
+    # Until it is armed it may have to import what is in a home that only its owner may read, and
+    # python-iptables runs modprobe(8) where nobody has used legacy iptables yet.
+    keep_only(ANY_BACKEND | {DAC_OVERRIDE, SYS_MODULE})
     procfs.set_name("synplug-keeper")
 
 

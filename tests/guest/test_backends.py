@@ -130,6 +130,21 @@ def test_auto_takes_the_first_that_works_and_says_what_it_passed_over(
     assert [text.split()[1] for text in said] == passed_over
 
 
+@pytest.mark.guests_only
+def test_the_first_hold_loads_the_modules_of_legacy_iptables(
+    request: pytest.FixtureRequest, found: dict[str, bool]
+) -> None:
+    if not all(found[name] for name in NEEDS["nfqueue-iptables"]):
+        return  # a test before has seen what is said then
+    lab: ClientServer = request.getfixturevalue("lab")
+    simple: SimpleService = request.getfixturevalue("simple")
+    modules = ["iptable_mangle", "ip6table_mangle", "ip_tables", "ip6_tables"]
+    lab.server.run(["modprobe", "--dirname", os.environ["GUEST_MODULES"], "--remove", *modules])
+    options = ["--backend", "nfqueue-iptables", "--max-hold", "30s", "-p", "8080"]
+    wrapped = shell.wrap(lab.server, options, simple.restart_argv())
+    assert wrapped.status == 0, wrapped
+
+
 def _refuses_before_the_command(backend: str) -> None:
     with ClientServer() as lab:
         command = ["sh", "-c", "echo it ran"]
