@@ -1,7 +1,7 @@
 # Each target sets up what it needs: Debian packages (as root) and .venv.
 PYTHON := .venv/bin/python
 
-.PHONY: help setup demo test faults swaps kernels unit lint format bench soak clean
+.PHONY: help setup demo test faults swaps kernels unit lint format bench comparison soak clean
 
 .DEFAULT_GOAL := help
 
@@ -14,6 +14,7 @@ help:
 	@echo "make unit    the tests that need no root and no namespaces"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   the figures of docs/benchmarks.md"
+	@echo "make comparison  the table of docs/comparison.md, measured in a guest"
 	@echo "make soak    1,000 restarts in a row, 50 at once, 100,000 cases of the properties"
 	@echo "make format  ruff format"
 
@@ -54,6 +55,9 @@ format: setup
 
 bench: setup
 	@$(PYTHON) bench/figures.py --write
+
+comparison: setup
+	@$(PYTHON) bench/comparison.py --write
 
 soak: setup
 	$(PYTHON) -m pytest --soak tests/unit tests/integration/test_soak.py

@@ -126,7 +126,7 @@ class GuestRun:
         self._guest = self._stack.enter_context(guest)
         selection = guest.shared / "selection"
         selection.write_text("".join(f"{item.nodeid}\n" for item in self._items), encoding="utf-8")
-        _share_programs(guest.shared / "cache")
+        share_programs(guest.shared / "cache")
         results = guest.shared / "results"
         results.touch()
         self._results = self._stack.enter_context(results.open(encoding="utf-8"))
@@ -169,7 +169,7 @@ class GuestRun:
         return line
 
 
-def _share_programs(cache: Path) -> None:
+def share_programs(cache: Path) -> None:
     """Put the lab's programs where the guest's lab looks: its compiler would take long."""
     (cache / "netlab").mkdir(mode=0o700, parents=True)
     for name in ("loadgen", "listenwatch"):
