@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+
 import pytest
 
 from guest.bridge import (
@@ -11,8 +14,12 @@ from guest.bridge import (
     pytest_generate_tests,
     pytest_runtest_protocol,
 )
+from netlab.errors import NotReadyError
+from netlab.program import wait_until
+from netlab.snapshot import NetworkState
+from netlab.topology import ClientServer
 from tests.guest.matrix import pytest_configure
-from tests.integration.conftest import lab, simple
+from tests.integration.conftest import simple
 
 __all__ = [
     "kernel",
@@ -22,6 +29,24 @@ __all__ = [
     "pytest_runtest_protocol",
     "simple",
 ]
+
+
+@pytest.fixture
+def lab() -> Iterator[ClientServer]:
+    """A client and a server; afterwards nothing of synplug may be left on the server.
+
+    A guest's processor is slow: keeper and watcher get a moment to end.
+    """
+    with ClientServer() as made:
+        before = NetworkState.capture(made.server)
+        yield made
+
+        def left() -> list[str]:
+            return before.difference(NetworkState.capture(made.server))
+
+        with suppress(NotReadyError):
+            wait_until(lambda: not left(), 15, "all is as before")
+        assert not left(), f"not as before: {left()}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
