@@ -57,6 +57,7 @@ bench: setup
 	@$(PYTHON) bench/figures.py --write
 
 comparison: setup
+	@$(GUEST)
 	@$(PYTHON) bench/comparison.py --write
 
 soak: setup
