@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from synplug.errors import SynplugError
+from synplug.errors import SynplugError, unforeseen
 from synplug.handover.account import EXIT_DEADLINE
 from synplug.handover.closing import filled
 from synplug.handover.drain import POLL_S
@@ -212,9 +212,9 @@ class _Supervisor:
         """Try; returns why the current one serves on, or ``""``."""
         try:
             spec = self._around.spec(current)
-        except SynplugError as error:
-            return str(error)
-        tools = replace(self._around.tools(spec), signals=self._signals)
+            tools = replace(self._around.tools(spec), signals=self._signals)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the current one serves on
+            return str(unforeseen(error))
         plan = self._plan_of(self._number, spec)
         swap = Swap(plan, tools, old=current, lineage=self._lineage, number=self._number)
         swap.carry_out()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from netlab.program import Program
+from netlab.program import Program, wait_until
 from netlab.topology import ClientServer
 from tests.integration import shell
 from tests.integration.conftest import SERVER
@@ -99,7 +99,10 @@ class Supervised:
         return shell.run(self.lab.server, "reload", "app")
 
     def pid(self, generation: int) -> int:
-        return int((self.directory / f"pid-{generation}").read_text())
+        """Its pid, which it writes a moment after it listens."""
+        pidfile = self.directory / f"pid-{generation}"
+        wait_until(pidfile.exists, 5, f"generation {generation} has written its pid")
+        return int(pidfile.read_text())
 
     def generations(self) -> set[int]:
         """The servers that live in the namespace."""
@@ -109,6 +112,10 @@ class Supervised:
             if str(SERVER).encode() in words or b"sleep" in words:
                 found.add(pid)
         return found
+
+    def descriptors(self) -> int:
+        """How many the supervisor has open."""
+        return len(os.listdir(f"/proc/{self.program.pid}/fd"))
 
     def zombies(self) -> list[int]:
         """Children of the supervisor that nobody has collected."""

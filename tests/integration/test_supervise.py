@@ -37,6 +37,7 @@ def test_ten_reloads_under_load_with_bad_ones_among_them(app: Supervised) -> Non
             for _ in range(5):
                 assert app.reload().status == 0, app.program.output
             before = app.pid(6)
+            descriptors = app.descriptors()
             for line in ("exit 7", "exec sleep 100"):
                 app.serve_with(line)
                 failed = app.reload()
@@ -53,6 +54,7 @@ def test_ten_reloads_under_load_with_bad_ones_among_them(app: Supervised) -> Non
             result = load.stop()
         wait_until(lambda: len(app.generations()) == 1, 10, "old generations have ended")
         assert app.zombies() == []
+        assert app.descriptors() <= descriptors, "each reload leaves a descriptor open"
         assert app.program.end(signal.SIGTERM) == 0, app.program.output
         print(result.summary(), re.findall(r"for (\d+ ms) by", app.program.output))
     assert result.failures == 0, result.summary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from dataclasses import replace
 
@@ -57,7 +58,7 @@ class Supervisor(Restart):
 
     def run(self) -> int:
         def spec(_generation: Generation) -> HoldSpec:
-            raise AssertionError("no swap in these tests")
+            raise OSError(errno.EMFILE, "no descriptor left")
 
         around = Surroundings(
             tools=lambda _spec: self.tools(),
@@ -101,6 +102,16 @@ def test_sigusr1_only_goes_on(supervisor: Supervisor) -> None:
     supervisor.world.after(6.0, lambda: supervisor.dies(0))
     assert supervisor.run() == 0
     assert supervisor.sent == [signal.SIGUSR1]
+
+
+def test_a_reload_that_cannot_even_begin_ends_nothing(supervisor: Supervisor) -> None:
+    supervisor.world.after(3.0, lambda: supervisor.signals.arrive(signal.SIGHUP))
+    supervisor.world.after(6.0, lambda: supervisor.dies(0))
+    assert supervisor.run() == 0
+    assert supervisor.sent == []
+    last = supervisor.published[-1]
+    assert (last.generation, last.heard, last.served) == (1, 1, 1)
+    assert "no descriptor left" in last.failure
 
 
 def test_what_nobody_foresaw_leaves_no_generation_behind(supervisor: Supervisor) -> None:
