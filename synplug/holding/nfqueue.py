@@ -298,6 +298,8 @@ class QueueBackend(Backend):
 
     def remove(self) -> None:
         self._gate.remove()
+        while self.absorb():
+            pass  # what somebody else's rule has sent here meanwhile
         self._bound.close()
 
     def counts(self) -> HoldCounts:

@@ -64,6 +64,7 @@ class Point:
     :param keeper_lives: whether there is a keeper then; if not, only its own process is struck.
     :param options: of ``synplug wrap``, without which the run does not come here.
     :param needs_dead_keeper: come here only after the keeper was killed.
+    :param service_options: of the service that starts, without which the run does not come here.
     :param is_detached: of a hold that is left to its keeper, by ``synplug hold``.
     """
 
@@ -75,6 +76,7 @@ class Point:
     keeper_lives: bool = True
     options: tuple[str, ...] = ()
     needs_dead_keeper: bool = False
+    service_options: tuple[str, ...] = ()
     is_detached: bool = False
 
     @property
@@ -186,7 +188,9 @@ def _keeper_points() -> Iterator[Point]:
 
 
 def _special(point: Point) -> Point:
-    """Two that a plain run does not come to."""
+    """Those that a plain run does not come to."""
+    if point.name == "Backend.release_next":
+        return replace(point, service_options=("--backlog", "12"))
     if point.name == "Backend.let_through":
         return replace(point, options=(HEALTH_CHECK,))
     if point.name == "Backend.clean_up_after_death":

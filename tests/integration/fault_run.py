@@ -205,6 +205,8 @@ class _FaultyRun:
             Fault.SIGSTOP: "kill -STOP $$",
             Fault.EXCEPTION: "exit 3",
         }
+        point = POINTS.get(self._case.point)
+        options = point.service_options if point else ()
         now = f'echo "fault $(cut -d" " -f1 /proc/uptime) $$ 0" >>{facts}'
         accident = {self._case.point: f"{now}; {faults.get(self._case.fault, '')}"}
         return "\n".join(
@@ -214,7 +216,7 @@ class _FaultyRun:
                 self._service.stop_line(),
                 accident.get(CommandPoint.STOPPED.value, ":"),
                 "sleep 0.15",
-                self._service.start_argv()[2],
+                self._service.start_argv(*options)[2],
                 accident.get(CommandPoint.STARTED.value, ":"),
                 f"touch {self._mark('done')}",
             )

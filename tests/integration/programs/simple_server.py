@@ -51,7 +51,8 @@ def main() -> None:
     next_s = time.monotonic()
     while True:
         next_s = max(next_s, time.monotonic() - _CATCH_UP_S) + 1 / options.rate
-        time.sleep(max(0.0, next_s - time.monotonic()))
+        if next_s > time.monotonic():
+            time.sleep(next_s - time.monotonic())
         connection, _ = listener.accept()
         if options.think:
             threading.Thread(target=answer, args=(connection, options.think)).start()
