@@ -241,7 +241,7 @@ def test_what_somebody_else_sends_to_our_queue_passes(scene: Scene, backend: str
     assert seen.status == 0, seen.stderr
     assert seen.load.failures == 0, seen.load.summary()
     # Those that are in the queue at the moment when the base chain goes, go with it.
-    assert datagrams * 0.97 < counted[0] <= datagrams, seen.stderr
+    assert datagrams * 0.9 < counted[0] <= datagrams, seen.stderr
     told = re.search(r"(\d+) packets that are no SYNs to the endpoints came", seen.stderr)
     assert told is not None, seen.stderr
     assert 2000 < int(told[1]) <= datagrams, "more than the hold has room for"
