@@ -32,7 +32,7 @@ test: setup
 	$(PYTHON) -m pytest
 
 faults: setup
-	$(PYTHON) -m pytest -m "faults or not faults" tests/integration/test_faults.py
+	$(PYTHON) -m pytest -m "faults or not faults" tests/integration/test_faults.py tests/integration/test_swap_faults.py
 
 swaps: setup
 	$(PYTHON) -m pytest -s -m "swaps or not swaps" tests/integration/test_swap_load.py

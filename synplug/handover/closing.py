@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Collection, Iterable
 
-from synplug.errors import DrainError, StopError, TargetError
+from synplug.errors import DrainError, StopError, SynplugError, TargetError
 from synplug.fate import Fate
 from synplug.handover.drain import POLL_S, Drain
 from synplug.handover.generation import Generation
@@ -111,7 +111,7 @@ class Closing:
         own = self._own_connections()
         forces = self._forces()
         next_s = self._tools.clock() + self._stop.timeout_s
-        while left := self.standing():
+        while left := self._left():
             if command is not None:
                 if command.pid:
                     own.look([command.pid], self._let_through)
@@ -123,6 +123,13 @@ class Closing:
                 self._force(forces.pop(0))
                 next_s = self._tools.clock() + self._stop.timeout_s
             self._tools.signals.pause(POLL_S)
+
+    def _left(self) -> int:
+        """Those that stand; all, where they cannot be seen: it has been told, so look again."""
+        try:
+            return self.standing()
+        except SynplugError:
+            return len(self._cookies)
 
     def _see_failure(self, command: Command, left: int) -> None:
         status = command.poll()

@@ -104,6 +104,13 @@ class Generation:
         self._known = {pid: known.get(pid) or start_time(pid) for pid in living}
         return living
 
+    def may_live(self) -> bool:
+        """Whether anything of it lives; yes, where that cannot be seen now."""
+        try:
+            return bool(self.look())
+        except SynplugError:
+            return True
+
     def inodes(self) -> set[int]:
         """The sockets that its processes have open."""
         return {inode for pid in self.look() for inode in self._processes.socket_inodes(pid)}
@@ -165,7 +172,16 @@ class Retirement:
         self.took_s: float | None = None
 
     def step(self) -> bool:
-        """See to it; looks every 50 ms at the most. Returns whether it is over."""
+        """See to it; looks every 50 ms at the most. Returns whether it is over.
+
+        What cannot be seen now is looked at again the next time.
+        """
+        try:
+            return self._step()
+        except SynplugError:
+            return False
+
+    def _step(self) -> bool:
         now_s = self._clock()
         if self._is_over or now_s - self._looked_s < _LOOK_S:
             return self._is_over
@@ -202,12 +218,12 @@ class Retirement:
         return self._quiet_looks >= 2
 
     def _terminate(self, now_s: float) -> None:
-        self._signalled_s = now_s
         self.generation.send(signal.SIGTERM)
+        self._signalled_s = now_s
 
     def _kill(self, now_s: float) -> None:
-        self._killed_s = now_s
         self.generation.kill()
+        self._killed_s = now_s
 
     def _end(self, now_s: float) -> None:
         self._is_over = True

@@ -183,7 +183,14 @@ def send_to(pid: int, start: int, number: int) -> None:
     :param start: as :func:`synplug.kernel.procfs.start_time` has it.
     """
     with suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        except OSError:  # no descriptor is left for us: nearly as sure without one
+            if procfs.start_time(pid) == start:
+                os.kill(pid, number)
+            return
         try:
             if procfs.start_time(pid) == start:  # the pidfd is that process's from here on
                 signal.pidfd_send_signal(descriptor, number)

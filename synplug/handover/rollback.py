@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from synplug.errors import SynplugError
+from synplug.errors import unforeseen
 from synplug.handover.closing import Closing
 from synplug.handover.generation import Generation, Retirement
 from synplug.handover.plan import DrainPlan, RetirePlan, StopMethod, SwapPlan, Tools
@@ -16,6 +16,8 @@ from synplug.handover.run_hold import RunHold
 from synplug.model import Listener
 
 _POLL_S = 0.05
+#: What ending it may take beyond its own time; SIGKILL has come by then.
+_LONGEST_S = 10.0
 
 
 def roll_back(
@@ -28,8 +30,8 @@ def roll_back(
     warnings = []
     try:
         warnings += _close_listeners(new, old, plan, tools, hold)
-    except SynplugError as error:
-        warnings.append(f"while the new generation was ended: {error.message}")
+    except Exception as error:  # noqa: BLE001 -- whatever it is, the generation must end
+        warnings.append(f"while the new generation was ended: {unforeseen(error).message}")
     end = Retirement(
         new,
         endpoints=(),
@@ -37,9 +39,20 @@ def roll_back(
         tools=tools,
         finishes=True,
     )
-    while not end.step():
+    give_up_s = tools.clock() + plan.retire.kill_after_s + _LONGEST_S
+    while not _is_over(end) and tools.clock() < give_up_s:
         tools.signals.pause(_POLL_S)
+    if new.may_live():
+        warnings.append(f"the new generation (pid {new.pid}) could not be ended")
     return warnings
+
+
+def _is_over(end: Retirement) -> bool:
+    """One step; one that fails is taken again."""
+    try:
+        return end.step()
+    except Exception:  # noqa: BLE001 -- told in the end, if it does not pass
+        return False
 
 
 def _close_listeners(

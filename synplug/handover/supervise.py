@@ -222,7 +222,7 @@ class _Supervisor:
         if swap.is_done and swap.new is not None and swap.retirement is not None:
             self._current = swap.new
             self._retirements.append(swap.retirement)
-        elif current.look():
+        elif current.may_live():
             current.orphans = self._lineage.unclaimed
         self._forget()
         self._around.tell(report)
@@ -268,7 +268,7 @@ class _Supervisor:
         self._lineage.generations = [
             generation
             for generation in self._lineage.generations
-            if generation is current or generation in retiring or generation.look()
+            if generation is current or generation in retiring or generation.may_live()
         ]
 
     def _publish(self) -> None:
@@ -279,7 +279,7 @@ class _Supervisor:
     def _has_died(self) -> bool:
         """Whether the current one serves no more: all of it is gone, or its main process failed."""
         assert self._current is not None
-        return not self._current.look() or bool(self._current.status)
+        return not self._current.may_live() or bool(self._current.status)
 
     def _current_status(self) -> int:
         status = self._current.status if self._current is not None else None

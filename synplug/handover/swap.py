@@ -277,7 +277,7 @@ class Swap:
         """The account of it all."""
         plan, result = self._plan, self._hold.result
         command = self._command()
-        if self.is_done and self.new is not None and not self.new.look():
+        if self.is_done and self.new is not None and not self.new.may_live():
             self._outcome = Outcome.COMMAND_FAILED
             self._warnings.append(has_ended_early(command.status))
         has_failed = self._outcome is Outcome.COMMAND_FAILED
@@ -323,7 +323,7 @@ class Swap:
     def _old_generation(self) -> OldGeneration:
         retirement, closing = self.retirement, self._closing
         if retirement is None or closing is None:
-            fate = Fate.SERVING if self._old.look() else Fate.ENDED
+            fate = Fate.SERVING if self._old.may_live() else Fate.ENDED
             return OldGeneration(pid=self._old.pid, fate=fate)
         fate = closing.forced or retirement.fate
         stop, took_s = str(self._plan.stop), retirement.took_s

@@ -6,14 +6,16 @@ is no error. Names are untrusted text.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 
-from synplug.errors import PrivilegeError
+from synplug.errors import KernelError, PrivilegeError
 from synplug.model import Process
 
 CAP_NET_ADMIN = 12
+_GONE_OR_HIDDEN = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 
 
 def _read(path: str) -> str:
@@ -55,8 +57,18 @@ def session(pid: int) -> int:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on; a name may contain anything."""
-    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    """The fields of /proc/PID/stat from the state on; a name may contain anything.
+
+    :raises KernelError: it cannot be read now (no descriptor, no memory): that is not "gone".
+    """
+    path = f"/proc/{pid}/stat"
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError as error:
+        if error.errno in _GONE_OR_HIDDEN:
+            return []
+        raise KernelError(f"read {path}", error.errno or 0) from error
 
 
 def descendants(roots: Iterable[int]) -> set[int]:

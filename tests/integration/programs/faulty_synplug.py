@@ -28,6 +28,7 @@ from synplug.cli.main import main
 from synplug.holding import watcher
 from synplug.holding.handle import KeptHold
 from tests.integration.fault_points import POINTS, Fault, Party, Point
+from tests.integration.swap_fault_points import SWAP_POINTS
 
 #: Who can say so: functions of a module (None: methods of sockets), by name.
 _REFUSING: dict[Fault, set[str]] = {
@@ -143,5 +144,6 @@ class Accident:
 if __name__ == "__main__":
     name, party, fault, facts, *words = sys.argv[1:]
     if party != Party.COMMAND.value:
-        Accident(POINTS[name], Party(party), Fault(fault), facts).prepare()
+        point = SWAP_POINTS.get(name) or POINTS[name]
+        Accident(point, Party(party), Fault(fault), facts).prepare()
     sys.exit(main(words))
