@@ -161,7 +161,8 @@ class Diversion:
             self._control.remove_filter(self._filters.pop(key))
 
     def remove(self) -> None:
-        """Remove what was made for the filters, where nobody else uses it."""
+        """Remove the filters, and what was made for them where nobody else uses it."""
+        self.end()  # there are some still where nothing was ever held
         for device in list(self._ours):
             with suppress(SynplugError):  # gone with its device
                 self._control.remove_ingress(device)

@@ -95,6 +95,8 @@ class FakeControl:
         return True
 
     def remove_ingress(self, device: int) -> None:
+        if self.filters(device):
+            return  # as the real one: somebody uses it
         self._do(f"remove-ingress {device}")
         self.ingress.discard(device)
 
@@ -372,6 +374,16 @@ def test_close_undoes_everything_from_anywhere(control: FakeControl, stage: str)
         step()
         if name == stage:
             break
+    backend.close()
+    assert control.there == {1: "lo", 2: "eth0"}
+    assert control.ingress == {2}
+    assert len(control.installed) == 1
+
+
+def test_a_run_that_never_held_leaves_nothing(control: FakeControl) -> None:
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    backend.remove()
     backend.close()
     assert control.there == {1: "lo", 2: "eth0"}
     assert control.ingress == {2}

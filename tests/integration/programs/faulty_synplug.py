@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from synplug.cli.main import main
-from synplug.holding import watcher
+from synplug.holding import plug, watcher  # noqa: F401 -- to be found among the backends
 from synplug.holding.handle import KeptHold
 from tests.integration.fault_points import POINTS, Fault, Party, Point
 from tests.integration.swap_fault_points import SWAP_POINTS
