@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from contextlib import closing
 from dataclasses import replace
 
 from synplug.cli.render import complain, report_text
@@ -22,6 +23,7 @@ from synplug.holding.names import check_name
 from synplug.holding.supervisors import SupervisorFile
 from synplug.kernel import procfs
 from synplug.kernel.namespaces import enter_network, network_of
+from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.kernel.subreaper import adopt_orphans
 from synplug.model import HoldSpec, Report
 
@@ -38,10 +40,10 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     adopt_orphans()
     file = SupervisorFile(options.name)
     try:
-        with Signals(*ENDING, *PASSED_ON) as signals:
+        with Signals(*ENDING, *PASSED_ON) as signals, closing(SocketDiagnostics()) as sockets:
 
             def tools(spec: HoldSpec | None) -> Tools:
-                return real_tools(spec or plan.generation.spec, signals=signals)
+                return real_tools(spec or plan.generation.spec, signals=signals, sockets=sockets)
 
             def spec(generation: Generation) -> HoldSpec:
                 return spec_of(generation.look(), endpoints, hold)

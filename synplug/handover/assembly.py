@@ -6,7 +6,7 @@ import time
 from functools import partial
 
 from synplug.handover import process
-from synplug.handover.plan import Probe, ReadyPlan, Signals, Tools
+from synplug.handover.plan import Probe, ReadyPlan, Signals, SocketTable, Tools
 from synplug.handover.post import Post
 from synplug.holding.handle import KeptHold
 from synplug.holding.locks import RunLocks
@@ -17,16 +17,23 @@ from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import HoldSpec
 
 
-def real_tools(spec: HoldSpec, *, signals: Signals, command_stdout: int | None = None) -> Tools:
+def real_tools(
+    spec: HoldSpec,
+    *,
+    signals: Signals,
+    command_stdout: int | None = None,
+    sockets: SocketTable | None = None,
+) -> Tools:
     """The tools that act on this machine, in the calling thread's network namespace.
 
     :param command_stdout: a descriptor that becomes the command's standard output; None: ours.
+    :param sockets: the kernel's sockets, already opened; None: open them anew.
     """
     locks = RunLocks((endpoint.port for endpoint in spec.endpoints), spec.name)
     return Tools(
         clock=time.monotonic,
         wall=time.time,
-        sockets=SocketDiagnostics(),
+        sockets=SocketDiagnostics() if sockets is None else sockets,
         processes=procfs,
         signals=signals,
         locks=locks,

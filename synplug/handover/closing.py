@@ -102,6 +102,8 @@ class Closing:
             if self._tools.clock() >= give_up_s:
                 command.send(signal.SIGKILL)
             self._tools.signals.pause(POLL_S, command)
+        if command is not None:
+            command.output()  # which closes it
 
     def _filled(self, word: str) -> str:
         return filled(word, pid=self._generation.main_pid, generation=self._generation.number)

@@ -26,8 +26,8 @@ def run_check(argv: Sequence[str], tools: Tools, interrupted: Callable[[], bool]
         if interrupted():
             command.send(signal.SIGTERM)
         tools.signals.pause(_CHECK_POLL_S, command)
+    said = command.output().splitlines()  # which closes it, too
     if status:
-        said = command.output().splitlines()
         words = f"--check ended with status {status}" + (f": {said[-1]}" if said else "")
         raise CheckError(words)
 
