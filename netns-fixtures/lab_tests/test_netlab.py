@@ -18,7 +18,7 @@ from netlab.listenwatch import ListenWatch
 from netlab.load import Load
 from netlab.processes import describe
 from netlab.program import Program, wait_until
-from netlab.servers import Gunicorn, HAProxy, HttpServer, Nginx, Redis, Service
+from netlab.servers import Envoy, FdService, Gunicorn, HAProxy, HttpServer, Nginx, Redis, Service
 from netlab.snapshot import NetworkState
 from netlab.topology import ClientServer, Namespace
 
@@ -215,3 +215,28 @@ def test_haproxy_reloads_with_a_gap_only_without_reuseport(lab: ClientServer) ->
 
     assert gaps[True] == []
     assert gaps[False]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda namespace: HAProxy(namespace, seamless=True),
+        lambda namespace: FdService(namespace, superdaemon=True),
+        lambda namespace: Envoy(namespace, hot_restart=True),
+    ],
+    ids=["haproxy -x", "start_server", "envoy hot restart"],
+)
+def test_who_hands_its_listeners_on_loses_nobody(
+    lab: ClientServer, make: Callable[[Namespace], HAProxy | FdService | Envoy]
+) -> None:
+    with make(lab.server) as service:
+        targets = service.targets(lab.server_addresses)
+        for _ in range(2):
+            with (
+                ListenWatch(lab.server, service.ports) as watch,
+                Load(lab.client, targets, rate_per_s=300) as load,
+            ):
+                lab.server.run(service.reload_argv)
+            assert load.result.failures == 0, load.result.summary()
+            assert not watch.gaps
+            service.wait_until_listening()

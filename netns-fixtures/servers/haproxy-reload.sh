@@ -1,3 +1,3 @@
 #!/bin/sh
 # shellcheck disable=SC2046  # one word a pid
-$haproxy -sf $$(cat $pidfile)
+$haproxy $options -sf $$(cat $pidfile)

@@ -14,6 +14,8 @@ from netlab.topology import Namespace
 
 #: As netns-fixtures/setup-envoy.sh installs them.
 VERSIONS = ("1.36.4", "1.40.0")
+#: The parent stops accepting when the next epoch serves, and ends so many seconds later.
+_HOT_RESTART = ["--drain-time-s", "1", "--parent-shutdown-time-s", "2"]
 
 
 def envoy_binary(version: str) -> Path:
@@ -34,7 +36,8 @@ class Envoy(Service):
     """Envoy with its admin interface on a unix socket for each generation.
 
     `generation_argv` starts one generation in the foreground; `drain_argv` closes its
-    listeners (POST /drain_listeners) and leaves it running. SIGTERM ends it at once.
+    listeners (POST /drain_listeners) and leaves it running. SIGTERM ends it at once. With
+    `hot_restart` the reload is Envoy's own, to the next epoch, of the same version.
     """
 
     def __init__(
@@ -47,10 +50,12 @@ class Envoy(Service):
         backlog: int = 1024,
         version: str = VERSIONS[0],
         concurrency: int = 2,
+        hot_restart: bool = False,
     ) -> None:
         self.backlog = backlog
         self.version = version
         self.concurrency = concurrency
+        self.hot_restart = hot_restart
         super().__init__(namespace, ports=ports, addresses=addresses, stop_signal=stop_signal)
 
     def admin_socket(self, generation: int) -> Path:
@@ -69,17 +74,43 @@ class Envoy(Service):
         socket = str(self.admin_socket(generation))
         return ["curl", "-sf", "-X", "POST", "--unix-socket", socket, "http://x/drain_listeners"]
 
+    @property
+    def reload_argv(self) -> list[str]:
+        """Start the next epoch, which takes the listeners over; needs `hot_restart`."""
+        return [str(self.directory / "hot-restart")]
+
+    def close(self) -> None:
+        """Remove its files; of a hot restart one is in /dev/shm."""
+        if self._base_id.exists():
+            name = f"envoy_shared_memory_{10 * int(self._base_id.read_text())}"
+            Path("/dev/shm", name).unlink(missing_ok=True)
+        super().close()
+
+    @property
+    def _base_id(self) -> Path:
+        return self.directory / "base-id"
+
+    @property
+    def _epoch(self) -> Path:
+        return self.directory / "epoch"
+
     def _argv(self, version: str, configuration: Path) -> list[str]:
         argv = [str(envoy_binary(version)), "-c", str(configuration), "--log-level", "error"]
-        return [*argv, "--concurrency", str(self.concurrency), "--disable-hot-restart"]
+        argv += ["--concurrency", str(self.concurrency)]
+        return argv if self.hot_restart else [*argv, "--disable-hot-restart"]
 
     @property
     def _start_commands(self) -> Sequence[str]:
         argv = self.generation_argv(0, self.version)
         log, pidfile = shlex.quote(str(self.log)), shlex.quote(str(self.pidfile))
+        prepare = []
+        if self.hot_restart:
+            argv += [*_HOT_RESTART, "--use-dynamic-base-id", "--base-id-path", str(self._base_id)]
+            prepare = [f"echo 0 >{shlex.quote(str(self._epoch))}"]
         return [
-            f"setsid {shlex.join(argv)} </dev/null >>{log} 2>&1 &",
-            f"echo $! >{pidfile}",
+            *prepare,
+            # in a subshell, which ends at once: hot restart makes it end with its parent process
+            f"(setsid {shlex.join(argv)} </dev/null >>{log} 2>&1 & echo $! >{pidfile})",
         ]
 
     def _write_generation(self, name: str, generation: int) -> None:
@@ -93,3 +124,13 @@ class Envoy(Service):
 
     def _write_configuration(self) -> None:
         self._write_generation("envoy-0.yaml", 0)
+        argv = [*self._argv(self.version, self.directory / "envoy-0.yaml"), *_HOT_RESTART]
+        self._write_script(
+            "hot-restart",
+            "envoy-hot-restart.sh",
+            envoy=shlex.join(argv),
+            pidfile=shlex.quote(str(self.pidfile)),
+            epoch_file=shlex.quote(str(self._epoch)),
+            base_id=shlex.quote(str(self._base_id)),
+            log=shlex.quote(str(self.log)),
+        )

@@ -16,10 +16,10 @@ _MAX_CONNECTIONS = 20_000
 
 
 class HAProxy(Service):
-    """SIGTERM stops at once, SIGUSR1 gracefully; the reload is `-sf`, without `-x`.
+    """SIGTERM stops at once, SIGUSR1 gracefully; the reload is `-sf`, with `seamless` also `-x`.
 
-    With `reuseport=False` (option `noreuseport`) a reload has a gap: the new process binds
-    when the old one has let go.
+    With `-x` the new process asks the old one for its listeners. With `reuseport=False` (option
+    `noreuseport`) a reload without it has a gap: the new process binds when the old one has let go.
     """
 
     def __init__(
@@ -32,10 +32,12 @@ class HAProxy(Service):
         backlog: int = 1024,
         reuseport: bool = True,
         threads: int = 2,
+        seamless: bool = False,
     ) -> None:
         self.backlog = backlog
         self.reuseport = reuseport
         self.threads = threads
+        self.seamless = seamless
         super().__init__(namespace, ports=ports, addresses=addresses, stop_signal=stop_signal)
 
     @property
@@ -46,6 +48,10 @@ class HAProxy(Service):
     def generation_argv(self, _generation: int) -> list[str]:
         """Start another process beside the one that runs, in the foreground."""
         return ["haproxy", "-f", str(self.directory / "haproxy.cfg"), "-db"]
+
+    @property
+    def _stats(self) -> str:
+        return str(self.directory / "stats.sock")
 
     @property
     def _argv(self) -> list[str]:
@@ -69,11 +75,13 @@ class HAProxy(Service):
             maxconn=min(_MAX_CONNECTIONS, (most_files - _SPARE_FILES) // 2),
             threads=self.threads,
             reuseport="" if self.reuseport else "noreuseport",
+            stats=f"stats socket {self._stats} expose-fd listeners" if self.seamless else "",
             binds=binds,
         )
         self._write_script(
             "reload",
             "haproxy-reload.sh",
             haproxy=shlex.join(self._argv),
+            options=shlex.join(["-x", self._stats]) if self.seamless else "",
             pidfile=shlex.quote(str(self.pidfile)),
         )
