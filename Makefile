@@ -54,7 +54,7 @@ format: setup
 	.venv/bin/ruff format .
 
 bench: setup
-	@$(PYTHON) bench/figures.py --write
+	@PYTHONPATH=netns-fixtures $(PYTHON) -m bench $(BENCH)
 
 comparison: setup
 	@$(GUEST)

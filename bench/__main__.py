@@ -1,0 +1,131 @@
+"""Measure everything, and write docs/benchmarks.md, .json and .svg.
+
+Runs in namespaces of its own. Ends with 1, and writes nothing, where a contender cannot run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import held, machinery, restarts
+from bench.cases import CASES, Case
+from bench.contenders import NOTHING, SYNPLUG_NFQUEUE
+from bench.findings import Findings, as_json
+from bench.machine import describe
+from bench.page import page
+from bench.picture import Panel, picture
+from netlab.errors import LabError
+from netlab.isolation import enter_private_namespaces
+from netlab.topology import ClientServer
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROUNDS, QUICK_ROUNDS = 20, 3
+RELEASE_ROUNDS = 3
+CAPACITIES = (10_000, 131_072)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round of each: a trial")
+    parser.add_argument("--only", action="append", metavar="CASE", default=[], help="these cases")
+    parser.add_argument("--output", type=Path, default=DOCS, help="folder (default: docs)")
+    options = parser.parse_args(argv)
+    began_s = time.monotonic()
+    cases = [case for case in CASES if not options.only or case.key in options.only]
+    if not cases:
+        parser.error(f"cases: {', '.join(case.key for case in CASES)}")
+    try:
+        enter_private_namespaces()
+        findings = measure(cases, quick=options.quick)
+    except LabError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    write(findings, options.output)
+    print(f"bench: {time.monotonic() - began_s:.0f} s, written to {options.output}/benchmarks.*")
+    return 0
+
+
+def measure(cases: Sequence[Case], *, quick: bool) -> Findings:
+    """Measure all; the smallest first, so that what cannot run is noticed soon."""
+    machine = describe()
+    for contender in {id(c): c for case in cases for c in case.contenders}.values():
+        contender.require()
+    with ClientServer() as lab:
+        start_up = machinery.start_up(lab.server, QUICK_ROUNDS if quick else ROUNDS)
+    capacities = [machinery.capacity(count) for count in CAPACITIES]
+    rates, released = _releases(quick=quick)
+    results = []
+    for case in cases:
+        results += restarts.play(case, _rounds(case, quick=quick))
+    with ClientServer() as lab:
+        at_rest = machinery.at_rest(lab.server)
+    return Findings(
+        quick=quick,
+        machine=machine,
+        results=results,
+        accept_rates=rates,
+        released=released,
+        start_up=start_up,
+        capacities=capacities,
+        at_rest=at_rest,
+        imported=machinery.imported(),
+    )
+
+
+def _rounds(case: Case, *, quick: bool) -> int:
+    return 1 if quick else case.rounds
+
+
+def _releases(*, quick: bool) -> tuple[dict[int, float], list[held.Released]]:
+    told = dict.fromkeys(crowd.accepts_per_s for crowd in held.CROWDS)
+    rates = {accepts_per_s: held.accept_rate(accepts_per_s) for accepts_per_s in told}
+    released: list[held.Released] = []
+    for crowd in held.CROWDS:
+        rounds = 1 if quick or len(crowd.modes) == 1 else RELEASE_ROUNDS
+        released += held.play(crowd, rounds, rates[crowd.accepts_per_s])
+    return rates, released
+
+
+def write(findings: Findings, folder: Path) -> None:
+    """Write the three files, each at once."""
+    text = json.dumps(as_json(findings), indent=1, ensure_ascii=False)
+    for name, content in (
+        ("benchmarks.md", page(findings)),
+        ("benchmarks.json", text + "\n"),
+        ("benchmarks.svg", picture(_panels(findings.results))),
+    ):
+        draft = folder / f".{name}.new"
+        draft.write_text(content, encoding="utf-8")
+        draft.replace(folder / name)
+
+
+def _panels(results: Sequence[restarts.Result]) -> list[Panel]:
+    panels = []
+    for result in results:
+        typical = result.typical
+        if typical is None or result.contender.name not in result.case.pictured:
+            continue
+        due, connect, failed = typical.points
+        common = (NOTHING.name, SYNPLUG_NFQUEUE.name)
+        name = result.contender.name
+        service = f"{result.case.service}: " if name in common else ""
+        panels.append(
+            Panel(
+                title=f"{service}{name}, {result.case.rate_per_s:,}/s",
+                points=list(zip(due, connect, map(bool, failed), strict=True)),
+                gap=typical.gap,
+                left_ms=-1000 * restarts.BEFORE_S,
+                right_ms=max(due),
+            )
+        )
+    return panels
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,95 @@
+"""All that was measured, and its JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from operator import attrgetter
+from typing import Any
+
+from bench.held import Released
+from bench.machinery import Capacity, StartUp
+from bench.restarts import Result, phase_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that was measured. *accept_rates*: by the rate that the service was told."""
+
+    quick: bool
+    machine: dict[str, str]
+    results: list[Result]
+    accept_rates: dict[int, float]
+    released: list[Released]
+    start_up: StartUp
+    capacities: list[Capacity]
+    at_rest: list[int]
+    imported: str
+
+
+def as_json(findings: Findings) -> dict[str, Any]:
+    """Return all figures, one value a round."""
+    times = findings.start_up
+    return {
+        "schema": "synplug.benchmarks/1",
+        "quick": findings.quick,
+        "machine": findings.machine,
+        "restarts": [_restart(result) for result in findings.results],
+        "accept_rates_per_s": {
+            str(told): round(rate, 1) for told, rate in findings.accept_rates.items()
+        },
+        "releases": [_release(result) for result in findings.released],
+        "start_up": {
+            name: getattr(times, name).as_json()
+            for name in ("bare", "arguments", "held", "command")
+        },
+        "capacities": [asdict(capacity) for capacity in findings.capacities],
+        "at_rest": findings.at_rest,
+        "imported": findings.imported,
+    }
+
+
+def _restart(result: Result) -> dict[str, Any]:
+    case = result.case
+    figures = {
+        name: result.samples(attrgetter(name)).as_json()
+        for name in ("connect_max_ms", "gap_ms", "over_ms", "late_p99_ms", "command_ms")
+    }
+    counts = {
+        name: result.samples(attrgetter(name), "").as_json()
+        for name in ("attempted", "failures", "retransmitted")
+    }
+    reports = {}
+    if any(played.report for played in result.rounds):
+        reports = {
+            "hold": result.of_reports(lambda report: report["hold"]["duration_s"]).as_json(),
+            **{
+                name: result.of_reports(phase_s(name)).as_json()
+                for name in ("arm", "drain", "ready", "release")
+            },
+        }
+    return {
+        "case": case.key,
+        "service": case.service,
+        "rate_per_s": case.rate_per_s,
+        "backlog": case.backlog,
+        "outage_s": case.outage_s,
+        "contender": result.contender.name,
+        "connect_p50_ms": round(result.p50_ms, 3),
+        "connect_p99_ms": round(result.p99_ms, 3),
+        **counts,
+        **figures,
+        "report": reports,
+    }
+
+
+def _release(result: Released) -> dict[str, Any]:
+    return {
+        **asdict(result.crowd),
+        "mode": result.mode,
+        "counters": result.cliff,
+        "limits": result.limits,
+        **{
+            name: getattr(result, name).as_json()
+            for name in ("held", "failures", "outage", "worst", "to_last", "ratio")
+        },
+    }

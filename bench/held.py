@@ -1,0 +1,252 @@
+"""Many who waited are let go onto a service that accepts slowly, with a small backlog."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.contenders import SYNPLUG, Report
+from bench.errors import BenchError
+from bench.kernel_state import holding_keepers, tcp_counters, waiting_packets
+from bench.samples import Samples
+from netlab.listenwatch import ListenWatch
+from netlab.load import Load
+from netlab.load_result import LoadResult
+from netlab.program import wait_until
+from netlab.topology import ClientServer, Namespace
+
+PROGRAMS = Path(__file__).resolve().parent.parent / "tests" / "integration" / "programs"
+PORT = 8080
+#: TcpExt counters of connections for which a listener had no room
+#: (Documentation/networking/snmp_counter.rst).
+CLIFF = (
+    "ListenOverflows",
+    "ListenDrops",
+    "SyncookiesSent",
+    "TCPReqQFullDoCookies",
+    "TCPReqQFullDrop",
+)
+#: So many connections a load client, as its process may not open more files.
+_CLIENTS_A_PROGRAM = 12_500
+_CALIBRATION_CLIENTS = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crowd:
+    """So many clients, who come at this rate, meet a service with this backlog.
+
+    *back_off*: they send again after 1, 3, 7 s, as those of a kernel before 6.5 do: what 50,000
+    send every second is more than the lab's virtual cable carries.
+    """
+
+    clients: int
+    backlog: int
+    comes_per_s: int
+    accepts_per_s: int
+    back_off: bool = False
+    modes: Sequence[str] = ("paced", "burst")
+
+    @property
+    def title(self) -> str:
+        """What it is, for a row of the table."""
+        return f"{self.clients:,} held, backlog {self.backlog:,}"
+
+
+CROWDS = (
+    *(
+        Crowd(clients=5000, backlog=backlog, comes_per_s=10_000, accepts_per_s=5000)
+        for backlog in (128, 511, 4096)
+    ),
+    Crowd(
+        clients=50_000,
+        backlog=4096,
+        comes_per_s=10_000,
+        accepts_per_s=10_000,
+        back_off=True,
+        modes=("paced",),
+    ),
+)
+
+
+@dataclass(kw_only=True)
+class Released:
+    """One crowd, let go in one manner, in several rounds."""
+
+    crowd: Crowd
+    mode: str
+    held: Samples = field(default_factory=lambda: Samples(unit=""))
+    failures: Samples = field(default_factory=lambda: Samples(unit=""))
+    outage: Samples = field(default_factory=Samples)
+    worst: Samples = field(default_factory=Samples)
+    to_last: Samples = field(default_factory=Samples)
+    ratio: Samples = field(default_factory=lambda: Samples(unit=""))
+    cliff: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CLIFF, 0))
+    limits: list[str] = field(default_factory=list)
+
+
+def accept_rate(accepts_per_s: int) -> float:
+    """Connections that the service accepts in a second by itself, its accept queue never empty."""
+    with _service(backlog=4096, accepts_per_s=accepts_per_s) as service:
+        service.start()
+        pid = service.wait()
+        os.kill(pid, signal.SIGSTOP)
+        rate = 2 * accepts_per_s
+        with Load(
+            service.lab.client,
+            service.targets,
+            rate_per_s=rate,
+            duration_s=_CALIBRATION_CLIENTS / rate,
+            timeout_s=20.0,
+            expect_ready=False,
+        ) as load:
+            enough = _CALIBRATION_CLIENTS * 0.99
+            wait_until(lambda: _accept_queue(service.lab.server) >= enough, 10, "they queue")
+            began_ns = time.monotonic_ns()
+            os.kill(pid, signal.SIGCONT)
+            samples = load.wait().samples
+        ended_ns = max(sample.opened_at_ns + sample.total_ns for sample in samples)
+        return len(samples) * 1e9 / (ended_ns - began_ns)
+
+
+def play(crowd: Crowd, rounds: int, accepts_per_s: float) -> list[Released]:
+    """Let the crowd wait and go, paced and as a burst in turn."""
+    results = {mode: Released(crowd=crowd, mode=mode) for mode in crowd.modes}
+    for number in range(rounds):
+        turn = number % len(crowd.modes)
+        for mode in (*crowd.modes[turn:], *crowd.modes[:turn]):
+            _round(crowd, results[mode], accepts_per_s)
+            _say(results[mode], number)
+    return list(results.values())
+
+
+def _round(crowd: Crowd, result: Released, accepts_per_s: float) -> None:
+    with _service(backlog=crowd.backlog, accepts_per_s=crowd.accepts_per_s) as service:
+        server = service.lab.server
+        if crowd.back_off:
+            service.lab.client.set_sysctl("net.ipv4.tcp_syn_linear_timeouts", 0)
+            service.lab.client.set_sysctl("net.ipv4.tcp_syn_retries", 100)
+        before = tcp_counters(server)
+        run = service.start_wrapped(result.mode)
+        with ListenWatch(server, [PORT]) as watch:
+            load = _come(crowd, service)
+            report = _outcome(run)
+        visible_ns = max(gap.end_ns for gap in watch.gaps)
+        after = tcp_counters(server)
+    came_ns = min(sample.opened_at_ns for sample in load.samples)
+    last_ns = max(sample.opened_at_ns + sample.connect_ns for sample in load.samples)
+    outage_ms = (visible_ns - came_ns) / 1e6
+    result.held.add(report["hold"]["held"])
+    result.failures.add(load.failures)
+    result.outage.add(outage_ms)
+    result.worst.add(load.connect_max_ms)
+    result.to_last.add((last_ns - visible_ns) / 1e6)
+    bound_ms = outage_ms + 1000 * crowd.clients / accepts_per_s
+    result.ratio.add(load.connect_max_ms / bound_ms)
+    for name in CLIFF:
+        result.cliff[name] += after[name] - before[name]
+    result.limits.append(report["hold"]["release_limit"])
+
+
+def _come(crowd: Crowd, service: _Service) -> LoadResult:
+    """Send the clients, start the service when all of them wait; what became of them."""
+    programs = -(-crowd.clients // _CLIENTS_A_PROGRAM)
+    with contextlib.ExitStack() as stack:
+        loads = [
+            stack.enter_context(
+                Load(
+                    service.lab.client,
+                    service.targets,
+                    rate_per_s=crowd.comes_per_s / programs,
+                    duration_s=crowd.clients / crowd.comes_per_s,
+                    timeout_s=40.0,
+                    expect_ready=False,
+                )
+            )
+            for _ in range(programs)
+        ]
+        enough = crowd.clients * 0.99
+        wait_until(lambda: waiting_packets(service.lab.server) >= enough, 30, "they wait")
+        service.go()
+        return LoadResult(samples=tuple(s for load in loads for s in load.wait().samples))
+
+
+def _outcome(run: subprocess.Popen[str]) -> Report:
+    stdout, stderr = run.communicate(timeout=60)
+    if run.returncode:
+        raise BenchError(f"synplug wrap exited with {run.returncode}: {stderr.strip()}")
+    report: Report = json.loads(stdout)
+    return report
+
+
+def _accept_queue(server: Namespace) -> int:
+    lines = server.run(["ss", "-Htln", f"sport = :{PORT}"]).stdout.splitlines()
+    return sum(int(line.split()[1]) for line in lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Service:
+    """The small server of the tests, in a lab of its own."""
+
+    lab: ClientServer
+    directory: Path
+    options: tuple[str, ...]
+
+    @property
+    def targets(self) -> list[tuple[str, int]]:
+        return [(address, PORT) for address in self.lab.server_addresses]
+
+    @property
+    def _line(self) -> str:
+        argv = [sys.executable, str(PROGRAMS / "simple_server.py"), str(PORT), *self.options]
+        argv += ["--pidfile", str(self.directory / "pid")]
+        return f"setsid {' '.join(argv)} </dev/null >/dev/null 2>&1 &"
+
+    def start(self) -> None:
+        """Start it now."""
+        self.lab.server.run(["sh", "-c", self._line])
+
+    def wait(self) -> int:
+        """Return its pid, once it listens."""
+        pidfile = self.directory / "pid"
+        wait_until(pidfile.exists, 10, "the service listens")
+        return int(pidfile.read_text(encoding="ascii"))
+
+    def start_wrapped(self, mode: str) -> subprocess.Popen[str]:
+        """Hold, and start it when told to; returns when connections are held."""
+        go = self.directory / "go"
+        os.mkfifo(go)
+        argv = [*SYNPLUG, "wrap", "-q", "--json", "-", "-p", str(PORT), "--max-hold", "60s"]
+        argv += ["--release", mode, "--", "sh", "-c", f"read line < {go}; {self._line}"]
+        run = self.lab.server.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        wait_until(lambda: bool(holding_keepers(self.lab.server)), 10, "connections are held")
+        return run
+
+    def go(self) -> None:
+        """Let the wrapped command start it."""
+        (self.directory / "go").write_text("\n", encoding="ascii")
+
+
+@contextlib.contextmanager
+def _service(*, backlog: int, accepts_per_s: int) -> Iterator[_Service]:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, ClientServer() as lab:
+        options = ("--backlog", str(backlog), "--rate", str(accepts_per_s))
+        yield _Service(lab=lab, directory=Path(folder), options=options)
+
+
+def _say(result: Released, number: int) -> None:
+    print(
+        f"{result.crowd.title} {number + 1:>2} {result.mode:<6} {result.failures.values[-1]:.0f} "
+        f"failed, worst {result.worst.values[-1]:.0f} ms, last after "
+        f"{result.to_last.values[-1]:.0f} ms, {result.cliff}",
+        file=sys.stderr,
+        flush=True,
+    )

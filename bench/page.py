@@ -1,0 +1,313 @@
+"""docs/benchmarks.md: what was measured, in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+
+from bench.contenders import DROP_SETTLE_S, SYNPLUG_NFQUEUE
+from bench.findings import Findings
+from bench.held import CLIFF, Released
+from bench.restarts import AFTER_S, BEFORE_S, WINDOW_S, Result, phase_s
+from bench.samples import Samples, number
+
+#: A client that is so late itself says little about the service.
+LATE_MS = 5.0
+#: Two worst connects that differ by less are as good as each other.
+_SAME_SHARE, _SAME_MS = 0.1, 1.0
+
+
+def page(findings: Findings) -> str:
+    """Return the page."""
+    return "\n".join(
+        [
+            *_head(findings),
+            *_method(findings),
+            *_picture(),
+            *_restarts(findings),
+            *_release(findings),
+            *_machinery(findings),
+            "",
+        ]
+    )
+
+
+def _head(findings: Findings) -> list[str]:
+    lines = ["# Benchmarks", "", "Made by `make bench`; do not edit.", ""]
+    if findings.quick:
+        lines += [
+            "**A short trial (`--quick`), of one round each, perhaps beside other work on the "
+            "machine: it shows that all contenders run. Its figures mean little.**",
+            "",
+        ]
+    late = [played for result in findings.results for played in result.rounds]
+    behind = sum(played.late_p99_ms > LATE_MS for played in late)
+    return [
+        *lines,
+        *_table(("machine", ""), findings.machine.items()),
+        "",
+        f"In {behind} of {len(late)} restarts the load client itself was more than {LATE_MS:g} ms "
+        "late (99th percentile): there the machine had more to do than it bears, and latencies "
+        "are partly its own.",
+        "",
+    ]
+
+
+def _method(findings: Findings) -> list[str]:
+    contenders = {result.contender.name: result.contender for result in findings.results}
+    cases = {result.case.key for result in findings.results}
+    lines = [
+        "## Method",
+        "",
+        "- A client and a server namespace, joined by a virtual cable; IPv4 and IPv6 in turn, from "
+        "many addresses; one new connection a request, at a fixed rate, whatever became of the "
+        "others. Clients, service, synplug and the oracles share the machine's processors.",
+        "- Rounds are interleaved: in each, every contender restarts the same running service "
+        "once, the first one another each time. Where one has more rounds than the others, they "
+        "play every second one.",
+        f"- The load begins {BEFORE_S:g} s before the restart, and ends {WINDOW_S:g} s after its "
+        f"begin plus the outage asked for, and not before {AFTER_S:g} s after the command's end. "
+        "Failures, retransmissions and the longest connect are of all connections from the "
+        f"restart's begin on; p50 and p99 of those in the first {WINDOW_S:g} s (plus outage), of "
+        "all rounds together.",
+        "- *No listener for* is what an observer sees that asks the kernel every 0.5 ms; of two "
+        "IP versions the longer. *Over outage* is the longest connect of a restart minus that. "
+        "A cell with two figures shows the median of the restarts, and the worst.",
+        "- *Outage: its own* is what stop and start take by themselves, some tens of ms for "
+        "HAProxy and nginx. Else a pause of so long lies between them.",
+        f"- {len(cases)} of the combinations of service, rate, backlog and outage were chosen: "
+        "HAProxy at 3,000/s, backlog 511 and its own outage is the origin; then the rate alone "
+        "varies, then the outage with the backlog, where it matters most; the other services are "
+        "there for the reloads of their own.",
+        "- A plain TCP client is meant: SYNs that nobody answers are sent again after a second.",
+        "",
+        "| contender | how |",
+        "|---|---|",
+    ]
+    lines += [f"| {name} | {contender.how} |" for name, contender in contenders.items()]
+    return [
+        *lines,
+        "",
+        f"The {1000 * DROP_SETTLE_S:.0f} ms of *SYN dropped* are a guess, as in "
+        "any recipe of that kind: nothing tells when the queue is empty.",
+        "",
+    ]
+
+
+def _picture() -> list[str]:
+    return [
+        "## Around a restart",
+        "",
+        "The round of each contender whose longest connect is the median one.",
+        "",
+        "![Connect latency around a restart, one panel a contender](benchmarks.svg)",
+        "",
+    ]
+
+
+def _restarts(findings: Findings) -> list[str]:
+    lines = ["## Restarts", ""]
+    keys = dict.fromkeys(result.case.key for result in findings.results)
+    for key in keys:
+        results = [result for result in findings.results if result.case.key == key]
+        lines += [f"### {results[0].case.title}", ""]
+        lines += _table(
+            (
+                "contender",
+                "n",
+                "failures a restart",
+                "p50 ms",
+                "p99 ms",
+                "max ms",
+                "retransmitted",
+                "no listener for ms",
+                "over outage ms",
+            ),
+            (_row(result) for result in results),
+        )
+        lines += ["", *_comparison(results)]
+    return lines
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    return (
+        result.contender.name,
+        str(len(result.rounds)),
+        result.samples(lambda played: played.failures).short(),
+        number(result.p50_ms),
+        number(result.p99_ms),
+        result.samples(lambda played: played.connect_max_ms).short(),
+        result.samples(lambda played: played.retransmitted).short(),
+        result.samples(lambda played: played.gap_ms).short(),
+        result.samples(lambda played: played.over_ms).short(),
+    )
+
+
+def _comparison(results: Sequence[Result]) -> list[str]:
+    """Who is better than synplug's default here, in what, and why; by the figures."""
+    (ours,) = (result for result in results if result.contender.name == SYNPLUG_NFQUEUE.name)
+    lines = []
+    for theirs in results:
+        said = _better(theirs, ours) if theirs is not ours else ""
+        if said:
+            reason = theirs.contender.better
+            lines.append(
+                f"- Better than synplug: **{theirs.contender.name}**, {said}. Why: {reason}."
+            )
+    return [*lines, ""] if lines else ["Nobody is better than synplug here.", ""]
+
+
+def _better(theirs: Result, ours: Result) -> str:
+    """In what they are better, and at what price; empty: in nothing."""
+    gains: list[str] = []
+    prices: list[str] = []
+    for name, unit, field in (
+        ("failures", "", "failures"),
+        ("longest connect", " ms", "connect_max_ms"),
+    ):
+        their, our = theirs.samples(attrgetter(field)), ours.samples(attrgetter(field))
+        said = f"{name} {number(their.median)} against {number(our.median)}{unit}"
+        if _differ(their, our):
+            (gains if their.median < our.median else prices).append(said)
+    if not gains:
+        return ""
+    return ", ".join(gains) + (f"; but {', '.join(prices)}" if prices else "")
+
+
+def _differ(one: Samples, other: Samples) -> bool:
+    largest = max(one.median, other.median)
+    return abs(one.median - other.median) > max(_SAME_MS, _SAME_SHARE * largest)
+
+
+def _release(findings: Findings) -> list[str]:
+    rates = ", ".join(
+        f"{rate:,.0f}/s where it is told {told:,}/s" for told, rate in findings.accept_rates.items()
+    )
+    lines = [
+        "## Letting many go",
+        "",
+        "A small service accepts slowly. The clients come while nobody listens; when all of them "
+        "wait, it starts. Burst and paced release in turn. How fast it accepts by itself, measured "
+        f"without synplug with an accept queue that is never empty: {rates}.",
+        "",
+        "*Ratio*: the longest connect ÷ (outage + held ÷ that rate), where the outage is what "
+        "the first client saw of it; *last after*: from the listener's appearance to the last "
+        "connect. The counters (of all rounds) are the kernel's, of connections for which there "
+        "was no room.",
+        "",
+    ]
+    lines += _table(
+        ("", "release", "n", "failures", "max ms", "ratio", "last after ms", *CLIFF),
+        (_released(result) for result in findings.released),
+    )
+    limits = {limit for result in findings.released for limit in result.limits if limit}
+    return [*lines, "", f"What the reports name as the limit: {'; '.join(sorted(limits))}.", ""]
+
+
+def _released(result: Released) -> tuple[str, ...]:
+    return (
+        result.crowd.title,
+        result.mode,
+        str(len(result.worst.values)),
+        result.failures.short(),
+        result.worst.short(),
+        result.ratio.short(),
+        result.to_last.short(),
+        *(f"{result.cliff[name]:,}" for name in CLIFF),
+    )
+
+
+def _machinery(findings: Findings) -> list[str]:
+    return [
+        "## The machinery",
+        "",
+        "Medians, quartiles and the worst; n restarts or runs.",
+        "",
+        *_table(("what", "figure"), [*_start_up(findings), *_served(findings), *_costs(findings)]),
+    ]
+
+
+def _start_up(findings: Findings) -> list[tuple[str, str]]:
+    times = findings.start_up
+    return [
+        ("`python3 -c pass`", str(times.bare)),
+        ("`python3 -c 'import argparse'`", str(times.arguments)),
+        (
+            "exec of `synplug wrap -p` → held",
+            f"{times.held}; {times.held.ratio(times.bare)} of bare Python",
+        ),
+        (
+            "exec of `synplug wrap -p` → command started",
+            f"{times.command}; {times.command.ratio(times.bare)}",
+        ),
+    ]
+
+
+def _served(findings: Findings) -> list[tuple[str, str]]:
+    rows = []
+    for result in findings.results:
+        if not any(played.report for played in result.rounds) or not result.case.often:
+            continue
+        name = f"{result.case.service}, {result.case.rate_per_s:,}/s, {result.contender.name}"
+        figures = [
+            ("hold", result.of_reports(lambda report: report["hold"]["duration_s"])),
+            ("drain", result.of_reports(phase_s("drain"))),
+            ("release asked for → all let go", result.of_reports(phase_s("release"))),
+        ]
+        if any(played.gap for played in result.rounds):
+            figures += [
+                (
+                    "new listener visible → first held client connected",
+                    result.samples(lambda played: played.first_served_ms),
+                ),
+                (
+                    "new listener visible → last held client connected",
+                    result.samples(lambda played: played.last_served_ms),
+                ),
+                (
+                    "longest connect − time without a listener",
+                    result.samples(lambda played: played.over_ms),
+                ),
+            ]
+        rows += [(f"{name}: {what}", str(samples)) for what, samples in figures]
+    return rows
+
+
+def _costs(findings: Findings) -> list[tuple[str, str]]:
+    rows = []
+    for cost in findings.capacities:
+        sent, per_10k = f"{cost.sent:,}", 10_000 / cost.sent
+        rows += [
+            (
+                f"{sent} SYNs sent → held and counted",
+                f"{cost.hold_s:.2f} s ({cost.sent / cost.hold_s:,.0f}/s, the sender included); "
+                f"keeper {cost.hold_cpu_s:.2f} s of a processor, "
+                f"{1000 * cost.hold_cpu_s * per_10k:.0f} ms for 10,000",
+            ),
+            (
+                f"the same {sent} again → dropped as duplicates",
+                f"{cost.again_s:.2f} s; keeper {cost.again_cpu_s:.2f} s of a processor",
+            ),
+            (f"{cost.held:,} held → all let go at once", f"{cost.release_s * 1000:.0f} ms"),
+            (
+                "held, duplicates, released",
+                f"{cost.held:,}, {cost.duplicates:,}, {cost.released:,}",
+            ),
+            (
+                f"keeper's private memory, nothing held → {cost.held:,} held",
+                f"{cost.empty_mib:.1f} MiB → {cost.full_mib:.1f} MiB",
+            ),
+        ]
+    return [
+        *rows,
+        ("at rest: rules, queues, files, keepers", ", ".join(map(str, findings.at_rest))),
+        ("of pyroute2, iptc, tenacity, asyncio imported on wrap's default path", findings.imported),
+    ]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]

@@ -1,0 +1,227 @@
+"""Rounds of restarts under load, and what the clients saw of each."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from bench.cases import Case
+from bench.contenders import Contender, Report
+from bench.errors import BenchError
+from bench.samples import Samples, percentile
+from netlab.errors import LabError
+from netlab.listenwatch import Gap, ListenWatch
+from netlab.load import Load
+from netlab.load_result import LoadResult, Outcome
+from netlab.servers import Service
+from netlab.topology import ClientServer
+
+#: The load begins so long before the restart.
+BEFORE_S = 0.2
+#: Connect latencies are those of the connections due within so long of the restart's begin, on top
+#: of the outage that was asked for.
+WINDOW_S = 1.2
+#: And the load goes on for so long after the command at the least.
+AFTER_S = 0.3
+#: More than a client that is dropped needs: it tries again after 1, 2, 3, 4 s, then more rarely.
+PATIENCE_S = 8.0
+#: Many clients, so that none reuses a port whose last connection the server still remembers.
+_MORE_CLIENTS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One restart. Times in ms; *points* are (due after the restart's begin, connect, failed)."""
+
+    attempted: int
+    failures: int
+    retransmitted: int
+    connect_max_ms: float
+    gap_ms: float
+    late_p99_ms: float
+    command_ms: float
+    report: Report | None
+    first_served_ms: float
+    last_served_ms: float
+    gap: tuple[float, float] | None
+    points: tuple[array[float], array[float], bytearray]
+
+    @property
+    def over_ms(self) -> float:
+        """The worst connect, minus the time without a listener."""
+        return self.connect_max_ms - self.gap_ms
+
+
+@dataclass(kw_only=True)
+class Result:
+    """All rounds of one contender in one case."""
+
+    case: Case
+    contender: Contender
+    rounds: list[Round] = field(default_factory=list)
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
+    typical: Round | None = None
+
+    def settle(self) -> None:
+        """Take the percentiles over all rounds, keep one round's points, let the others go."""
+        window_ms = (WINDOW_S + self.case.outage_s) * 1000
+        pooled = [
+            connect
+            for played in self.rounds
+            for due, connect in zip(played.points[0], played.points[1], strict=True)
+            if 0 <= due < window_ms and connect > 0
+        ]
+        self.p50_ms, self.p99_ms = percentile(pooled, 50), percentile(pooled, 99)
+        ranked = sorted(self.rounds, key=lambda played: (played.failures, played.connect_max_ms))
+        self.typical = ranked[len(ranked) // 2]
+        for played in self.rounds:
+            if played is not self.typical:
+                for points in played.points:
+                    del points[:]
+
+    def samples(self, of: Callable[[Round], float], unit: str = "ms") -> Samples:
+        """One value a round."""
+        return Samples.of((of(played) for played in self.rounds), unit)
+
+    def of_reports(self, of: Callable[[Report], float]) -> Samples:
+        """One value a report, given in seconds."""
+        reports = (played.report for played in self.rounds)
+        return Samples.of(1000 * of(report) for report in reports if report)
+
+
+def phase_s(name: str) -> Callable[[Report], float]:
+    """How long a phase of a report took."""
+    return lambda report: next(
+        (float(phase["duration_s"]) for phase in report["phases"] if phase["name"] == name), 0.0
+    )
+
+
+def play(case: Case, rounds: int) -> list[Result]:
+    """Play all rounds of a case, in a lab of its own.
+
+    Raises:
+        BenchError: a contender cannot run; there is no table without it.
+
+    """
+    results = {
+        contender.name: Result(case=case, contender=contender) for contender in case.contenders
+    }
+    with ClientServer(extra_client_addresses=_MORE_CLIENTS) as lab:
+        services = _Services(lab, case)
+        with contextlib.closing(services):
+            for number in range(rounds):
+                for contender in case.players(number):
+                    try:
+                        played = _round(lab, case, contender, services.up(contender))
+                    except LabError as error:
+                        raise BenchError(
+                            f"contender '{contender.name}' cannot run ({case.title}): {error}"
+                        ) from error
+                    results[contender.name].rounds.append(played)
+                    _say(case, contender, number, played)
+    for result in results.values():
+        result.settle()
+    return list(results.values())
+
+
+class _Services:
+    """The service of a case, set up in one manner or several; one of them runs."""
+
+    def __init__(self, lab: ClientServer, case: Case) -> None:
+        self._lab = lab
+        self._case = case
+        self._made: dict[str, Service] = {}
+        self._running: Service | None = None
+
+    def up(self, contender: Contender) -> Service:
+        """The one that this contender restarts, listening."""
+        key = contender.name if contender.make else ""
+        if key not in self._made:
+            self._made[key] = (contender.make or self._case.make)(self._lab.server)
+        service = self._made[key]
+        if self._running and (self._running is not service or contender.fresh):
+            self._running.stop()
+        self._running = service
+        service.start()
+        return service
+
+    def close(self) -> None:
+        """Stop what runs, remove all files."""
+        with contextlib.ExitStack() as stack:
+            for service in self._made.values():
+                stack.callback(service.close)
+                stack.callback(service.stop)
+
+
+def _round(lab: ClientServer, case: Case, contender: Contender, service: Service) -> Round:
+    targets = service.targets(lab.server_addresses)
+    with (
+        ListenWatch(lab.server, service.ports) as watch,
+        Load(
+            lab.client,
+            targets,
+            rate_per_s=case.rate_per_s,
+            timeout_s=case.outage_s + PATIENCE_S,
+            sources=lab.client_addresses,
+        ) as load,
+    ):
+        time.sleep(BEFORE_S)
+        began_ns = time.monotonic_ns()
+        report = contender.restart(service, case.outage_s)
+        ended_ns = time.monotonic_ns()
+        service.wait_until_listening()
+        window_ns = began_ns + round((case.outage_s + WINDOW_S) * 1e9)
+        until_ns = max(window_ns, ended_ns + round(AFTER_S * 1e9))
+        time.sleep(max(0.0, (until_ns - time.monotonic_ns()) / 1e9))
+        result = load.stop()
+    gap = max(watch.gaps, key=lambda gap: gap.end_ns - gap.start_ns, default=None)
+    return _seen(result, began_ns, ended_ns, gap, report)
+
+
+def _seen(
+    load: LoadResult, began_ns: int, ended_ns: int, gap: Gap | None, report: Report | None
+) -> Round:
+    restarted = LoadResult(samples=tuple(s for s in load.samples if s.scheduled_at_ns >= began_ns))
+    points = (array("d"), array("d"), bytearray())
+    for sample in load.samples:
+        points[0].append((sample.scheduled_at_ns - began_ns) / 1e6)
+        points[1].append(sample.connect_ns / 1e6)
+        points[2].append(sample.outcome is not Outcome.OK)
+    served = list(_served_after(load, gap)) if gap else []
+    return Round(
+        attempted=restarted.attempted,
+        failures=restarted.failures,
+        retransmitted=restarted.retransmitted,
+        connect_max_ms=restarted.connect_max_ms,
+        gap_ms=gap.duration_ms if gap else 0.0,
+        late_p99_ms=load.late_p99_ms,
+        command_ms=(ended_ns - began_ns) / 1e6,
+        report=report,
+        first_served_ms=min(served, default=0.0),
+        last_served_ms=max(served, default=0.0),
+        gap=((gap.start_ns - began_ns) / 1e6, (gap.end_ns - began_ns) / 1e6) if gap else None,
+        points=points,
+    )
+
+
+def _served_after(load: LoadResult, gap: Gap) -> Iterator[float]:
+    """How long after the listener's appearance those connected who came before it; in ms."""
+    for sample in load.samples:
+        connected_ns = sample.opened_at_ns + sample.connect_ns
+        if sample.connect_ns and sample.opened_at_ns < gap.end_ns < connected_ns:
+            yield (connected_ns - gap.end_ns) / 1e6
+
+
+def _say(case: Case, contender: Contender, number: int, played: Round) -> None:
+    print(
+        f"{case.key} {number + 1:>2} {contender.name:<18} {played.failures:>5} failed, "
+        f"{played.retransmitted:>5} retransmitted, connect max {played.connect_max_ms:7.1f} ms, "
+        f"no listener for {played.gap_ms:6.1f} ms, client late {played.late_p99_ms:.1f} ms",
+        file=sys.stderr,
+        flush=True,
+    )
