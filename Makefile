@@ -13,7 +13,7 @@ help:
 	@echo "make kernels the tests of tests/guest on every kernel; the tables of docs/kernels.md"
 	@echo "make unit    the tests that need no root and no namespaces"
 	@echo "make lint    ruff and mypy --strict"
-	@echo "make bench   the figures of docs/benchmarks.md"
+	@echo "make bench   restarts beside every alternative: docs/benchmarks.*; BENCH=--quick for a trial"
 	@echo "make comparison  the table of docs/comparison.md, measured in a guest"
 	@echo "make soak    1,000 restarts in a row, 50 at once, 100,000 cases of the properties"
 	@echo "make format  ruff format"

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import held, machinery, restarts
+from bench import guest_case, held, machinery, restarts
 from bench.cases import CASES, Case
 from bench.contenders import NOTHING, SYNPLUG_NFQUEUE
 from bench.findings import Findings, as_json
 from bench.machine import describe
 from bench.page import page
 from bench.picture import Panel, picture
+from guest.errors import GuestError
+from guest.suites import DEFAULT_SUITE, Kernel, fetch
 from netlab.errors import LabError
 from netlab.isolation import enter_private_namespaces
 from netlab.topology import ClientServer
@@ -41,9 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not cases:
         parser.error(f"cases: {', '.join(case.key for case in CASES)}")
     try:
+        # Before the machine's network is left behind.
+        kernel = fetch(DEFAULT_SUITE)
         enter_private_namespaces()
-        findings = measure(cases, quick=options.quick)
-    except LabError as error:
+        findings = measure(cases, kernel, quick=options.quick)
+    except (LabError, GuestError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     write(findings, options.output)
@@ -51,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(cases: Sequence[Case], *, quick: bool) -> Findings:
-    """Measure all; the smallest first, so that what cannot run is noticed soon."""
+def measure(cases: Sequence[Case], kernel: Kernel, *, quick: bool) -> Findings:
+    """Measure all: the machinery, the releases, the restarts."""
     machine = describe()
     for contender in {id(c): c for case in cases for c in case.contenders}.values():
         contender.require()
@@ -62,12 +67,13 @@ def measure(cases: Sequence[Case], *, quick: bool) -> Findings:
     rates, released = _releases(quick=quick)
     results = []
     for case in cases:
-        results += restarts.play(case, _rounds(case, quick=quick))
+        results += _played(case, 1 if quick else case.rounds, kernel)
     with ClientServer() as lab:
         at_rest = machinery.at_rest(lab.server)
     return Findings(
         quick=quick,
         machine=machine,
+        guest_kernel=kernel.release,
         results=results,
         accept_rates=rates,
         released=released,
@@ -78,13 +84,19 @@ def measure(cases: Sequence[Case], *, quick: bool) -> Findings:
     )
 
 
-def _rounds(case: Case, *, quick: bool) -> int:
-    return 1 if quick else case.rounds
+def _played(case: Case, rounds: int, kernel: Kernel) -> list[restarts.Result]:
+    if case.in_guest:
+        return guest_case.play(case, rounds, kernel)
+    return restarts.results(case, restarts.play_rounds(case, rounds))
 
 
 def _releases(*, quick: bool) -> tuple[dict[int, float], list[held.Released]]:
     told = dict.fromkeys(crowd.accepts_per_s for crowd in held.CROWDS)
-    rates = {accepts_per_s: held.accept_rate(accepts_per_s) for accepts_per_s in told}
+    measured = 1 if quick else RELEASE_ROUNDS
+    rates = {
+        accepts_per_s: statistics.median(held.accept_rate(accepts_per_s) for _ in range(measured))
+        for accepts_per_s in told
+    }
     released: list[held.Released] = []
     for crowd in held.CROWDS:
         rounds = 1 if quick or len(crowd.modes) == 1 else RELEASE_ROUNDS

@@ -14,7 +14,9 @@ from bench.contenders import (
     NOTHING,
     SYNPLUG_IPTABLES,
     SYNPLUG_NFQUEUE,
+    SYNPLUG_PLUG,
     SYNPLUG_SWAP,
+    YELP,
     Contender,
     reload,
 )
@@ -29,7 +31,9 @@ class Case:
     """One service under one load, and the ways in which it is restarted.
 
     *outage_s* comes on top of what the restart itself takes. The first of *contenders* to be named
-    in *often* plays each round, the others every second one.
+    in *often* plays each round, the others every second one. *loopback*: the clients are the
+    server's own. *in_guest*: it needs a kernel that the machine may not have. With *reference* the
+    others are compared.
     """
 
     key: str
@@ -42,14 +46,17 @@ class Case:
     rounds: int = 4
     often: Sequence[str] = ()
     pictured: Sequence[str] = ()
+    loopback: bool = False
+    in_guest: bool = False
+    reference: str = SYNPLUG_NFQUEUE.name
 
     @property
     def title(self) -> str:
         """What it is, for the heading of its table."""
-        outage = f"{self.outage_s:g} s more" if self.outage_s else "its own"
+        outage = f"its own + {self.outage_s:g} s" if self.outage_s else "its own"
         return (
             f"{self.service}, {self.rate_per_s:,} new connections/s, backlog {self.backlog:,}, "
-            f"outage {outage}"
+            f"outage {outage}" + (", in the guest" if self.in_guest else "")
         )
 
     def players(self, number: int) -> list[Contender]:
@@ -127,7 +134,7 @@ def _at_rate(rate_per_s: int) -> Case:
         key=f"haproxy-{rate_per_s}",
         rate_per_s=rate_per_s,
         contenders=(*_NO_RELOAD, _HAPROXY_X),
-        rounds=4,
+        rounds=3,
         often=(),
         pictured=(),
     )
@@ -187,16 +194,33 @@ CASES: tuple[Case, ...] = (
         rate_per_s=2000,
         backlog=511,
         contenders=(*_NO_RELOAD, SYNPLUG_SWAP, _ENVOY_HOT),
-        rounds=20,
+        rounds=12,
         often=(SYNPLUG_SWAP.name,),
         pictured=(SYNPLUG_SWAP.name, _ENVOY_HOT.name),
     ),
     _at_rate(300),
     _at_rate(1000),
     _at_rate(8000),
-    _with(128, 0.45, 4),
-    _with(511, 0.45, 4),
-    _with(4096, 0.45, 4),
+    _with(128, 0.45, 3),
+    _with(511, 0.45, 3),
+    _with(4096, 0.45, 3),
     _with(128, 3.45, 2),
     _with(4096, 3.45, 2),
+    replace(
+        _BASE,
+        key="guest",
+        rate_per_s=100,
+        contenders=(NOTHING, YELP, SYNPLUG_PLUG),
+        rounds=3,
+        often=(),
+        pictured=(YELP.name, SYNPLUG_PLUG.name),
+        loopback=True,
+        in_guest=True,
+        reference=SYNPLUG_PLUG.name,
+    ),
 )
+
+
+def case_of(key: str) -> Case:
+    """The case of that key."""
+    return next(case for case in CASES if case.key == key)

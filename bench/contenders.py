@@ -19,6 +19,7 @@ SYNPLUG = [sys.executable, "-m", "synplug"]
 TIMEOUT_S = 60.0
 #: What the recipe waits between its rule and the stop, so that the old accept queue runs empty.
 DROP_SETTLE_S = 0.1
+_PLUG_BYTES = 4 << 20
 Report = dict[str, Any]
 
 
@@ -88,6 +89,30 @@ def _dropped(service: Service, outage_s: float) -> None:
     _shell(service, "\n".join(lines))
 
 
+def _plugged(service: Service, outage_s: float) -> None:
+    """Yelp's: SYNs that leave over lo are marked, and the mark leads them into a plug qdisc.
+
+    Its set-up, which stays where it is used, is made and taken away here each time.
+    """
+    port = service.ports[0]
+    rule = f"OUTPUT -t mangle -p tcp -d 127.0.0.1 --dport {port} --syn -j MARK --set-mark 1"
+    plug = "tc qdisc change dev lo parent 1:4 handle 40: plug"
+    lines = [
+        "set -e",
+        "tc qdisc add dev lo root handle 1: prio bands 4",
+        f"tc qdisc add dev lo parent 1:4 handle 40: plug limit {_PLUG_BYTES}",
+        f"{plug} release_indefinite",
+        "tc filter add dev lo protocol ip parent 1:0 prio 1 handle 1 fw classid 1:4",
+        f"iptables-legacy -w -I {rule}",
+        f"{plug} block",
+        cold_restart_line(service, outage_s),
+        f"{plug} release_indefinite",
+        f"iptables-legacy -w -D {rule}",
+        "tc qdisc del dev lo root",
+    ]
+    _shell(service, "\n".join(lines))
+
+
 def _wrapped(*options: str) -> Callable[[Service, float], Report]:
     def restart(service: Service, outage_s: float) -> Report:
         argv = [*SYNPLUG, "wrap", "-q", "-p", str(service.ports[0]), "--json", "-", *options]
@@ -125,7 +150,7 @@ NOTHING = Contender(
     name="nothing",
     how="stop, start",
     restart=_nothing,
-    better="nobody waits who is refused at once",
+    better="nobody is held up, and nobody happened to be refused",
 )
 DROPPED = Contender(
     name="SYN dropped",
@@ -133,19 +158,36 @@ DROPPED = Contender(
     " the rule is removed as soon as the new listener is there",
     restart=_dropped,
     programs=("iptables", "ip6tables", "ss"),
-    better="where no client's SYN happens to be dropped, nothing delays a connection: it has no "
-    "drain to wait for and no keeper to start",
+    better="whose SYN was dropped comes back a second later, however many there are; a hold lets "
+    "all of them go within what the backlog bears, so that its debt can take longer to pay off "
+    "where the service is near saturation",
 )
 SYNPLUG_NFQUEUE = Contender(
     name="synplug",
-    how="`synplug wrap -p 8080 -- ` stop, start; backend nfqueue",
+    how="`synplug wrap -p 8080 -- …` around stop, start; backend nfqueue, the default",
     restart=_wrapped("--backend", "nfqueue"),
 )
 SYNPLUG_IPTABLES = Contender(
     name="synplug, iptables",
-    how="the same, backend nfqueue-iptables",
+    how="`synplug wrap` likewise, backend nfqueue-iptables",
     restart=_wrapped("--backend", "nfqueue-iptables"),
     better="it is the same hold behind another rule; differences are the machine's noise",
+)
+YELP = Contender(
+    name="Yelp's recipe",
+    how="on loopback, IPv4: iptables marks SYNs on their way out, and tc leads them into a plug "
+    "qdisc below prio; plugged, stop, start, unplugged",
+    restart=_plugged,
+    programs=("tc", "iptables-legacy"),
+    better="what it sets up is set up for good where it is used, so a restart costs two messages "
+    "to the kernel; what is in the old accept queue is lost, and nothing unplugs it if the script "
+    "dies",
+)
+SYNPLUG_PLUG = Contender(
+    name="synplug, plug",
+    how="`synplug wrap` likewise, backend plug with `--loopback-egress`",
+    restart=_wrapped("--backend", "plug", "--loopback-egress", "--max-hold", "60s"),
+    better="it is another place to hold in; differences are the machine's noise",
 )
 SYNPLUG_SWAP = Contender(
     name="synplug swap",

@@ -17,6 +17,7 @@ class Findings:
 
     quick: bool
     machine: dict[str, str]
+    guest_kernel: str
     results: list[Result]
     accept_rates: dict[int, float]
     released: list[Released]
@@ -33,6 +34,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "schema": "synplug.benchmarks/1",
         "quick": findings.quick,
         "machine": findings.machine,
+        "guest_kernel": findings.guest_kernel,
         "restarts": [_restart(result) for result in findings.results],
         "accept_rates_per_s": {
             str(told): round(rate, 1) for told, rate in findings.accept_rates.items()

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bench.cases import Case
@@ -22,10 +22,10 @@ from netlab.topology import ClientServer
 
 #: The load begins so long before the restart.
 BEFORE_S = 0.2
-#: Connect latencies are those of the connections due within so long of the restart's begin, on top
-#: of the outage that was asked for.
+#: It goes on for so long from the restart's begin, on top of the outage that was asked for.
+#: Percentiles are of its last part of that length, also where the command is slow to begin.
 WINDOW_S = 1.2
-#: And the load goes on for so long after the command at the least.
+#: And it goes on for so long after the command at the least.
 AFTER_S = 0.3
 #: More than a client that is dropped needs: it tries again after 1, 2, 3, 4 s, then more rarely.
 PATIENCE_S = 8.0
@@ -44,6 +44,7 @@ class Round:
     gap_ms: float
     late_p99_ms: float
     command_ms: float
+    until_ms: float
     report: Report | None
     first_served_ms: float
     last_served_ms: float
@@ -74,7 +75,7 @@ class Result:
             connect
             for played in self.rounds
             for due, connect in zip(played.points[0], played.points[1], strict=True)
-            if 0 <= due < window_ms and connect > 0
+            if due >= played.until_ms - window_ms and connect > 0
         ]
         self.p50_ms, self.p99_ms = percentile(pooled, 50), percentile(pooled, 99)
         ranked = sorted(self.rounds, key=lambda played: (played.failures, played.connect_max_ms))
@@ -101,16 +102,14 @@ def phase_s(name: str) -> Callable[[Report], float]:
     )
 
 
-def play(case: Case, rounds: int) -> list[Result]:
-    """Play all rounds of a case, in a lab of its own.
+def play_rounds(case: Case, rounds: int) -> dict[str, list[Round]]:
+    """Play all rounds of a case, in a lab of its own; the rounds by the contender's name.
 
     Raises:
         BenchError: a contender cannot run; there is no table without it.
 
     """
-    results = {
-        contender.name: Result(case=case, contender=contender) for contender in case.contenders
-    }
+    found: dict[str, list[Round]] = {contender.name: [] for contender in case.contenders}
     with ClientServer(extra_client_addresses=_MORE_CLIENTS) as lab:
         services = _Services(lab, case)
         with contextlib.closing(services):
@@ -122,11 +121,20 @@ def play(case: Case, rounds: int) -> list[Result]:
                         raise BenchError(
                             f"contender '{contender.name}' cannot run ({case.title}): {error}"
                         ) from error
-                    results[contender.name].rounds.append(played)
+                    found[contender.name].append(played)
                     _say(case, contender, number, played)
-    for result in results.values():
+    return found
+
+
+def results(case: Case, played: Mapping[str, list[Round]]) -> list[Result]:
+    """What the rounds of a case amount to."""
+    found = [
+        Result(case=case, contender=contender, rounds=played[contender.name])
+        for contender in case.contenders
+    ]
+    for result in found:
         result.settle()
-    return list(results.values())
+    return found
 
 
 class _Services:
@@ -159,15 +167,15 @@ class _Services:
 
 
 def _round(lab: ClientServer, case: Case, contender: Contender, service: Service) -> Round:
-    targets = service.targets(lab.server_addresses)
+    targets = service.targets(("127.0.0.1",) if case.loopback else lab.server_addresses)
     with (
         ListenWatch(lab.server, service.ports) as watch,
         Load(
-            lab.client,
+            lab.server if case.loopback else lab.client,
             targets,
             rate_per_s=case.rate_per_s,
             timeout_s=case.outage_s + PATIENCE_S,
-            sources=lab.client_addresses,
+            sources=() if case.loopback else lab.client_addresses,
         ) as load,
     ):
         time.sleep(BEFORE_S)
@@ -180,12 +188,14 @@ def _round(lab: ClientServer, case: Case, contender: Contender, service: Service
         time.sleep(max(0.0, (until_ns - time.monotonic_ns()) / 1e9))
         result = load.stop()
     gap = max(watch.gaps, key=lambda gap: gap.end_ns - gap.start_ns, default=None)
-    return _seen(result, began_ns, ended_ns, gap, report)
+    return _seen(result, (began_ns, ended_ns, until_ns), gap, report)
 
 
 def _seen(
-    load: LoadResult, began_ns: int, ended_ns: int, gap: Gap | None, report: Report | None
+    load: LoadResult, moments: tuple[int, int, int], gap: Gap | None, report: Report | None
 ) -> Round:
+    """What became of the load; *moments*: begin and end of the command, end of the load."""
+    began_ns, ended_ns, until_ns = moments
     restarted = LoadResult(samples=tuple(s for s in load.samples if s.scheduled_at_ns >= began_ns))
     points = (array("d"), array("d"), bytearray())
     for sample in load.samples:
@@ -201,6 +211,7 @@ def _seen(
         gap_ms=gap.duration_ms if gap else 0.0,
         late_p99_ms=load.late_p99_ms,
         command_ms=(ended_ns - began_ns) / 1e6,
+        until_ms=(until_ns - began_ns) / 1e6,
         report=report,
         first_served_ms=min(served, default=0.0),
         last_served_ms=max(served, default=0.0),

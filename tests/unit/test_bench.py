@@ -1,0 +1,154 @@
+"""The benchmark's own arithmetic, its page and its picture, from made-up rounds."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from array import array
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from bench.cases import CASES
+from bench.contenders import NOTHING, SYNPLUG_NFQUEUE
+from bench.errors import BenchError
+from bench.findings import Findings, as_json
+from bench.held import CROWDS, Released
+from bench.machinery import Capacity, StartUp
+from bench.page import page
+from bench.picture import Panel, picture
+from bench.restarts import Result, Round
+from bench.samples import Samples, number, percentile
+
+_SVG = "{http://www.w3.org/2000/svg}"
+
+
+def _round(*, failures: int, connect_max_ms: float) -> Round:
+    return Round(
+        attempted=100,
+        failures=failures,
+        retransmitted=0,
+        connect_max_ms=connect_max_ms,
+        gap_ms=50.0,
+        late_p99_ms=0.1,
+        command_ms=80.0,
+        until_ms=1200.0,
+        report=None,
+        first_served_ms=1.0,
+        last_served_ms=2.0,
+        gap=(10.0, 60.0),
+        points=(array("d", [-5.0, 20.0]), array("d", [0.1, connect_max_ms]), bytearray([0, 1])),
+    )
+
+
+@pytest.fixture
+def findings() -> Findings:
+    """Two contenders of the first case: one loses, the other one lets wait."""
+    case = CASES[0]
+    results = []
+    for contender, failures, longest in ((NOTHING, 55, 3.0), (SYNPLUG_NFQUEUE, 0, 77.0)):
+        rounds = [_round(failures=failures, connect_max_ms=longest + n) for n in range(3)]
+        results.append(Result(case=case, contender=contender, rounds=rounds))
+        results[-1].settle()
+    released = Released(crowd=CROWDS[0], mode="paced")
+    for samples in (released.failures, released.worst, released.to_last, released.ratio):
+        samples.add(1.125)
+    times = StartUp(
+        bare=Samples.of([10]), arguments=Samples.of([20]), held=Samples.of([30]), command=Samples()
+    )
+    cost = Capacity(
+        sent=10,
+        held=10,
+        duplicates=10,
+        released=10,
+        hold_s=1.0,
+        hold_cpu_s=0.1,
+        again_s=1.0,
+        again_cpu_s=0.1,
+        release_s=0.1,
+        empty_mib=1.0,
+        full_mib=2.0,
+    )
+    return Findings(
+        quick=False,
+        machine={"kernel": "Linux"},
+        guest_kernel="6.1",
+        results=results,
+        accept_rates={5000: 4900.0},
+        released=[released],
+        start_up=times,
+        capacities=[cost],
+        at_rest=[0, 0, 0, 0],
+        imported="[]",
+    )
+
+
+def test_the_page_gives_the_figures(findings: Findings) -> None:
+    text = page(findings)
+    assert "| nothing | 3 | 55 (55) |" in text
+    assert "3.00x of bare Python" in text
+
+
+def test_who_loses_more_is_not_better(findings: Findings) -> None:
+    assert "Nobody is better than synplug here." in page(findings)
+
+
+def test_the_page_says_who_is_better_in_what_and_why(findings: Findings) -> None:
+    nobody_lost = [replace(played, failures=0) for played in findings.results[0].rounds]
+    findings.results[0].rounds[:] = nobody_lost
+    better = f"**nothing**, longest connect 4 against 78 ms. Why: {NOTHING.better}."
+    assert f"- Better than synplug: {better}" in page(findings)
+
+
+def test_the_page_of_a_trial_says_that_it_is_one(findings: Findings) -> None:
+    assert "short trial" not in page(findings)
+    assert "short trial" in page(replace(findings, quick=True))
+
+
+def test_every_round_is_in_the_json(findings: Findings) -> None:
+    found = json.loads(json.dumps(as_json(findings)))
+    assert found["restarts"][0]["failures"]["values"] == [55, 55, 55]
+    assert found["restarts"][1]["connect_max_ms"]["median"] == 78
+
+
+def test_only_the_typical_round_keeps_its_points(findings: Findings) -> None:
+    result = findings.results[1]
+    assert result.typical is result.rounds[1]
+    assert [len(played.points[0]) for played in result.rounds] == [0, 2, 0]
+    assert result.p99_ms == 79
+
+
+def test_a_picture_is_small_and_shows_losses_apart() -> None:
+    points = [(n / 10, 0.05 + n % 50, n % 100 == 0) for n in range(20_000)]
+    panel = Panel(title="a < b", points=points, gap=(100.0, 200.0), left_ms=-200.0, right_ms=2000.0)
+    text = picture([panel] * 10)
+    root = ET.fromstring(text)
+    assert len(text) < 250_000
+    strokes = Counter(path.get("class") for path in root.iter(f"{_SVG}path"))
+    assert strokes["c"] == strokes["f"] == 10
+    assert "a < b" in [element.text for element in root.iter(f"{_SVG}text")]
+
+
+def test_who_plays_seldom_plays_every_second_round_and_nobody_is_always_first() -> None:
+    case = CASES[0]
+    players = [[contender.name for contender in case.players(number)] for number in range(10)]
+    assert all(case.often[0] in names for names in players)
+    assert [len(names) for names in players] == [len(case.contenders), len(case.often)] * 5
+    assert len({names[0] for names in players[::2]}) == len(case.contenders)
+
+
+def test_the_keys_of_the_cases_differ() -> None:
+    assert len({case.key for case in CASES}) == len(CASES)
+
+
+def test_a_contender_without_its_program_is_an_error() -> None:
+    with pytest.raises(BenchError, match="'nothing' cannot run: no no-such-program"):
+        replace(NOTHING, programs=("no-such-program",)).require()
+
+
+def test_samples_say_median_spread_and_how_many() -> None:
+    assert str(Samples.of([4, 1, 3, 2, 100])) == "3 ms (quartiles 2–4, worst 100), n=5"
+    assert Samples().short() == "– (–)"
+    assert percentile([1.0, 2.0, 3.0], 50) == 2
+    assert [number(value) for value in (0.123, 1.25, 1234.5)] == ["0.12", "1.2", "1,234"]
