@@ -139,6 +139,7 @@ class GuestRun:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         options = ["-p", "guest.reporter", "-p", "no:cacheprovider", f"--rootdir={config.rootpath}"]
+        options += ["-m", ""]  # what was deselected was so here
         guest.start([sys.executable, "-m", "pytest", *options, f"@{selection}"], environment)
         return guest
 

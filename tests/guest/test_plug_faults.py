@@ -16,7 +16,7 @@ from tests.integration.connect import connects_within
 from tests.integration.fault_points import Fault, Party
 from tests.integration.fault_run import LAUNCHER
 
-pytestmark = pytest.mark.guests_only
+pytestmark = [pytest.mark.kernels, pytest.mark.guests_only]
 
 STEPS = ["arm", "hold", "open", "remove"]
 

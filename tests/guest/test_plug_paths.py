@@ -16,7 +16,7 @@ from tests.guest.plug import PLUG, device, hold, ifb, waits
 from tests.integration import shell
 from tests.integration.connect import connecting, connects_within, holds_in_force
 
-pytestmark = [pytest.mark.guests_only, pytest.mark.usefixtures("simple")]
+pytestmark = [pytest.mark.kernels, pytest.mark.guests_only, pytest.mark.usefixtures("simple")]
 
 _CONNECT_WITH = """
 import socket, sys, time
