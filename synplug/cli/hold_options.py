@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from synplug.cli import values
-from synplug.cli.parser import Parser, value_of
+from synplug.cli.parser import Parser, Switch, value_of
 from synplug.handover.request import HoldOptions
 from synplug.model import BackendName, OnFull, ReleaseMode
 
@@ -52,7 +52,7 @@ def _device_options(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--loopback-egress",
-        action="store_true",
+        action=Switch,
         help="backend plug: only what local clients send, and where they send it, on lo; "
         "for a proxy that serves its own machine",
     )

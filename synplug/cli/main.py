@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from synplug.cli.config_options import DIRECTORY, MAIN_FILE, OTHER_VARIABLES, PREFIX
 from synplug.cli.options import parser
 from synplug.cli.render import complain, plain
 from synplug.errors import SynplugError, UsageError, unforeseen
@@ -16,6 +17,7 @@ _INTERRUPTED = 130
 #: A verb is a module with ``run(options, command) -> exit status``.
 _VERBS = {
     "wrap": "synplug.cli.wrap",
+    "restart": "synplug.cli.wrap",
     "hold": "synplug.cli.hold",
     "release": "synplug.cli.release",
     "swap": "synplug.cli.swap",
@@ -24,10 +26,11 @@ _VERBS = {
     "doctor": "synplug.cli.doctor",
     "recover": "synplug.cli.recover",
     "status": "synplug.cli.status",
+    "config": "synplug.cli.config",
 }
-
-
 _WITH_COMMAND = ("wrap", "swap", "supervise")
+#: Those that take options from files and variables.
+_CONFIGURED = (*_WITH_COMMAND, "restart", "hold", "release")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,14 +56,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     """Find the verb and run it; returns the exit status."""
     options_part, command = _split(words)
+    verb = options_part[0] if options_part else ""
+    if command and verb in _VERBS and verb not in _WITH_COMMAND:
+        raise UsageError(f"synplug {verb} takes no command")
     try:
+        if verb in _CONFIGURED and _is_configured(verb, options_part):
+            from synplug.cli.settings import with_settings
+
+            options_part, command = with_settings(options_part, command, os.environ)
         options = parser().parse_args(options_part)
     except SystemExit as end:  # --help and --version have said it
         return int(end.code or 0)
-    if command and options.verb not in _WITH_COMMAND:
-        raise UsageError(f"synplug {options.verb} takes no command")
     run: Callable[..., int] = importlib.import_module(_VERBS[options.verb]).run
     return run(options, tuple(command))
+
+
+def _is_configured(verb: str, words: list[str]) -> bool:
+    """Whether there is a configuration at all: reading one costs."""
+    return (
+        verb == "restart"
+        or any(word.startswith(("-s", "--service", "--config")) for word in words)
+        or any(name.startswith(PREFIX) for name in os.environ.keys() - OTHER_VARIABLES)
+        or f"{PREFIX}CONFIG" in os.environ
+        or os.path.lexists(MAIN_FILE)
+        or os.path.isdir(DIRECTORY)
+    )
 
 
 def _flushed(status: int) -> int:

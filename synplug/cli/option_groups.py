@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from synplug.cli import values
-from synplug.cli.parser import Parser, value_of
+from synplug.cli.parser import Parser, Switch, value_of
 from synplug.model import OnDrainTimeout
 
 
@@ -136,7 +136,7 @@ def ready_options(verb: Parser) -> None:
     )
     group.add_argument(
         "--require-new",
-        action="store_true",
+        action=Switch,
         help="never take unchanged listeners for a finished reload: CMD returns early",
     )
 
@@ -146,7 +146,7 @@ def safety_options(verb: Parser) -> None:
     group = verb.add_argument_group("safety")
     check_option(group)
     group.add_argument(
-        "--best-effort", action="store_true", help="run CMD even where nothing can be held"
+        "--best-effort", action=Switch, help="run CMD even where nothing can be held"
     )
     lock_option(group)
     group.add_argument(
@@ -185,5 +185,5 @@ def output_options(verb: Parser) -> None:
         help="write the report as JSON; with - CMD's standard output goes to standard error",
     )
     volume = group.add_mutually_exclusive_group()
-    volume.add_argument("-q", "--quiet", action="store_true", help="no report where all went well")
-    volume.add_argument("-v", "--verbose", action="store_true", help="phases and listeners, too")
+    volume.add_argument("-q", "--quiet", action=Switch, help="no report where all went well")
+    volume.add_argument("-v", "--verbose", action=Switch, help="phases and listeners, too")

@@ -7,8 +7,9 @@ import argparse
 from synplug import __version__
 from synplug.cli import option_groups as groups
 from synplug.cli import values
+from synplug.cli.config_options import RESTART_EPILOG, config_option, service_options
 from synplug.cli.hold_options import hold_options
-from synplug.cli.parser import Parser, value_of
+from synplug.cli.parser import HelpFormatter, Parser, Switch, value_of
 from synplug.cli.swap_options import SUPERVISE_EPILOG, SWAP_EPILOG, supervise_options, swap_options
 
 _DESCRIPTION = "Restart anything that listens on TCP without losing a connection."
@@ -23,7 +24,12 @@ SIGINT, SIGTERM and SIGHUP go to the command, and end the hold.
 synplug holds new connections. Those that are established belong to the process that accepted
 them, and end with it: synplug can wait for them a moment (--quiesce), it cannot move them.
 """
-_EPILOGS = {"wrap": _EPILOG, "swap": SWAP_EPILOG, "supervise": SUPERVISE_EPILOG}
+_EPILOGS = {
+    "wrap": _EPILOG,
+    "restart": RESTART_EPILOG + "\n" + _EPILOG,
+    "swap": SWAP_EPILOG,
+    "supervise": SUPERVISE_EPILOG,
+}
 
 
 def parser() -> Parser:
@@ -32,12 +38,13 @@ def parser() -> Parser:
         prog="synplug",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"synplug {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     _wrap(verbs)
+    _restart(verbs)
     _hold(verbs)
     _release(verbs)
     _swap(verbs)
@@ -46,6 +53,7 @@ def parser() -> Parser:
     _doctor(verbs)
     _status(verbs)
     _recover(verbs)
+    _config(verbs)
     return top
 
 
@@ -56,7 +64,7 @@ def _verb(verbs: argparse._SubParsersAction[Parser], name: str, words: str, usag
         description=words[0].upper() + words[1:] + ".",
         usage=usage,
         epilog=_EPILOGS.get(name),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
 
@@ -66,8 +74,24 @@ def _wrap(verbs: argparse._SubParsersAction[Parser]) -> None:
         verbs,
         "wrap",
         "run a restart command while new connections wait in the kernel",
-        "synplug wrap [options] -- CMD [ARG...]",
+        "synplug wrap [options] -- CMD [ARG...]\n       synplug wrap -s NAME [options]",
     )
+    service_options(verb)
+    _wrap_options(verb)
+
+
+def _restart(verbs: argparse._SubParsersAction[Parser]) -> None:
+    verb = _verb(
+        verbs,
+        "restart",
+        "restart a configured service by its configured command",
+        "synplug restart NAME [options]",
+    )
+    service_options(verb, named=True)
+    _wrap_options(verb)
+
+
+def _wrap_options(verb: Parser) -> None:
     groups.target_options(verb)
     hold_options(verb)
     groups.quiesce_option(groups.drain_options(verb))
@@ -84,11 +108,12 @@ def _hold(verbs: argparse._SubParsersAction[Parser]) -> None:
         "synplug hold --name NAME --max-hold TIME [options]",
     )
     _name_option(verb)
+    service_options(verb)
     groups.target_options(verb)
     hold_options(verb, deadline="mandatory: nobody may be there to release it")
     groups.quiesce_option(groups.drain_options(verb))
     groups.lock_option(verb)
-    verb.add_argument("-q", "--quiet", action="store_true", help="say nothing where all went well")
+    verb.add_argument("-q", "--quiet", action=Switch, help="say nothing where all went well")
 
 
 def _release(verbs: argparse._SubParsersAction[Parser]) -> None:
@@ -99,6 +124,7 @@ def _release(verbs: argparse._SubParsersAction[Parser]) -> None:
         "synplug release --name NAME [options]",
     )
     _name_option(verb)
+    service_options(verb)
     groups.netns_option(verb)
     verb.add_argument(
         "--now", action="store_true", help="do not wait for a listener; who waits may be refused"
@@ -174,4 +200,17 @@ def _recover(verbs: argparse._SubParsersAction[Parser]) -> None:
         "synplug recover [--netns NAME]",
     )
     groups.netns_option(verb)
+    verb.add_argument("--json", action="store_true", help="as JSON on standard output")
+
+
+def _config(verbs: argparse._SubParsersAction[Parser]) -> None:
+    verb = _verb(
+        verbs,
+        "config",
+        "check the configuration, or show what is in force and where each value comes from",
+        "synplug config check [--config PATH]\n       synplug config show [NAME] [--config PATH]",
+    )
+    verb.add_argument("deed", choices=["check", "show"], help="what to do")
+    verb.add_argument("service", nargs="?", metavar="NAME", help="only this service")
+    config_option(verb)
     verb.add_argument("--json", action="store_true", help="as JSON on standard output")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NoReturn, TypeVar
 
 from synplug.errors import UsageError
 
@@ -18,6 +18,33 @@ class Parser(argparse.ArgumentParser):
         # A bad value says itself what a good one looks like.
         remedy = "" if message.startswith("argument ") else f"see '{self.prog} --help'"
         raise UsageError(_nearest(message, self), remedy=remedy)
+
+
+class Switch(argparse.Action):
+    """An option without a value, and its opposite, ``--no-…``, for what a configuration says."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **words: Any) -> None:
+        opposites = [f"--no-{flag[2:]}" for flag in option_strings if flag.startswith("--")]
+        words.setdefault("default", False)
+        super().__init__([*option_strings, *opposites], dest, nargs=0, **words)
+
+    def __call__(
+        self,
+        _parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        _values: object,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, not (option_string or "").startswith("--no-"))
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help without the opposites: README and docs name them once."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, Switch):
+            return ", ".join(flag for flag in action.option_strings if flag[:5] != "--no-")
+        return super()._format_action_invocation(action)
 
 
 def _nearest(message: str, parser: argparse.ArgumentParser) -> str:
@@ -45,13 +72,14 @@ def _option_names(parser: argparse.ArgumentParser) -> set[str]:
     return names
 
 
-def value_of(parse: Callable[[str], T]) -> Callable[[str], T]:
+class value_of(Generic[T]):  # noqa: N801 -- it is called like the function that it stands for
     """A parser of values as argparse wants it: its own words in the error, not a type's name."""
 
-    def convert(text: str) -> T:
+    def __init__(self, parse: Callable[[str], T]) -> None:
+        self.parse = parse
+
+    def __call__(self, text: str) -> T:
         try:
-            return parse(text)
+            return self.parse(text)
         except UsageError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
-
-    return convert

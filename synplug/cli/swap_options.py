@@ -6,8 +6,9 @@ import argparse
 
 from synplug.cli import option_groups as groups
 from synplug.cli import values
+from synplug.cli.config_options import service_options
 from synplug.cli.hold_options import hold_options
-from synplug.cli.parser import Parser, value_of
+from synplug.cli.parser import Parser, Switch, value_of
 from synplug.handover.plan import RetirePlan, StopMethod
 from synplug.handover.post import check_post_url
 
@@ -45,6 +46,7 @@ exit status:
 
 def supervise_options(verb: Parser) -> None:
     """The verb supervise."""
+    service_options(verb)
     group = verb.add_argument_group("the service")
     group.add_argument(
         "--name", required=True, metavar="NAME", help="what the supervisor is called, such as edge"
@@ -55,12 +57,13 @@ def supervise_options(verb: Parser) -> None:
     group = verb.add_argument_group("safety")
     groups.check_option(group)
     groups.lock_option(group)
-    verb.add_argument("-q", "--quiet", action="store_true", help="no report where all went well")
-    verb.add_argument("-v", "--verbose", action="store_true", help="phases and listeners, too")
+    verb.add_argument("-q", "--quiet", action=Switch, help="no report where all went well")
+    verb.add_argument("-v", "--verbose", action=Switch, help="phases and listeners, too")
 
 
 def swap_options(verb: Parser) -> None:
     """The verb swap."""
+    service_options(verb)
     group = verb.add_argument_group("the old generation")
     which = group.add_mutually_exclusive_group(required=True)
     which.add_argument(
@@ -155,6 +158,6 @@ def _retire_options(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--migrate",
-        action="store_true",
+        action=Switch,
         help="besides, set net.ipv4.tcp_migrate_req for the swap, where the kernel has it",
     )

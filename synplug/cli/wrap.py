@@ -27,7 +27,7 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
         enter_network(network_of(options.netns))
     if not (options.dry_run or options.best_effort):
         procfs.require_net_admin()
-    plan, target = plan_wrap(_request(options, command))
+    plan, target = plan_wrap(request_of(options, command))
     if options.dry_run:
         print(plain(_dry_run(plan, target)))
         return 0
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     return report.exit_code or (SynplugError.exit_code if unwritten else 0)
 
 
-def _request(options: argparse.Namespace, command: tuple[str, ...]) -> WrapRequest:
+def request_of(options: argparse.Namespace, command: tuple[str, ...]) -> WrapRequest:
     """The options as values."""
     return WrapRequest(
         target=target_request(options, command),

@@ -112,11 +112,20 @@ def plan_hold(request: HoldRequest) -> tuple[HoldPlan, Target]:
     return plan, target
 
 
-def _check(request: WrapRequest) -> None:
-    """What a caller of the Python interface may say, and the command line cannot.
+def check_wrap(request: WrapRequest) -> None:
+    """See that a restart could be as it was asked for, wherever it is.
 
     :raises UsageError: it makes no sense.
     """
+    if not request.target.argv:
+        raise UsageError("no restart command", remedy="write it behind --: synplug wrap -- CMD")
+    longest_s = request.hold.max_hold_s
+    for name, wait_s in (("settle", request.ready.settle_s), ("ready", request.ready.timeout_s)):
+        if wait_s is not None and wait_s > longest_s:
+            raise UsageError(
+                f"the {name} time, {wait_s:g} s, is beyond the longest hold, {longest_s:g} s",
+                remedy="raise --max-hold",
+            )
     words = (*request.target.argv, *request.ready.command, *request.check)
     if not all(isinstance(word, str) and "\0" not in word for word in words):
         raise UsageError("a command is made of words, without NUL bytes")
@@ -141,16 +150,7 @@ def plan_wrap(request: WrapRequest) -> tuple[WrapPlan, Target]:
     :raises UsageError: what was asked for cannot be done as it stands.
     :raises TargetError: the endpoints cannot be found out.
     """
-    if not request.target.argv:
-        raise UsageError("no restart command", remedy="write it behind --: synplug wrap -- CMD")
-    longest_s = request.hold.max_hold_s
-    for name, wait_s in (("settle", request.ready.settle_s), ("ready", request.ready.timeout_s)):
-        if wait_s is not None and wait_s > longest_s:
-            raise UsageError(
-                f"the {name} time, {wait_s:g} s, is beyond the longest hold, {longest_s:g} s",
-                remedy="raise --max-hold",
-            )
-    _check(request)
+    check_wrap(request)
     try:
         target, unheld = find_here(request.target), ""
     except UsageError as error:

@@ -404,7 +404,7 @@ def test_options_become_the_request() -> None:
     )
     import shlex
 
-    request = verb._request(parser().parse_args(shlex.split(line)), ("x", "y"))
+    request = verb.request_of(parser().parse_args(shlex.split(line)), ("x", "y"))
     assert request.target.endpoints == (Endpoint(port=80),)
     assert request.target.units == ("u",)
     assert request.target.pids == (5,)
