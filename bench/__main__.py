@@ -15,7 +15,6 @@ from pathlib import Path
 
 from bench import guest_case, held, machinery, restarts
 from bench.cases import CASES, Case
-from bench.contenders import NOTHING, SYNPLUG_NFQUEUE
 from bench.findings import Findings, as_json
 from bench.machine import describe
 from bench.page import page
@@ -124,12 +123,12 @@ def _panels(results: Sequence[restarts.Result]) -> list[Panel]:
         if typical is None or result.contender.name not in result.case.pictured:
             continue
         due, connect, failed = typical.points
-        common = (NOTHING.name, SYNPLUG_NFQUEUE.name)
-        name = result.contender.name
-        service = f"{result.case.service}: " if name in common else ""
+        name, case = result.contender.name, result.case
+        service = "" if case.service in name else f"{case.service}: "
+        guest = ", in the guest" if case.in_guest else ""
         panels.append(
             Panel(
-                title=f"{service}{name}, {result.case.rate_per_s:,}/s",
+                title=f"{service}{name}, {case.rate_per_s:,}/s{guest}",
                 points=list(zip(due, connect, map(bool, failed), strict=True)),
                 gap=typical.gap,
                 left_ms=-1000 * restarts.BEFORE_S,

@@ -68,8 +68,9 @@ def _method(findings: Findings) -> list[str]:
         f"- The load begins {BEFORE_S:g} s before the restart, and ends {WINDOW_S:g} s after its "
         f"begin plus the outage asked for, and not before {AFTER_S:g} s after the command's end. "
         "Failures, retransmissions and the longest connect are of all connections from the "
-        f"restart's begin on; p50 and p99 of those in the load's last {WINDOW_S:g} s (plus "
-        "outage), of all rounds together.",
+        f"restart's begin on; p50 and p99 of those that came within {WINDOW_S:g} s (plus outage) "
+        "around the middle of the hold, or else of the time without a listener, or else of the "
+        "command, of all rounds together.",
         "- *No listener for* is what an observer sees that asks the kernel every 0.5 ms; of two "
         "IP versions the longer. *Over outage* is the longest connect of a restart minus that. "
         "A cell with two figures shows the median of the restarts, and the worst. *Client late* is "

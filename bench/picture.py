@@ -21,6 +21,10 @@ _CELL = 2
 #: The scale of latencies: logarithmic, from 10 µs to 10 s.
 _LOWEST_MS, _HIGHEST_MS = 0.01, 10_000.0
 _DECADES = ((0.01, "10 µs"), (0.1, ""), (1, "1 ms"), (10, ""), (100, "0.1 s"), (1000, "1 s"))
+_STEPS_MS = (100, 200, 500, 1000, 2000, 5000, 10_000)
+_MOST_LABELS = 8
+#: A label nearer than this to the right end would be cut off.
+_LABEL_SHARE = 0.02
 _CAPTION = 40
 _STYLE = """
 text{font:11px sans-serif;fill:#1f2328}
@@ -95,9 +99,10 @@ def _panel(panel: Panel) -> list[str]:
 
 
 def _time_labels(panel: Panel) -> list[str]:
-    step_ms = 500 if panel.right_ms - panel.left_ms > 1000 else 100
+    span_ms = panel.right_ms - panel.left_ms
+    step_ms = next((step for step in _STEPS_MS if span_ms / step <= _MOST_LABELS), _STEPS_MS[-1])
     first = math.ceil(panel.left_ms / step_ms)
-    last = math.floor(panel.right_ms / step_ms)
+    last = math.floor((panel.right_ms - span_ms * _LABEL_SHARE) / step_ms)
     y = _TOP + _PLOT_HEIGHT + 14
     return [
         f'<text x="{_x(panel, number * step_ms):.0f}" y="{y}" text-anchor="middle">'

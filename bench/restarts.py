@@ -23,7 +23,7 @@ from netlab.topology import ClientServer
 #: The load begins so long before the restart.
 BEFORE_S = 0.2
 #: It goes on for so long from the restart's begin, on top of the outage that was asked for.
-#: Percentiles are of its last part of that length, also where the command is slow to begin.
+#: Percentiles are of a part as long as that around what was to be seen, see `_middle_ms`.
 WINDOW_S = 1.2
 #: And it goes on for so long after the command at the least.
 AFTER_S = 0.3
@@ -44,7 +44,7 @@ class Round:
     gap_ms: float
     late_p99_ms: float
     command_ms: float
-    until_ms: float
+    middle_ms: float
     report: Report | None
     first_served_ms: float
     last_served_ms: float
@@ -71,12 +71,13 @@ class Result:
     def settle(self) -> None:
         """Take the percentiles over all rounds, keep one round's points, let the others go."""
         window_ms = (WINDOW_S + self.case.outage_s) * 1000
-        pooled = [
-            connect
-            for played in self.rounds
-            for due, connect in zip(played.points[0], played.points[1], strict=True)
-            if due >= played.until_ms - window_ms and connect > 0
-        ]
+        pooled: list[float] = []
+        for played in self.rounds:
+            due, connect, _ = played.points
+            left_ms = max(-1000 * BEFORE_S, played.middle_ms - window_ms / 2)
+            left_ms = min(left_ms, max(due, default=0.0) - window_ms)
+            within = ((d, c) for d, c in zip(due, connect, strict=True) if c > 0)
+            pooled += (c for d, c in within if left_ms <= d <= left_ms + window_ms)
         self.p50_ms, self.p99_ms = percentile(pooled, 50), percentile(pooled, 99)
         ranked = sorted(self.rounds, key=lambda played: (played.failures, played.connect_max_ms))
         self.typical = ranked[len(ranked) // 2]
@@ -179,7 +180,7 @@ def _round(lab: ClientServer, case: Case, contender: Contender, service: Service
         ) as load,
     ):
         time.sleep(BEFORE_S)
-        began_ns = time.monotonic_ns()
+        began_ns, began_epoch_s = time.monotonic_ns(), time.time()
         report = contender.restart(service, case.outage_s)
         ended_ns = time.monotonic_ns()
         service.wait_until_listening()
@@ -188,14 +189,32 @@ def _round(lab: ClientServer, case: Case, contender: Contender, service: Service
         time.sleep(max(0.0, (until_ns - time.monotonic_ns()) / 1e9))
         result = load.stop()
     gap = max(watch.gaps, key=lambda gap: gap.end_ns - gap.start_ns, default=None)
-    return _seen(result, (began_ns, ended_ns, until_ns), gap, report)
+    middle_ms = _middle_ms(began_ns, ended_ns, began_epoch_s, gap, report)
+    return _seen(result, (began_ns, ended_ns), middle_ms, gap, report)
+
+
+def _middle_ms(
+    began_ns: int, ended_ns: int, began_epoch_s: float, gap: Gap | None, report: Report | None
+) -> float:
+    """The middle of the hold, or else of the outage, or else of the command, from the begin on."""
+    if report:
+        (hold,) = (phase for phase in report["phases"] if phase["name"] == "hold")
+        start_s = float(report["started_at"]) - began_epoch_s + float(hold["start_s"])
+        return 1000 * (start_s + float(hold["duration_s"]) / 2)
+    if gap:
+        return ((gap.start_ns + gap.end_ns) / 2 - began_ns) / 1e6
+    return (ended_ns - began_ns) / 2e6
 
 
 def _seen(
-    load: LoadResult, moments: tuple[int, int, int], gap: Gap | None, report: Report | None
+    load: LoadResult,
+    moments: tuple[int, int],
+    middle_ms: float,
+    gap: Gap | None,
+    report: Report | None,
 ) -> Round:
-    """What became of the load; *moments*: begin and end of the command, end of the load."""
-    began_ns, ended_ns, until_ns = moments
+    """What became of the load; *moments*: begin and end of the command."""
+    began_ns, ended_ns = moments
     restarted = LoadResult(samples=tuple(s for s in load.samples if s.scheduled_at_ns >= began_ns))
     points = (array("d"), array("d"), bytearray())
     for sample in load.samples:
@@ -211,7 +230,7 @@ def _seen(
         gap_ms=gap.duration_ms if gap else 0.0,
         late_p99_ms=load.late_p99_ms,
         command_ms=(ended_ns - began_ns) / 1e6,
-        until_ms=(until_ns - began_ns) / 1e6,
+        middle_ms=middle_ms,
         report=report,
         first_served_ms=min(served, default=0.0),
         last_served_ms=max(served, default=0.0),

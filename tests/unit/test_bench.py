@@ -33,7 +33,7 @@ def _round(*, failures: int, connect_max_ms: float) -> Round:
         gap_ms=50.0,
         late_p99_ms=0.1,
         command_ms=80.0,
-        until_ms=1200.0,
+        middle_ms=40.0,
         report=None,
         first_served_ms=1.0,
         last_served_ms=2.0,
