@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -38,6 +39,8 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     plan = _plan(options, command)
     hold, endpoints = hold_options(options), tuple(options.endpoints)
     adopt_orphans()
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup(1); reloads come by it
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     file = SupervisorFile(options.name)
     try:
         with Signals(*ENDING, *PASSED_ON) as signals, closing(SocketDiagnostics()) as sockets:
@@ -58,6 +61,7 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
                 notifier=Notifier(os.environ, clock=time.monotonic, own_pid=os.getpid()),
                 publish=file.write,
                 tell=tell,
+                complain=complain,
             )
             return supervise(plan, around, own_pid=os.getpid())
     finally:

@@ -15,8 +15,11 @@ from synplug.fate import Fate
 from synplug.handover.drain import POLL_S, Drain
 from synplug.handover.generation import Generation
 from synplug.handover.own_connections import OwnConnections
-from synplug.handover.plan import Command, DrainPlan, StopMethod, Tools
+from synplug.handover.plan import REFUSED, Command, DrainPlan, StopMethod, Tools
 from synplug.model import DrainResult, Endpoint, Flow, Listener, OnDrainTimeout, OwnedListener
+
+#: What a stop that failed may take to show that it was heard.
+_GRACE_S = 0.5
 
 
 class Closing:
@@ -82,7 +85,8 @@ class Closing:
     def stop(self) -> None:
         """Tell it, and wait until its listeners are gone; in the end it is killed.
 
-        :raises StopError: the stop command failed, and did nothing.
+        :raises StopError: it was refused. A command that failed is no refusal: it may have been
+            heard all the same, or be heard later, and then nobody would serve if we went back.
         """
         if self._stop.by_signal:
             self._generation.send(self._stop.number)
@@ -117,7 +121,9 @@ class Closing:
             if command is not None:
                 if command.pid:
                     own.look([command.pid], self._let_through)
-                self._see_failure(command, left)
+                if self._has_failed(command, left):
+                    command = None
+                    next_s = min(next_s, self._tools.clock() + _GRACE_S)
             if self._tools.clock() >= next_s:
                 if not forces:
                     self.warnings.append(f"{left} listeners of the old generation do not go away")
@@ -133,14 +139,22 @@ class Closing:
         except SynplugError:
             return len(self._cookies)
 
-    def _see_failure(self, command: Command, left: int) -> None:
+    def _has_failed(self, command: Command, left: int) -> bool:
+        """Whether it has; then it is not asked any more.
+
+        :raises StopError: it was refused by an answer.
+        """
         status = command.poll()
-        if status and left == len(self._cookies):
+        if not status:
+            return False
+        self._command = None
+        said = command.output().splitlines()
+        words = f"{self._stop} failed with status {status}" + (f": {said[-1]}" if said else "")
+        if status == REFUSED and not command.pid and left == len(self._cookies):
             self.is_told = False
-            said = command.output().splitlines()
-            raise StopError(
-                f"{self._stop} failed with status {status}" + (f": {said[-1]}" if said else ""),
-            )
+            raise StopError(words)
+        self.warnings.append(f"{words}; the old generation is told to end by signals, if need be")
+        return True
 
     def _forces(self) -> list[Fate]:
         asked_to_end = self._stop.by_signal and self._stop.number == signal.SIGTERM

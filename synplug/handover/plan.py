@@ -193,6 +193,10 @@ class HasDescriptor(Protocol):
         """Its descriptor."""
 
 
+#: The status of a POST that was answered, but not by 2xx: it has done nothing.
+REFUSED = 1
+
+
 class Command(HasDescriptor, Protocol):
     """A started command; :class:`synplug.handover.process.SpawnedCommand`."""
 

@@ -12,11 +12,15 @@ import socket
 from contextlib import suppress
 
 from synplug.errors import StopError, UsageError
+from synplug.handover.plan import REFUSED
 
 _SO_MARK = getattr(socket, "SO_MARK", 36)
 _UNIX = re.compile(r"unix:(?P<socket>/[^:]+):(?P<path>/\S*)")
 _HTTP = re.compile(r"http://(?P<host>\[[^]]+\]|[^:/]+):(?P<port>\d{1,5})(?P<path>/\S*)")
 _ANSWER_BYTES = 4096
+_CONNECT_S = 1.0  # SYNs are held meanwhile
+_NO_ANSWER = 2
+_PORTS = range(1, 1 << 16)
 
 
 def check_post_url(url: str) -> str:
@@ -24,9 +28,12 @@ def check_post_url(url: str) -> str:
 
     :raises UsageError: it is none.
     """
-    match = _HTTP.fullmatch(url)
+    plain = re.sub(r"\{(generation|pid)\}", "1", url)  # these are filled in later
+    match = _HTTP.fullmatch(plain)
     with suppress(ValueError):
-        if _UNIX.fullmatch(url) or (match and ipaddress.ip_address(match["host"].strip("[]"))):
+        if _UNIX.fullmatch(plain):
+            return url
+        if match and int(match["port"]) in _PORTS and ipaddress.ip_address(_host(match)):
             return url
     raise UsageError(
         f"{url!r} is no URL to post to",
@@ -53,15 +60,15 @@ class Post:
                 "Content-Length: 0\r\nConnection: close\r\n\r\n".encode()
             )
             self._socket.setblocking(False)
-        except OSError as error:
-            raise StopError(f"--stop-post {url}: {error.strerror or error}") from error
+        except (OSError, OverflowError) as error:
+            raise StopError(f"--stop-post {url}: {error}") from error
 
     def fileno(self) -> int:
         """Readable when there is something new."""
         return self._socket.fileno()
 
     def poll(self) -> int | None:
-        """0 for an answer of 2xx, 1 for any other end, None while there is none."""
+        """0 for an answer of 2xx, REFUSED for any other, 2 without one; None while it may come."""
         while self._status is None:
             try:
                 data = self._socket.recv(_ANSWER_BYTES)
@@ -71,7 +78,8 @@ class Post:
                 data = b""
             self._answer += data
             if not data or b"\r\n\r\n" in self._answer:
-                self._status = 0 if 200 <= self._code() < 300 else 1
+                code = self._code()
+                self._status = _NO_ANSWER if not code else 0 if 200 <= code < 300 else REFUSED
                 self._socket.close()
         return self._status
 
@@ -92,14 +100,24 @@ class Post:
 def _connect(url: str, mark: int) -> tuple[socket.socket, str, str]:
     unix = _UNIX.fullmatch(url)
     if unix:
-        end = socket.socket(socket.AF_UNIX)
-        end.connect(unix["socket"])
-        return end, "localhost", unix["path"]
+        return _connected(socket.socket(socket.AF_UNIX), unix["socket"]), "localhost", unix["path"]
     match = _HTTP.fullmatch(url)
     assert match is not None, "checked before"
-    host = match["host"].strip("[]")
+    host = _host(match)
     end = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     end.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
-    end.settimeout(1.0)
-    end.connect((host, int(match["port"])))
-    return end, match["host"], match["path"]
+    return _connected(end, (host, int(match["port"]))), match["host"], match["path"]
+
+
+def _connected(end: socket.socket, target: str | tuple[str, int]) -> socket.socket:
+    try:
+        end.settimeout(_CONNECT_S)
+        end.connect(target)
+    except BaseException:
+        end.close()
+        raise
+    return end
+
+
+def _host(match: re.Match[str]) -> str:
+    return match["host"].strip("[]")

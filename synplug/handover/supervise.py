@@ -17,7 +17,7 @@ from synplug.handover.account import EXIT_DEADLINE
 from synplug.handover.closing import filled
 from synplug.handover.drain import POLL_S
 from synplug.handover.generation import Generation, Lineage, Retirement
-from synplug.handover.launch import Launch
+from synplug.handover.launch import Launch, run_check
 from synplug.handover.notify import Notifier
 from synplug.handover.plan import HasDescriptor, Signals, SwapPlan, Tools
 from synplug.handover.swap import Swap
@@ -54,6 +54,7 @@ class Surroundings:
     :param tools: for a hold of this specification; None: for no hold.
     :param spec: a hold of what this generation serves, or of the named endpoints.
     :param publish: says how far it has come. :param tell: is given each swap's report.
+    :param complain: is given a line for the operator.
     """
 
     tools: Callable[[HoldSpec | None], Tools]
@@ -61,6 +62,7 @@ class Surroundings:
     notifier: Notifier
     publish: Callable[[SupervisorState], None]
     tell: Callable[[Report], None]
+    complain: Callable[[str], None]
 
 
 def supervise(plan: SupervisePlan, around: Surroundings, *, own_pid: int) -> int:
@@ -118,6 +120,8 @@ class _Supervisor:
         self._served = 0
         self._state = SupervisorState(pid=own_pid, start=tools.processes.start_time(own_pid))
         self._current: Generation | None = None
+        self._seen: set[int] = set()
+        self._seen_s = 0.0
 
     def run(self) -> int:
         """The whole life; whatever is raised in it, no generation is left behind."""
@@ -152,6 +156,8 @@ class _Supervisor:
         """Start it; returns the exit status if it does not come up."""
         self._number += 1
         plan = self._plan_of(self._number, None)
+        if plan.check:
+            run_check(plan.check, self._tools, lambda: bool(self._ending()))
         launch = Launch(
             plan.argv,
             plan.environment,
@@ -167,8 +173,13 @@ class _Supervisor:
         finally:
             launch.stop_probe()
         if outcome is Outcome.COMMAND_FAILED:
-            return self._current.status or SynplugError.exit_code
+            status = self._current.status
+            ended = f"generation 1 has ended by itself, with status {status or 0}, before it served"
+            self._around.complain(f"synplug: {ended}")
+            return status or SynplugError.exit_code
         if outcome is Outcome.DEADLINE:
+            words = launch.complaint.replace("the new generation", "generation 1")
+            self._around.complain(f"synplug: {words}; it is ended (--ready-timeout)")
             return EXIT_DEADLINE
         self._state = replace(self._state, generation=self._number)
         self._publish()
@@ -177,9 +188,20 @@ class _Supervisor:
     def _lacks(self, own: list[Listener]) -> str:
         wanted = self._plan.endpoints
         if not wanted:
-            return "" if own else "anything"
+            return self._lacks_rest(own)
         missing = [end for end in wanted if not any(listener.serves(end) for listener in own)]
         return ", ".join(map(str, missing))
+
+    def _lacks_rest(self, own: list[Listener]) -> str:
+        """Where nobody says what it should listen on, it is what has come, once no more comes."""
+        cookies = {listener.cookie for listener in own}
+        now_s = self._tools.clock()
+        if cookies != self._seen:
+            self._seen, self._seen_s = cookies, now_s
+        if not own:
+            return "anything"
+        settled = now_s - self._seen_s >= self._plan.generation.ready.settle_s
+        return "" if settled else "all that it will, perhaps"
 
     def _ending(self) -> int | None:
         self._signals.take()

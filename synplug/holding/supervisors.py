@@ -56,8 +56,9 @@ class SupervisorFile:
 
     def write(self, state: SupervisorState) -> None:
         """Replace what stands there: one write, within a page."""
-        record = asdict(state) | {"failure": state.failure[:200]}
-        data = json.dumps(record).encode()[: _RECORD_BYTES - 1]
+        failure = state.failure[:200]
+        while len(data := _record(state, failure)) >= _RECORD_BYTES:
+            failure = failure[: len(failure) * 3 // 4]
         os.pwrite(self._descriptor, data.ljust(_RECORD_BYTES - 1) + b"\n", 0)
 
     def close(self) -> None:
@@ -96,6 +97,10 @@ def remove_dead_supervisors() -> None:
             os.unlink(path)
             os.close(descriptor)
     tidy(here())
+
+
+def _record(state: SupervisorState, failure: str) -> bytes:
+    return json.dumps(asdict(state) | {"failure": failure}).encode()
 
 
 def _path(name: str) -> str:

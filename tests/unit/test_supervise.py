@@ -33,6 +33,7 @@ class Supervisor(Restart):
         self.sent: list[int] = []
         self.published: list[SupervisorState] = []
         self.unpublishable = False
+        self.said: list[str] = []
 
     def comes_up(self, command: FakeCommand) -> None:
         def listens() -> None:
@@ -66,6 +67,7 @@ class Supervisor(Restart):
             notifier=Notifier({}, clock=self.world.clock, own_pid=WE),
             publish=self.publish,
             tell=lambda _report: None,
+            complain=self.said.append,
         )
         generation = SwapPlan(
             argv=("serve", "{generation}"),

@@ -12,7 +12,7 @@ import pytest
 from synplug.errors import CommandError, KernelError, LockError, UnsupportedError
 from synplug.fate import Fate
 from synplug.handover.generation import Generation, Lineage
-from synplug.handover.plan import DrainPlan, ReadyPlan, RetirePlan, StopMethod, SwapPlan
+from synplug.handover.plan import REFUSED, DrainPlan, ReadyPlan, RetirePlan, StopMethod, SwapPlan
 from synplug.handover.swap import swap
 from synplug.model import Endpoint, OnDrainTimeout, Outcome, ReleaseReason, Report
 from tests.unit.fakes import FakeCommand, FakeHold, FakeProbe, Restart, connection, listener
@@ -262,12 +262,27 @@ def test_a_stop_that_does_nothing_is_followed_by_force_under_the_hold(service: S
     assert "not gone 2 s after POST" in " ".join(report.warnings)
 
 
-def test_a_stop_that_fails_leaves_the_old_one_serving(service: Service) -> None:
-    service.on_post = lambda command: command.end(1)
+def test_a_stop_that_is_refused_leaves_the_old_one_serving(service: Service) -> None:
+    def answers_404(command: FakeCommand) -> None:
+        command.pid = 0
+        command.end(REFUSED)
+
+    service.on_post = answers_404
     report = run(service, stop=POST)
     assert (report.outcome, report.exit_code) == (Outcome.ERROR, 125)
     assert "failed with status 1" in report.error
     assert_the_old_one_serves(service, report)
+
+
+def test_a_stop_that_fails_without_an_answer_is_no_way_back(service: Service) -> None:
+    """It may be heard all the same, or later; with the new one ended nobody would serve then."""
+    service.on_post = lambda command: command.end(28)
+    report = run(service, stop=POST)
+    assert report.exit_code == 0
+    assert report.old_generation is not None
+    assert report.old_generation.fate is Fate.TERMINATED
+    assert "failed with status 28" in " ".join(report.warnings)
+    assert NEW not in service.processes.dead
 
 
 def test_shared_listeners_stay_and_are_told(service: Service) -> None:
