@@ -22,6 +22,7 @@ from synplug.handover.process import SpawnedCommand
 
 _SO_MARK = getattr(socket, "SO_MARK", 36)
 _ATTEMPT_S = 2.0
+_STOP_S = 0.5
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.005, 0.25
 
 
@@ -65,10 +66,14 @@ class ProbeRunner:
         self._thread.start()
 
     def stop(self) -> None:
-        """Try no more; a command that runs is ended."""
+        """Try no more; a command that runs is ended.
+
+        A name that does not resolve, or an answer that comes in drops, is not waited for: its
+        thread ends with its attempt, or with the process.
+        """
         self._stopped.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_STOP_S)
 
     def _try(self) -> None:
         retrying = Retrying(

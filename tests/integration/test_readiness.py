@@ -126,3 +126,34 @@ def test_a_port_named_by_mistake_does_not_keep_the_others_waiting(
     assert "nobody listens on *:8081 after the command" in outcome.report["warnings"]
     assert "nobody listens on *:8081 so far" in outcome.stderr
     assert result.failures == 0, result.summary()
+
+
+_DRIPS = """
+import socket, sys, time
+ear = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    guest, _ = ear.accept()
+    guest.sendall(b"HTTP/1.1 200 OK\\r\\n")
+    try:
+        while True:
+            guest.sendall(b"X-Drop: x\\r\\n")
+            time.sleep(0.1)
+    except OSError:
+        pass
+"""
+
+
+def test_an_answer_that_comes_in_drops_does_not_outlast_the_timeout(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    dripping = lab.server.popen([sys.executable, "-S", "-c", _DRIPS, "8081"])
+    try:
+        options = ["-p", "8080", "--ready-http", "http://127.0.0.1:8081/", "--ready-timeout", "1s"]
+        outcome = shell.run(
+            lab.server, "wrap", "--json", "-", *options, "--", *simple.restart_argv(), timeout_s=20
+        )
+    finally:
+        dripping.kill()
+        dripping.wait()
+    assert outcome.status == 124, outcome
+    assert outcome.report["hold"]["duration_s"] < 5
