@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_network
 
-from synplug.errors import KernelError, SynplugError, UsageError
+from synplug.errors import KernelError, ReleaseError, SynplugError, UsageError
 from synplug.holding.ledger import Ledger, entries
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, SynFilter
@@ -86,16 +86,27 @@ class Diversion:
         before = len(self._ours)
         devices = self._devices()
         self._spread = True
-        there = {device.index for device in devices}
-        self._filters = {key: found for key, found in self._filters.items() if key[0] in there}
-        self._ours = {index: name for index, name in self._ours.items() if index in there}
-        self._preferences = {at: first for at, first in self._preferences.items() if at in there}
+        self._forget_others({device.index for device in devices})
         wanted = list(self._wanted())
         for device in devices:
             self._prepare(device)
             for syns in wanted:
                 self._add(device.index, syns, flower.redirect(target))
         return len(self._ours) > before
+
+    def _forget_others(self, chosen: set[int]) -> None:
+        """Forget devices that are gone; take the filters from one that has become a port.
+
+        One that has another name now keeps what it has.
+        """
+        there = {device.index: device.is_port for device in self._control.devices()}
+        self._filters = {key: found for key, found in self._filters.items() if key[0] in there}
+        self._ours = {index: name for index, name in self._ours.items() if index in there}
+        for index in self._preferences.keys() - chosen:
+            if there.get(index):
+                self._remove_filters([key for key in self._filters if key[0] == index])
+            if there.get(index, True):
+                del self._preferences[index]
 
     def _wanted(self) -> Iterator[SynFilter]:
         local = self._control.local_prefixes()
@@ -157,12 +168,34 @@ class Diversion:
 
     def end(self) -> None:
         """Divert nothing any more: remove the filters."""
-        for key in list(self._filters):
-            self._control.remove_filter(self._filters.pop(key))
+        self._remove_filters(list(self._filters))
+
+    def _remove_filters(self, keys: list[tuple[int, SynFilter | int]]) -> None:
+        """Remove these, all that can be.
+
+        :raises KernelError: one could not; it stays noted.
+        """
+        error: KernelError | None = None
+        for key in keys:
+            try:
+                self._control.remove_filter(self._filters[key])
+                del self._filters[key]
+            except KernelError as failure:
+                error = failure
+        if error is not None:
+            raise error
 
     def remove(self) -> None:
-        """Remove the filters, and what was made for them where nobody else uses it."""
+        """Remove the filters, and what was made for them where nobody else uses it.
+
+        :raises ReleaseError: a filter is left; without its target it would drop SYNs for ever.
+        """
         self.end()  # there are some still where nothing was ever held
+        self._find_filters()  # whatever is noted here: the kernel knows
+        self.end()
+        self._find_filters()
+        if self._filters:
+            raise ReleaseError(f"{len(self._filters)} filters are still there")
         for device in list(self._ours):
             with suppress(SynplugError):  # gone with its device
                 self._control.remove_ingress(device)
@@ -173,23 +206,28 @@ class Diversion:
 
         :param traces: what :meth:`traces` said then.
         """
-        last = self._first_handle + _HANDLES - 2
+        self._find_filters()
         made_here = set(traces.get(_CLSACT, "").split())
         for device in self._control.devices():
-            for side in (flower.INGRESS, flower.EGRESS):
-                for found in self._control.filters(device.index, side):
-                    if self._first_handle <= found.handle <= last:
-                        self._filters[device.index, found.handle] = found
-                        self._find_mark(found)
             if device.name in made_here and self._control.has_ingress(device.index):
                 self._ours[device.index] = device.name
 
-    def _find_mark(self, held: Installed) -> None:
-        """The filter for the mark, by a filter of ours on the same device, if it is there."""
-        for found in self._control.filters(held.device, held.parent):
-            is_before = 0 < held.preference - found.preference < _PREFERENCES
-            if found.handle == self._spec.probe_mark and is_before:
-                self._filters[held.device, found.handle] = found
+    def _find_filters(self) -> None:
+        """Note all filters of this run that the kernel has."""
+        last = self._first_handle + _HANDLES - 2
+        for device in self._control.devices():
+            for side in (flower.INGRESS, flower.EGRESS):
+                found = self._control.filters(device.index, side)
+                held = [one for one in found if self._first_handle <= one.handle <= last]
+                self._filters |= {(device.index, one.handle): one for one in held}
+                self._find_mark(found, {one.preference for one in held})
+
+    def _find_mark(self, found: list[Installed], held: set[int]) -> None:
+        """The filter for the mark, by the preferences of ours in the same place."""
+        for one in found:
+            is_before = any(0 < preference - one.preference < _PREFERENCES for preference in held)
+            if one.handle == self._spec.probe_mark and is_before:
+                self._filters[one.device, one.handle] = one
 
 
 def _is_of_a_run(device: str) -> bool:

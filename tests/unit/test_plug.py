@@ -344,6 +344,78 @@ def test_a_new_device_gets_its_filters_and_is_entered_into_the_ledger(
     assert [traces["clsact"] for traces in entered] == ["lo wlan0"]
 
 
+def changed(backend: PlugBackend) -> None:
+    """Have it look at what has changed."""
+    assert isinstance(backend._changes, FakeChanges)
+    backend._changes.changed = True
+    backend.absorb()
+
+
+def test_a_device_that_becomes_a_port_diverts_nothing_any_more(control: FakeControl) -> None:
+    backend = held(control)
+    control.ports = {2}
+    changed(backend)
+    assert {found.device for found in control.installed if found.handle != 1} == {1}
+    control.ports = set()
+    changed(backend)
+    assert {found.device for found in control.installed if found.handle != 1} == {1, 2}
+    backend.open()
+    backend.remove()
+    assert len(control.installed) == 1
+    assert control.ingress == {2}
+
+
+def test_a_port_keeps_no_clsact_of_ours(control: FakeControl) -> None:
+    control.there[3] = "eth1"
+    backend = held(control)
+    control.ports = {3}
+    changed(backend)
+    backend.open()
+    backend.remove()
+    assert control.ingress == {2}
+
+
+def test_a_device_that_goes_is_forgotten(control: FakeControl) -> None:
+    control.there[3] = "eth1"
+    backend = held(control)
+    del control.there[3]
+    control.installed = [found for found in control.installed if found.device != 3]
+    changed(backend)
+    backend.remove()
+    assert len(control.installed) == 1
+
+
+def test_filters_are_removed_that_are_not_noted_any_more(control: FakeControl) -> None:
+    backend = held(control)
+    backend._diversion._filters.clear()
+    backend.open()
+    backend.remove()
+    assert len(control.installed) == 1
+    assert 9 not in control.there
+
+
+def test_the_target_stays_as_long_as_something_is_sent_to_it(control: FakeControl) -> None:
+    backend = held(control)
+    control.refused.add("remove-filter")
+    with pytest.raises(KernelError):
+        backend.remove()
+    assert 9 in control.there
+    control.refused.clear()
+    backend.remove()
+    assert len(control.installed) == 1
+    assert 9 not in control.there
+
+
+def test_a_filter_that_does_not_go_is_told(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = held(control)
+    monkeypatch.setattr(FakeControl, "remove_filter", lambda *_: None)
+    with pytest.raises(ReleaseError, match="filters are still there"):
+        backend.remove()
+    assert 9 in control.there
+
+
 def test_a_connection_of_our_own_is_let_through_before_it_could_be_held(
     control: FakeControl,
 ) -> None:
