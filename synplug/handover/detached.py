@@ -180,7 +180,7 @@ class _Release:
         with self._timeline.phase(Step.CLEAN_UP):
             lingering = self._kept.finish()
         if lingering:
-            self._warnings.append(f"an empty nftables table stays for a while: {lingering}")
+            self._warnings.append(f"the empty rest of the hold stays for a while: {lingering}")
         if self._outcome is Outcome.ERROR:
             self._explain(result)
 

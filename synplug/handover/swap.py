@@ -212,7 +212,7 @@ class Swap:
             self._warnings.append("the hold ended before the old listeners were gone")
         lingering = self._hold.release()
         if lingering:
-            self._warnings.append(f"an empty nftables table stays for a while: {lingering}")
+            self._warnings.append(f"the empty rest of the hold stays for a while: {lingering}")
 
     # --- the end
 

@@ -239,7 +239,7 @@ class _Run:
     def _release(self) -> None:
         lingering = self._hold.release()
         if lingering:
-            self._warnings.append(f"an empty nftables table stays for a while: {lingering}")
+            self._warnings.append(f"the empty rest of the hold stays for a while: {lingering}")
 
     def _note_early_end(self) -> None:
         """A hold that somebody else ended before the service was ready is no success."""

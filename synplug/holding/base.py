@@ -33,6 +33,8 @@ class Backend(ABC):
     patience_s: float = 0.0
     #: Whether something stays in the kernel when its keeper is killed.
     outlives_its_keeper: bool = False
+    #: Whether it holds in netfilter queues, which the removal of another run's table would flush.
+    uses_queues: bool = True
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -31,8 +31,7 @@ from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import Flow, HoldResult, HoldSpec, Listener, ReleaseReason
 
 _ANOTHER_HOLD = "another synplug run holds connections in this network namespace"
-#: How long an empty table may stay because removing it would drop packets of somebody who is no
-#: synplug, and may hold them for ever.
+#: How long an empty table may stay for the packets of somebody who is no synplug.
 LINGER_S = 60.0
 _LINGER_POLL_MS = 20
 _PACE_POLL_MS = 1
@@ -134,7 +133,7 @@ class Keeper:
         """Armed, then holding: until there is a reason to end it."""
         limit(self._backend.capabilities)
         self._ledger.write(entry_of(self._spec, self._backend, "armed"))
-        for descriptor in (self._signals, self._run, self._backend.fileno()):
+        for descriptor in (self._signals, self._run):
             self._poll.register(descriptor, select.POLLIN)
         self._audience.say("armed", backend=self._backend.name)
         while self._reason is None:
@@ -204,11 +203,13 @@ class Keeper:
         self._audience.detach()
 
     def _hold(self) -> None:
-        self._guard.share()
+        if self._backend.uses_queues:
+            self._guard.share()
         deadline_s = self._clock() + self._spec.max_hold_s
         self._ledger.write(entry_of(self._spec, self._backend, "holding", deadline_s=deadline_s))
         self._deadman.set(self._spec.max_hold_s + _DEADMAN_S + self._backend.patience_s)
         self._backend.hold()
+        self._poll.register(self._backend.fileno(), select.POLLIN)
         self._held_at_s = self._clock()
         self._deadline_s = self._held_at_s + self._spec.max_hold_s
         self._deadman.set(self._spec.max_hold_s + _DEADMAN_S)
@@ -297,7 +298,7 @@ class Keeper:
         """Remove the rest as soon as nobody is hurt by it; then nothing is left of the hold."""
         give_up_s = float("inf")  # another hold has a deadline of its own
         told = False
-        while obstacle := self._obstacle():
+        while self._backend.uses_queues and (obstacle := self._obstacle()):
             if obstacle == _ANOTHER_HOLD:
                 give_up_s = float("inf")
             else:

@@ -36,6 +36,7 @@ class PlugBackend(Backend):
     capabilities = ANY_BACKEND - {NET_RAW}
     can_pace = False
     outlives_its_keeper = True
+    uses_queues = False
 
     def __init__(self, spec: HoldSpec) -> None:
         with suppress(UnsupportedError):  # it is told when it is needed
@@ -101,7 +102,10 @@ class PlugBackend(Backend):
         return self._changes.fileno()
 
     def absorb(self) -> bool:
-        if self._changes is None or not self._changes.take() or self._ifb is None:
+        """Divert what new devices bring, and to new addresses; nothing once the plug is open."""
+        if self._changes is None or not self._changes.take():
+            return False
+        if self._ifb is None or not self._is_held:
             return False
         with suppress(SynplugError):  # a device that is gone again: the next change tells
             self._control.set_up(self._ifb)  # to one that is down nothing can be sent

@@ -385,6 +385,25 @@ def test_a_device_that_goes_is_forgotten(control: FakeControl) -> None:
     assert len(control.installed) == 1
 
 
+def test_what_changes_after_the_release_is_not_diverted(control: FakeControl) -> None:
+    backend = held(control)
+    backend.open()
+    control.there[3] = "eth1"
+    changed(backend)
+    assert len(control.installed) == 1
+
+
+def test_what_has_changed_before_the_hold_is_diverted_in_it(control: FakeControl) -> None:
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    assert isinstance(backend._changes, FakeChanges)
+    control.there[3] = "eth1"
+    backend._changes.changed = True
+    backend.hold()
+    backend.absorb()
+    assert 3 in {found.device for found in control.installed}
+
+
 def test_filters_are_removed_that_are_not_noted_any_more(control: FakeControl) -> None:
     backend = held(control)
     backend._diversion._filters.clear()

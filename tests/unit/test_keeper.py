@@ -1,0 +1,145 @@
+"""The keeper's loop, with a backend that takes notes; whole keepers are in tests/integration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from synplug.errors import ReleaseError
+from synplug.holding import keeper, runtime
+from synplug.holding.channel import Channel
+from synplug.holding.keeper import Keeper
+from synplug.holding.locks import RunLocks
+from synplug.model import Endpoint, HoldSpec, ReleaseReason
+
+SPEC = HoldSpec(endpoints=(Endpoint(port=80),), run_id="0123abcd")
+
+
+class Notes:
+    """The ledger, the deadman, and a backend whose descriptor is always readable."""
+
+    name = "plug"
+    patience_s = 0.0
+    outlives_its_keeper = True
+    uses_queues = False
+    capabilities: frozenset[int] = frozenset()
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.readable, self._other = os.pipe()
+        os.write(self._other, b"x")
+
+    def shut(self) -> None:
+        os.close(self.readable)
+        os.close(self._other)
+
+    def fileno(self) -> int:
+        return self.readable
+
+    def hold(self) -> None:
+        self.log.append("hold")
+
+    def absorb(self) -> bool:
+        self.log.append("absorb")
+        return False
+
+    def check_for_loss(self) -> int:
+        return 0
+
+    def obstacle(self) -> str:
+        return "somebody's packets"
+
+    def traces(self) -> dict[str, str]:
+        return {}
+
+    def open(self) -> int:
+        return 0
+
+    def remove(self) -> None:
+        self.log.append("remove")
+        if "stays" in self.log:
+            raise ReleaseError("the device is still there")
+
+    def close(self) -> None:
+        self.log.append("close")
+
+    def set(self, _left_s: float) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def notes() -> Iterator[Notes]:
+    made = Notes()
+    yield made
+    made.shut()
+
+
+@pytest.fixture
+def armed(notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
+    """A keeper whose backend is armed, and that has not yet heard anything."""
+    monkeypatch.setattr(runtime, "ROOT", str(tmp_path))
+    monkeypatch.setattr(keeper, "limit", lambda _: None)
+    ours, theirs = Channel.pair()
+    made = Keeper(channel=ours, spec=SPEC, backends=(), locks=RunLocks(()))
+    made._backend = notes  # type: ignore[assignment]
+    made._deadman = notes  # type: ignore[assignment]
+    made._run = os.pidfd_open(os.getpid())
+    made._signals, wake = os.pipe2(os.O_NONBLOCK)
+    yield made
+    for descriptor in (made._run, made._signals, wake):
+        os.close(descriptor)
+    ours.close()
+    theirs.close()
+
+
+def serve(made: Keeper, monkeypatch: pytest.MonkeyPatch, messages: list[str]) -> int:
+    """Serve until all that is in *messages* was heard; how often it woke up for nothing."""
+    woken = 0
+
+    def turn(_self: Keeper, _timeout_ms: int | None) -> None:
+        nonlocal woken
+        woken += sum(1 for _ in made._poll.poll(0))
+        message = messages.pop(0)
+        if message == "hold":
+            made._hold()
+        elif message == "end":
+            made._end(ReleaseReason.ASKED)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Keeper, "_turn", turn)
+        made._serve()
+    return woken
+
+
+def test_nothing_wakes_it_while_it_is_armed(
+    armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert serve(armed, monkeypatch, ["", "", "end"]) == 0
+
+
+def test_what_changes_wakes_it_while_it_holds(armed: Keeper, notes: Notes) -> None:
+    armed._hold()
+    armed._turn(0)
+    assert notes.log == ["hold", "absorb"]
+
+
+@pytest.mark.parametrize("uses_queues", [False, True])
+def test_only_who_uses_queues_has_the_guard(armed: Keeper, notes: Notes, uses_queues: bool) -> None:
+    notes.uses_queues = uses_queues
+    armed._hold()
+    assert (armed._guard._descriptor is not None) is uses_queues
+    armed._guard.leave()
+
+
+def test_who_uses_no_queues_waits_for_nobody(
+    armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Keeper, "_turn", lambda *_: pytest.fail("it waits"))
+    armed._dismantle()
+    assert notes.log == ["remove"]
