@@ -96,6 +96,21 @@ def test_what_a_bridge_brings_waits_once(lab: ClientServer, bridged: str) -> Non
     assert float(client.communicate(timeout=60)[0]) < 60
 
 
+def test_a_wire_that_becomes_a_port_during_the_hold_brings_everybody_afterwards(
+    lab: ClientServer,
+) -> None:
+    wire = device(lab)
+    lab.client.run(["ip", "address", "add", "10.78.0.1/24", "dev", "veth0"])
+    lab.server.run(["ip", "link", "add", "br0", "type", "bridge"])
+    lab.server.run(["ip", "address", "add", "10.78.0.2/24", "dev", "br0"])
+    lab.server.run(["ip", "link", "set", "br0", "up"])
+    hold(lab)
+    lab.server.run(["ip", "link", "set", wire, "master", "br0"])
+    assert _let_go(lab) == 0
+    wait_until(lambda: connects_within(lab.client, ("10.78.0.2", 8080), 2), 60, "nothing is lost")
+    lab.server.run(["ip", "link", "del", "br0"])
+
+
 def _retransmitted(lab: ClientServer) -> int:
     """Segments that the client has sent again: RetransSegs of proc_net_snmp(5)."""
     lines = lab.client.run(["cat", "/proc/net/snmp"]).stdout.splitlines()
