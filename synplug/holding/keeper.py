@@ -124,7 +124,8 @@ class Keeper:
         except Exception:  # noqa: BLE001 -- then at once, and by closing alone
             self._backend.close()
             self._guard.leave()
-            self._ledger.remove()
+            if not self._backend.outlives_its_keeper:  # if it does, its watcher looks
+                self._ledger.remove()
             self._drop_locks()
 
     # --- the loop

@@ -139,7 +139,7 @@ class PlugBackend(Backend):
             return 0
         before = self._last
         now = self._state()
-        if now is None:  # somebody removed it: diverted SYNs would be dropped from here on
+        if now is None:  # somebody removed it, or its plug: what is diverted does not wait any more
             self._ifb = None
             self._diversion.end()
             now = self._last = PlugState(0, before.passed, before.dropped, 0)
@@ -177,9 +177,10 @@ class PlugBackend(Backend):
 
     def remove(self) -> None:
         self._diversion.remove()
-        if self._ifb is not None:
-            self._control.remove_device(self._ifb)
-            self._ifb = None
+        left = self._control.index_of(self._ifb_name)  # by name: it may have lost its plug
+        if left is not None:
+            self._control.remove_device(left)
+        self._ifb = None
         if self._control.index_of(self._ifb_name) is not None:
             raise ReleaseError(f"the device {self._ifb_name} is still there")
 
@@ -210,8 +211,11 @@ class PlugBackend(Backend):
         """Open what is still there, let it run empty, and remove it."""
         try:
             self._ifb = self._control.index_of(self._ifb_name)
+            if self._ifb is not None:
+                with suppress(SynplugError):  # without its plug nothing waits
+                    self._control.open_plug(self._ifb)
             self._diversion.find(traces)
-            self.open()
+            self._diversion.end()
             self.confirm_empty()
             self.remove()
         finally:

@@ -12,6 +12,7 @@ from synplug.errors import ReleaseError
 from synplug.holding import keeper, runtime
 from synplug.holding.channel import Channel
 from synplug.holding.keeper import Keeper
+from synplug.holding.ledger import entries
 from synplug.holding.locks import RunLocks
 from synplug.model import Endpoint, HoldSpec, ReleaseReason
 
@@ -143,3 +144,17 @@ def test_who_uses_no_queues_waits_for_nobody(
     monkeypatch.setattr(Keeper, "_turn", lambda *_: pytest.fail("it waits"))
     armed._dismantle()
     assert notes.log == ["remove"]
+
+
+@pytest.mark.parametrize("outlives", [False, True])
+def test_what_could_not_be_removed_stays_in_the_ledger(
+    armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch, outlives: bool
+) -> None:
+    """Unless it goes with the keeper."""
+    monkeypatch.setattr(Keeper, "_turn", lambda *_: None)
+    notes.outlives_its_keeper = outlives
+    notes.log.append("stays")
+    armed._hold()
+    armed._give_up()
+    assert notes.log[-1] == "close"
+    assert [entry.run_id for entry in entries()] == [SPEC.run_id] * outlives

@@ -303,6 +303,42 @@ def test_a_device_that_was_taken_away_is_no_black_hole(control: FakeControl) -> 
     assert backend.counts().held == 4
 
 
+def test_a_device_that_has_lost_its_plug_is_removed(control: FakeControl) -> None:
+    backend = held(control)
+    control.state = None
+    control.refused.add("open-plug")  # there is none
+    backend.check_for_loss()
+    backend.open()
+    backend.confirm_empty()
+    backend.remove()
+    assert control.there == {1: "lo", 2: "eth0"}
+    assert control.ingress == {2}
+
+
+def test_a_dead_keepers_device_that_has_lost_its_plug_is_removed(control: FakeControl) -> None:
+    traces = held(control).traces()
+    control.state = None
+    control.refused.add("open-plug")
+    PlugBackend(SPEC).clean_up_after_death(traces)
+    assert control.there == {1: "lo", 2: "eth0"}
+    assert len(control.installed) == 1
+
+
+def test_what_a_dead_keeper_held_goes_before_its_filters_are_looked_for(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traces = held(control).traces()
+    find = Diversion.find
+
+    def looked(self: Diversion, traces: dict[str, str]) -> None:
+        assert control.log == ["open-plug"]
+        find(self, traces)
+
+    monkeypatch.setattr(Diversion, "find", looked)
+    PlugBackend(SPEC).clean_up_after_death(traces)
+    assert len(control.installed) == 1
+
+
 def test_what_a_device_drops_that_goes_down_is_counted(control: FakeControl) -> None:
     backend = held(control)
     control.state = PlugState(waiting=4, passed=0, dropped=0, waiting_bytes=296)
