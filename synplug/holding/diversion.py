@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_network
 
-from synplug.errors import KernelError, ReleaseError, SynplugError, UsageError
+from synplug.errors import KernelError, ReleaseError, SynplugError, UnsupportedError, UsageError
 from synplug.holding.ledger import Ledger, entries
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, SynFilter
@@ -22,6 +22,8 @@ from synplug.kernel.traffic_control import Device, TrafficControl
 from synplug.model import HoldSpec
 
 _HANDLES = 1 << 12
+#: In their lower 12 bits, a run's handles count from 1 to this.
+MOST_FILTERS = _HANDLES - 2
 #: For a mark, a connection, and SYNs to be held; the latter two by IP version.
 _PREFERENCES = 5
 _LOOPBACK = "lo"
@@ -82,12 +84,15 @@ class Diversion:
         """Give every device the filters that it lacks; whether one had to get a clsact.
 
         :param target: index of the device that the SYNs are sent to.
+        :raises UnsupportedError: that takes more filters than a run has handles.
         """
         before = len(self._ours)
         devices = self._devices()
+        wanted = list(self._wanted())
+        if not self._spread:
+            _check_number(len(devices) * len(wanted))
         self._spread = True
         self._forget_others({device.index for device in devices})
-        wanted = list(self._wanted())
         for device in devices:
             self._prepare(device)
             for syns in wanted:
@@ -147,6 +152,7 @@ class Diversion:
     def _add(self, device: int, syns: SynFilter, action: bytes) -> None:
         if (device, syns) in self._filters:
             return
+        _check_number(self._next_handle - self._first_handle + 1)
         is_v6 = syns.destination.version == 6
         order = (1 if syns.source else 3) + is_v6
         where = flower.place(
@@ -214,7 +220,7 @@ class Diversion:
 
     def _find_filters(self) -> None:
         """Note all filters of this run that the kernel has."""
-        last = self._first_handle + _HANDLES - 2
+        last = self._first_handle + MOST_FILTERS
         for device in self._control.devices():
             for side in (flower.INGRESS, flower.EGRESS):
                 found = self._control.filters(device.index, side)
@@ -228,6 +234,19 @@ class Diversion:
             is_before = any(0 < preference - one.preference < _PREFERENCES for preference in held)
             if one.handle == self._spec.probe_mark and is_before:
                 self._filters[one.device, one.handle] = one
+
+
+def _check_number(filters: int) -> None:
+    """Whether a run has handles for so many.
+
+    :raises UnsupportedError: it has not.
+    """
+    if filters > MOST_FILTERS:
+        raise UnsupportedError(
+            f"a plug would need {filters} filters (devices times addresses times ports), "
+            f"and can have {MOST_FILTERS}",
+            remedy="name the devices with --dev, or the addresses with -p ADDRESS:PORT",
+        )
 
 
 def _is_of_a_run(device: str) -> bool:

@@ -247,6 +247,48 @@ def test_the_last_run_removes_a_clsact_that_several_use(
     assert second.traces()["clsact"].split() == ["lo", "other"], "eth0's is somebody else's"
 
 
+def test_more_filters_than_there_are_handles_are_refused(control: FakeControl) -> None:
+    at = len(LOCAL) * 2
+    ports = diversion.MOST_FILTERS // at
+    endpoints = tuple(Endpoint(port=1 + port) for port in range(ports))
+    backend = PlugBackend(HoldSpec(endpoints=endpoints, run_id="0123abcd"))
+    backend.arm()
+    handles = {found.handle for found in control.installed if found.handle >> 12 == 0x123A}
+    assert len(handles) == ports * at
+    control.there |= {3: "eth1"}
+    backend.hold()
+    changed(backend)
+    assert "close-plug" in control.log, "what is diverted already is held"
+    backend.close()
+    assert len(control.installed) == 1
+    assert control.ingress == {2}
+    control.log.clear()
+    backend = PlugBackend(HoldSpec(endpoints=endpoints, run_id="0123abcd"))
+    with pytest.raises(UnsupportedError, match=r"filters .*can have 4094") as refused:
+        backend.arm()
+    assert "--dev" in refused.value.remedy
+    assert "add-filter" not in control.log
+    backend.close()
+
+
+def test_marks_are_looked_for_once_a_device(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = held(control)
+    asked: list[tuple[int, int]] = []
+    filters = FakeControl.filters
+
+    def dumped(self: FakeControl, device: int, parent: int) -> list[Installed]:
+        asked.append((device, parent))
+        return filters(self, device, parent)
+
+    monkeypatch.setattr(FakeControl, "filters", dumped)
+    backend._diversion._filters.clear()
+    backend._diversion.find(backend.traces())
+    assert len(asked) == len(set(asked))
+    assert SPEC.probe_mark in {found.handle for found in backend._diversion._filters.values()}
+
+
 def test_it_cannot_pass_what_does_not_fit(control: FakeControl) -> None:
     spec = HoldSpec(endpoints=SPEC.endpoints, run_id="0123abcd", on_full=OnFull.PASS)
     with pytest.raises(UnsupportedError):
