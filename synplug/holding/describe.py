@@ -66,31 +66,38 @@ def _plug(spec: HoldSpec) -> list[str]:
 
     ifb = f"synplug{spec.run_id}"
     devices = ("lo",) if spec.loopback_egress else spec.devices or ("DEV",)
+    ours = "pref N handle N flower"
     side = "egress" if spec.loopback_egress else "ingress"
-    lines: list[str] = []
+    added: list[str] = []
+    removed: list[str] = []
     for endpoint in spec.endpoints:
         for family in endpoint.families:
             protocol, example = ("ip", "ADDRESS") if family.value == 4 else ("ipv6", "ADDRESS6")
-            lines += (
-                f"tc filter add dev {device} {side} protocol {protocol} flower ip_proto tcp "
+            added += (
+                f"tc filter add dev {device} {side} protocol {protocol} {ours} ip_proto tcp "
                 f"dst_ip {endpoint.exact_address or example} dst_port {endpoint.port} "
                 f"tcp_flags 0x2/0x17 action mirred egress redirect dev {ifb}"
                 for device in devices
             )
+            removed += (
+                f"tc filter del dev {device} {side} protocol {protocol} {ours}"
+                for device in devices
+            )
     limit_bytes = spec.max_held_packets * BYTES_PER_SYN
     return [
-        "# prepare; for each network device DEV, and each address of this machine",
+        "# prepare; for each network device DEV, and each address of this machine; N is free there",
         f"ip link add {ifb} mtu 1000 type ifb && ip link set {ifb} up",
         f"tc qdisc add dev {ifb} root plug limit {limit_bytes} "
         f"&& tc qdisc change dev {ifb} root plug release_indefinite",
-        *(f"tc qdisc add dev {device} clsact" for device in devices),
-        *lines,
+        *(f"tc qdisc add dev {device} clsact  # unless it has one" for device in devices),
+        *added,
         "# hold",
         f"tc qdisc change dev {ifb} root plug block",
         "# release; remove the filters; when the plug is empty, remove the rest",
         f"tc qdisc change dev {ifb} root plug release_indefinite",
-        *(f"tc qdisc del dev {device} clsact" for device in devices),
+        *dict.fromkeys(removed),
         f"ip link del {ifb}",
+        "# then remove each clsact that was made above and that is empty",
     ]
 
 

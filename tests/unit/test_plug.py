@@ -10,6 +10,7 @@ import pytest
 
 from synplug.errors import KernelError, ReleaseError, UnsupportedError, UsageError
 from synplug.holding import diversion, plug
+from synplug.holding.describe import equivalent_commands
 from synplug.holding.diversion import Diversion
 from synplug.holding.ledger import Entry
 from synplug.holding.plug import PlugBackend
@@ -17,7 +18,7 @@ from synplug.kernel import flower
 from synplug.kernel.flower import Installed, Prefix, SynFilter
 from synplug.kernel.netlink import attributes
 from synplug.kernel.traffic_control import Device, PlugState
-from synplug.model import Endpoint, Flow, HoldSpec, OnFull
+from synplug.model import BackendName, Endpoint, Flow, HoldSpec, OnFull
 
 SPEC = HoldSpec(endpoints=(Endpoint(port=80),), run_id="0123abcd", max_held_packets=100)
 LOCAL: set[Prefix] = {ip_network("127.0.0.0/8"), ip_network("10.0.0.1/32"), ip_network("::1/128")}
@@ -574,6 +575,22 @@ def test_what_a_dead_keeper_left_is_found_by_its_run(control: FakeControl) -> No
     assert len(control.installed) == 1
     assert control.there == {1: "lo", 2: "eth0"}
     assert control.ingress == {2}
+
+
+@pytest.mark.parametrize("at_loopback", [False, True])
+def test_the_words_of_it_remove_nobody_elses_clsact(at_loopback: bool) -> None:
+    lines = equivalent_commands(
+        HoldSpec(
+            endpoints=(Endpoint(port=80), Endpoint(port=81)),
+            run_id="0123abcd",
+            backend=BackendName.PLUG,
+            loopback_egress=at_loopback,
+        )
+    )
+    where = "lo egress" if at_loopback else "DEV ingress"
+    assert not [line for line in lines if line.startswith("tc qdisc del")]
+    assert lines.count(f"tc filter del dev {where} protocol ip pref N handle N flower") == 1
+    assert lines.count(f"tc filter del dev {where} protocol ipv6 pref N handle N flower") == 1
 
 
 # --- the messages
