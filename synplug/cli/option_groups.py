@@ -154,6 +154,26 @@ def safety_options(verb: Parser) -> None:
     )
 
 
+def timer_options(verb: Parser) -> None:
+    """For calls by cron and its like."""
+    group = verb.add_argument_group("timers")
+    group.add_argument(
+        "--jitter",
+        type=value_of(values.duration),
+        default=0.0,
+        metavar="TIME",
+        help="first wait for a random time, so long at the most: not all hosts at once (default 0)",
+    )
+    group.add_argument(
+        "--only-if-changed",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="do nothing where this file, or directory, is what it was at the last successful "
+        "run; repeatable",
+    )
+
+
 def check_option(group: argparse._ActionsContainer) -> None:
     """A test of the configuration."""
     group.add_argument(

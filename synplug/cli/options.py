@@ -97,6 +97,7 @@ def _wrap_options(verb: Parser) -> None:
     groups.quiesce_option(groups.drain_options(verb))
     groups.ready_options(verb)
     groups.safety_options(verb)
+    groups.timer_options(verb)
     groups.output_options(verb)
 
 

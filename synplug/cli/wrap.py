@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import time
 
 from synplug.cli.json_output import JsonOutput
 from synplug.cli.render import complain, milliseconds, plain, report_text
@@ -25,12 +26,21 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     check_url(options.ready_http)
     if options.netns is not None:
         enter_network(network_of(options.netns))
-    if not (options.dry_run or options.best_effort):
-        procfs.require_net_admin()
-    plan, target = plan_wrap(request_of(options, command))
     if options.dry_run:
-        print(plain(_dry_run(plan, target)))
+        print(plain(_dry_run(*plan_wrap(request_of(options, command)))))
         return 0
+    if not options.best_effort:
+        procfs.require_net_admin()
+    if options.jitter:
+        _wait_some_of(options.jitter)
+    if options.only_if_changed:
+        return _restart_if_changed(options, command)
+    return _restart(options, command)
+
+
+def _restart(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+    """One restart, and what there is to say of it."""
+    plan, target = plan_wrap(request_of(options, command))
     if not options.quiet:
         for endpoint in target.unserved:
             complain(f"synplug: nobody listens on {endpoint} so far")
@@ -43,6 +53,33 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
         if unwritten:
             complain(f"synplug: the JSON report could not be written: {plain(unwritten)}")
     return report.exit_code or (SynplugError.exit_code if unwritten else 0)
+
+
+def _wait_some_of(longest_s: float) -> None:
+    """Wait for a random time. Nothing has begun: a signal ends it all."""
+    import random
+
+    time.sleep(random.uniform(0.0, longest_s))  # noqa: S311 -- no secret
+
+
+def _restart_if_changed(options: argparse.Namespace, command: tuple[str, ...]) -> int:
+    """Restart, unless the files are what they were at the last success."""
+    from synplug.handover.changed import ChangeRecord
+
+    identity = (options.service or "", options.netns or "", *command)
+    record = ChangeRecord(identity, options.only_if_changed)
+    try:
+        record.take(timeout_s=options.lock_timeout)
+        if record.is_unchanged():
+            if not options.quiet:
+                complain("synplug: nothing has changed since the last successful run: not run")
+            return 0
+        status = _restart(options, command)
+        if not status:
+            record.keep()
+        return status
+    finally:
+        record.close()
 
 
 def request_of(options: argparse.Namespace, command: tuple[str, ...]) -> WrapRequest:

@@ -1,0 +1,134 @@
+"""Whether what configures a service has changed since its last successful restart.
+
+For timers: something writes a configuration every minute, and only a new one is worth a restart.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from synplug.errors import LockError, UsageError
+
+DIRECTORY = "/var/lib/synplug"
+_POLL_S = 0.05
+_CHUNK_BYTES = 1 << 16
+
+
+class ChangeRecord:
+    """What the files were at the last success; nobody else reads or writes it meanwhile.
+
+    :param identity: who asks: the same files mean something else to another restart.
+    :param paths: files, and directories with all that is below them.
+    :raises UsageError: one cannot be read, or the record cannot be kept.
+    """
+
+    def __init__(
+        self, identity: Sequence[str], paths: Sequence[str], *, directory: str = DIRECTORY
+    ) -> None:
+        self._paths = [os.path.abspath(path) for path in paths]
+        word = hashlib.sha256(json.dumps([*identity, *self._paths]).encode()).hexdigest()[:32]
+        self._directory = directory
+        self._name = os.path.join(directory, f"unchanged-{word}")
+        self._digest = ""
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            self._lock = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise UsageError(
+                f"what was there at the last success cannot be kept in {directory}: "
+                f"{error.strerror}"
+            ) from error
+
+    def take(
+        self,
+        *,
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Wait for another run with the same record, so long at the most.
+
+        :raises LockError: it has not ended.
+        """
+        deadline_s = clock() + timeout_s
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise
+            else:
+                return
+            if clock() >= deadline_s:
+                raise LockError(
+                    "another run for the same files is under way", remedy="add --lock-timeout"
+                )
+            pause(_POLL_S)
+
+    def is_unchanged(self) -> bool:
+        """Whether the files are what they were. What they are now is what :meth:`keep` keeps.
+
+        :raises UsageError: one cannot be read.
+        """
+        self._digest = digest_of(self._paths)
+        os.lseek(self._lock, 0, os.SEEK_SET)
+        return os.read(self._lock, 4096).decode(errors="replace").strip() == self._digest
+
+    def keep(self) -> None:
+        """The restart was a success with what the files were before it.
+
+        :raises OSError: it cannot be written; then the next run restarts once more.
+        """
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{self._digest}\n".encode(), 0)
+
+    def close(self) -> None:
+        """Let others in."""
+        os.close(self._lock)
+
+
+def digest_of(paths: Sequence[str]) -> str:
+    """One number for the contents of files, and of all files below directories.
+
+    :raises UsageError: one cannot be read, or is neither.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        for name in _members(path):
+            digest.update(json.dumps(name).encode())
+            _add(name, digest.update)
+    return digest.hexdigest()
+
+
+def _members(path: str) -> Iterator[str]:
+    if not os.path.isdir(path):
+        yield path
+        return
+
+    def cannot(error: OSError) -> None:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+
+    for folder, folders, files in os.walk(path, onerror=cannot):
+        folders.sort()
+        yield from (os.path.join(folder, name) for name in sorted(files))
+
+
+def _add(name: str, update: Callable[[bytes], object]) -> None:
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise UsageError(f"{name} is neither a file nor a directory")
+            update(f"{found.st_size}:".encode())
+            while chunk := file.read(_CHUNK_BYTES):
+                update(chunk)
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror}") from error
