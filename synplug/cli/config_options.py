@@ -11,7 +11,15 @@ DIRECTORY = "/etc/synplug.d"
 #: A variable SYNPLUG_MAX_HOLD stands for the key max-hold.
 PREFIX = "SYNPLUG_"
 #: Those that stand for no key.
-OTHER_VARIABLES = frozenset({"SYNPLUG_CONFIG", "SYNPLUG_GENERATION"})
+OTHER_VARIABLES = frozenset(
+    {
+        "SYNPLUG_CONFIG",
+        "SYNPLUG_GENERATION",
+        "SYNPLUG_EVENT",
+        "SYNPLUG_RUN_ID",
+        "SYNPLUG_EXIT_CODE",
+    }
+)
 
 RESTART_EPILOG = """\
 'synplug restart NAME' is 'synplug wrap -s NAME': the service's endpoints, its command and its

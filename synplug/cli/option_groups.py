@@ -207,3 +207,28 @@ def output_options(verb: Parser) -> None:
     volume = group.add_mutually_exclusive_group()
     volume.add_argument("-q", "--quiet", action=Switch, help="no report where all went well")
     volume.add_argument("-v", "--verbose", action=Switch, help="phases and listeners, too")
+    telemetry_options(group)
+
+
+def telemetry_options(group: argparse._ActionsContainer) -> None:
+    """Who else is told."""
+    group.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="FILE|journal|syslog",
+        help="append what happens to this file as JSON lines, or tell the log; repeatable",
+    )
+    group.add_argument(
+        "--metrics",
+        metavar="FILE",
+        help="add the run to this file for Prometheus (textfile collector)",
+    )
+    group.add_argument(
+        "--on-event",
+        type=value_of(values.argv),
+        default=(),
+        metavar="CMD",
+        help="run this at the end, with the JSON report on its standard input; split like a shell "
+        "does, run without one",
+    )

@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 
+from synplug.cli.outlets import telemetry_of, tell_complaints
 from synplug.cli.render import complain, report_text
 from synplug.cli.requests import check_url, closing_plans, hold_options
 from synplug.errors import UsageError
@@ -38,6 +39,7 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     procfs.require_net_admin()
     plan = _plan(options, command)
     hold, endpoints = hold_options(options), tuple(options.endpoints)
+    telemetry = telemetry_of(options)
     adopt_orphans()
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup(1); reloads come by it
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -54,6 +56,8 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
             def tell(report: Report) -> None:
                 if not options.quiet or report.exit_code or report.warnings:
                     complain(report_text(report, verbose=options.verbose))
+                if telemetry is not None:
+                    tell_complaints(telemetry.finished(report))
 
             around = Surroundings(
                 tools=tools,

@@ -6,10 +6,9 @@ import argparse
 import os
 import shlex
 
-from synplug.cli.json_output import JsonOutput
-from synplug.cli.render import complain, milliseconds, plain, report_text
+from synplug.cli.outlets import Outlets
+from synplug.cli.render import milliseconds, plain
 from synplug.cli.requests import check_url, closing_plans, hold_options
-from synplug.errors import SynplugError
 from synplug.handover.assembly import real_tools
 from synplug.handover.generation import Generation, Lineage
 from synplug.handover.plan import ReadyPlan, SwapPlan
@@ -35,22 +34,18 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     if options.dry_run:
         print(plain(_dry_run(plan, request.old_pid)))
         return 0
-    output = JsonOutput(options.json)
+    outlets = Outlets(options)
     adopt_orphans()
     with Signals() as signals:
-        tools = real_tools(plan.spec, signals=signals, command_stdout=output.diverted)
+        outlets.begin(plan.spec)
+        tools = real_tools(plan.spec, signals=signals, command_stdout=outlets.command_stdout)
         report = swap(
             plan,
             tools,
             old=Generation(request.old_pid, tools=tools),
             lineage=Lineage(procfs, os.getpid()),
         )
-    unwritten = output.write(report)
-    if not options.quiet or report.exit_code or report.error or unwritten:
-        complain(report_text(report, verbose=options.verbose))
-    if unwritten:
-        complain(f"synplug: the JSON report could not be written: {plain(unwritten)}")
-    return report.exit_code or (SynplugError.exit_code if unwritten else 0)
+    return outlets.end(report)
 
 
 def _request(options: argparse.Namespace, command: tuple[str, ...]) -> SwapRequest:

@@ -57,8 +57,10 @@ def supervise_options(verb: Parser) -> None:
     group = verb.add_argument_group("safety")
     groups.check_option(group)
     groups.lock_option(group)
-    verb.add_argument("-q", "--quiet", action=Switch, help="no report where all went well")
-    verb.add_argument("-v", "--verbose", action=Switch, help="phases and listeners, too")
+    group = verb.add_argument_group("report")
+    group.add_argument("-q", "--quiet", action=Switch, help="no report where all went well")
+    group.add_argument("-v", "--verbose", action=Switch, help="phases and listeners, too")
+    groups.telemetry_options(group)
 
 
 def swap_options(verb: Parser) -> None:

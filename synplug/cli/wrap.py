@@ -6,10 +6,9 @@ import argparse
 import shlex
 import time
 
-from synplug.cli.json_output import JsonOutput
-from synplug.cli.render import complain, milliseconds, plain, report_text
+from synplug.cli.outlets import Outlets
+from synplug.cli.render import complain, milliseconds, plain
 from synplug.cli.requests import check_url, drain_plan, hold_options, target_request
-from synplug.errors import SynplugError
 from synplug.handover.assembly import real_tools
 from synplug.handover.plan import ReadyPlan, WrapPlan
 from synplug.handover.process import Signals
@@ -44,15 +43,11 @@ def _restart(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     if not options.quiet:
         for endpoint in target.unserved:
             complain(f"synplug: nobody listens on {endpoint} so far")
-    output = JsonOutput(options.json)
+    outlets = Outlets(options)
     with Signals() as signals:
-        report = wrap(plan, real_tools(plan.spec, signals=signals, command_stdout=output.diverted))
-        unwritten = output.write(report)  # a signal now does not take the account with it
-        if not options.quiet or report.exit_code or report.error or unwritten:
-            complain(report_text(report, verbose=options.verbose))
-        if unwritten:
-            complain(f"synplug: the JSON report could not be written: {plain(unwritten)}")
-    return report.exit_code or (SynplugError.exit_code if unwritten else 0)
+        outlets.begin(plan.spec)
+        tools = real_tools(plan.spec, signals=signals, command_stdout=outlets.command_stdout)
+        return outlets.end(wrap(plan, tools))  # a signal now does not take the account with it
 
 
 def _wait_some_of(longest_s: float) -> None:

@@ -1,0 +1,63 @@
+"""Where a run's results go: people, the JSON report, logs, metrics, hooks."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from synplug.cli.json_output import JsonOutput
+from synplug.cli.render import complain, plain, report_text
+from synplug.errors import SynplugError
+from synplug.model import HoldSpec, Report
+
+if TYPE_CHECKING:
+    from synplug.cli.telemetry import Telemetry
+
+
+class Outlets:
+    """All that the options ask for, opened before anything is held.
+
+    :raises UsageError: one cannot be opened.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._json = JsonOutput(getattr(options, "json", None))
+        self._telemetry = telemetry_of(options)
+
+    @property
+    def command_stdout(self) -> int | None:
+        """What the command gets as its standard output; None: ours."""
+        return self._json.diverted
+
+    def begin(self, spec: HoldSpec) -> None:
+        """Tell those who want to know of the beginning, too."""
+        if self._telemetry is not None:
+            tell_complaints(self._telemetry.started(spec))
+
+    def end(self, report: Report) -> int:
+        """Tell all; returns the exit status."""
+        options = self._options
+        unwritten = self._json.write(report)
+        if not options.quiet or report.exit_code or report.error or unwritten:
+            complain(report_text(report, verbose=options.verbose))
+        if unwritten:
+            complain(f"synplug: the JSON report could not be written: {plain(unwritten)}")
+        if self._telemetry is not None:
+            tell_complaints(self._telemetry.finished(report))
+        return report.exit_code or (SynplugError.exit_code if unwritten else 0)
+
+
+def telemetry_of(options: argparse.Namespace) -> Telemetry | None:
+    """What is to be told to others; importing it costs, so only if anything is."""
+    if not (options.log or options.metrics or options.on_event):
+        return None
+    from synplug.cli.telemetry import Telemetry
+
+    return Telemetry(options)
+
+
+def tell_complaints(complaints: list[str]) -> None:
+    """Say what could not be told."""
+    for complaint in complaints:
+        complain(f"synplug: {plain(complaint)}")
