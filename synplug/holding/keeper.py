@@ -204,13 +204,13 @@ class Keeper:
         self._audience.detach()
 
     def _hold(self) -> None:
+        self._poll.register(self._backend.fileno(), select.POLLIN)
         if self._backend.uses_queues:
             self._guard.share()
         deadline_s = self._clock() + self._spec.max_hold_s
         self._ledger.write(entry_of(self._spec, self._backend, "holding", deadline_s=deadline_s))
         self._deadman.set(self._spec.max_hold_s + _DEADMAN_S + self._backend.patience_s)
         self._backend.hold()
-        self._poll.register(self._backend.fileno(), select.POLLIN)
         self._held_at_s = self._clock()
         self._deadline_s = self._held_at_s + self._spec.max_hold_s
         self._deadman.set(self._spec.max_hold_s + _DEADMAN_S)

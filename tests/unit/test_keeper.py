@@ -130,6 +130,16 @@ def test_what_changes_wakes_it_while_it_holds(armed: Keeper, notes: Notes) -> No
     assert notes.log == ["hold", "absorb"]
 
 
+def test_what_it_polls_is_asked_for_before_anybody_waits(
+    armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gives up opens only what it knows to be held."""
+    monkeypatch.setattr(Notes, "fileno", lambda _: -1)
+    with pytest.raises(ValueError, match="file descriptor"):
+        armed._hold()
+    assert "hold" not in notes.log
+
+
 @pytest.mark.parametrize("uses_queues", [False, True])
 def test_only_who_uses_queues_has_the_guard(armed: Keeper, notes: Notes, uses_queues: bool) -> None:
     notes.uses_queues = uses_queues
