@@ -64,4 +64,4 @@ soak: setup
 	$(PYTHON) -m pytest --soak tests/unit tests/integration/test_soak.py
 
 clean:
-	rm -rf .venv .guest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ansible .guest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -15,3 +15,4 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 -e '.[iptables,plug,dev]'
     printf '%s\n' "$wanted" >"$stamp"
 fi
+sh scripts/setup-ansible.sh

@@ -1,0 +1,365 @@
+"""The Ansible collection, as it is built and installed, with network namespaces as its hosts.
+
+Each host has a HAProxy of its own, under load. ansible-core runs in .venv-ansible; a host's Python
+is a script that enters its namespace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netlab.load import Load
+from netlab.load_result import LoadResult
+from netlab.servers import HAProxy
+from netlab.snapshot import NetworkState
+from netlab.topology import ClientServer
+
+ROOT = Path(__file__).parents[2]
+COLLECTION = ROOT / "integrations" / "ansible"
+BIN = ROOT / ".venv-ansible" / "bin"
+SYNPLUG = str(Path(sys.executable).with_name("synplug"))
+#: Checks that need nothing from the network.
+SANITY = ["shebang", "line-endings", "no-assert", "no-smart-quotes", "symlinks"]
+#: A play that means the machine's own files after all shall fail.
+READ_ONLY = [
+    *("unshare", "-m", "--propagation", "private", "sh", "-c"),
+    "for d in /etc /usr /opt; do mount --bind $d $d && mount -o remount,bind,ro $d || exit; done\n"
+    'exec "$@"',
+    "sh",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ansible:
+    """ansible-core with the built collection, and a directory for its files."""
+
+    folder: Path
+    environ: dict[str, str]
+
+    @property
+    def collection(self) -> Path:
+        """Where the collection is installed."""
+        return self.folder / "collections" / "ansible_collections" / "synplug" / "ops"
+
+    def run(self, *argv: str, timeout_s: float = 120, cwd: Path | None = None) -> str:
+        """Run a command of Ansible's; what it says."""
+        done = self.attempt(*argv, timeout_s=timeout_s, cwd=cwd)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def attempt(
+        self, *argv: str, timeout_s: float = 120, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """The same, whatever comes of it."""
+        return subprocess.run(
+            [*READ_ONLY, str(BIN / argv[0]), *argv[1:]],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+            env=self.environ,
+            cwd=cwd or self.folder,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def play(self, *argv: str) -> tuple[int, dict[str, Any]]:
+        """Run a playbook; its status, and what its JSON callback says."""
+        done = self.attempt("ansible-playbook", *argv)
+        assert done.stdout.lstrip().startswith("{"), done.stdout + done.stderr
+        said: dict[str, Any] = json.loads(done.stdout)
+        return done.returncode, said
+
+
+@pytest.fixture(scope="module")
+def ansible(tmp_path_factory: pytest.TempPathFactory) -> Ansible:
+    """The collection, built by ansible-galaxy and installed from its archive."""
+    folder = tmp_path_factory.mktemp("ansible")
+    environ = {name: text for name, text in os.environ.items() if "ANSIBLE" not in name}
+    made = Ansible(
+        folder=folder,
+        environ=environ
+        | {
+            "PATH": f"{BIN}:{environ['PATH']}",
+            "HOME": str(folder),
+            "ANSIBLE_COLLECTIONS_PATH": str(folder / "collections"),
+            "ANSIBLE_STDOUT_CALLBACK": "json_results",
+            "ANSIBLE_CALLBACK_PLUGINS": str(
+                Path(__file__).parent / "programs" / "ansible_callbacks"
+            ),
+            "ANSIBLE_LOCALHOST_WARNING": "false",
+            "ANSIBLE_FORKS": "3",
+            "LC_ALL": "C.UTF-8",
+        },
+    )
+    made.run("ansible-galaxy", "collection", "build", str(COLLECTION), "--output-path", str(folder))
+    (archive,) = folder.glob("synplug-ops-*.tar.gz")
+    made.run(
+        "ansible-galaxy", "collection", "install", "--offline", str(archive),
+        "-p", str(folder / "collections"),
+    )  # fmt: skip
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """A network namespace with a HAProxy, and a client of its own."""
+
+    name: str
+    lab: ClientServer
+    haproxy: HAProxy
+
+    @property
+    def configuration(self) -> Path:
+        """What its HAProxy reads."""
+        return self.haproxy.directory / "haproxy.cfg"
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[Host]]:
+    """Three hosts, that must be left as they were found."""
+    with ExitStack() as stack:
+        made, before = [], []
+        for name in ("web1", "web2", "web3"):
+            lab = stack.enter_context(ClientServer())
+            before.append(NetworkState.capture(lab.server))
+            haproxy = stack.enter_context(HAProxy(lab.server))
+            made.append(Host(name=name, lab=lab, haproxy=haproxy))
+        yield made
+        for host in made:
+            host.haproxy.stop()
+        for host, state in zip(made, before, strict=True):
+            left = state.difference(NetworkState.capture(host.lab.server))
+            assert not left, f"{host.name} is not as before: {left}"
+
+
+@pytest.fixture
+def inventory(hosts: list[Host], tmp_path: Path) -> Path:
+    """The hosts, for Ansible."""
+    found = {}
+    for host in hosts:
+        python = tmp_path / f"python-{host.name}"
+        enter = " ".join(host.lab.server.command([sys.executable]))
+        python.write_text(f'#!/bin/sh\nexec {enter} "$@"\n')
+        python.chmod(0o755)
+        found[host.name] = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": str(python),
+            "ansible_remote_tmp": str(tmp_path / f"tmp-{host.name}"),
+            "haproxy_configuration": str(host.configuration),
+            "haproxy_restart": host.haproxy.restart_argv,
+            "haproxy_ports": list(host.haproxy.ports),
+            "haproxy_become": False,
+            "haproxy_source": str(tmp_path / "new.cfg"),
+            "synplug_executable": SYNPLUG,
+        }
+    path = tmp_path / "inventory.json"
+    path.write_text(json.dumps({"web": {"hosts": found}}))
+    return path
+
+
+def new_configuration(hosts: list[Host], tmp_path: Path, addition: str) -> Path:
+    """A configuration for all hosts: what the first one has, and some more. Paths are shared."""
+    path = tmp_path / "new.cfg"
+    path.write_text(hosts[0].configuration.read_text() + addition)
+    return path
+
+
+def example(tmp_path: Path) -> Path:
+    """examples/haproxy.yml, as it stands but for where synplug is."""
+    text = (COLLECTION / "examples" / "haproxy.yml").read_text()
+    marker = "      synplug.ops.restart:\n"
+    assert text.count(marker) == 1
+    path = tmp_path / "play.yml"
+    path.write_text(text.replace(marker, f"{marker}        executable: {SYNPLUG}\n"))
+    return path
+
+
+def under_load(hosts: list[Host], play: Any) -> tuple[Any, dict[str, LoadResult]]:
+    """Clients of every host, while a play runs."""
+    with ExitStack() as stack:
+        loads = {
+            host.name: stack.enter_context(
+                Load(
+                    host.lab.client,
+                    host.haproxy.targets(host.lab.server_addresses),
+                    rate_per_s=200,
+                )
+            )
+            for host in hosts
+        }
+        outcome = play()
+        return outcome, {name: load.stop() for name, load in loads.items()}
+
+
+def results_of(said: dict[str, Any], task: str) -> dict[str, dict[str, Any]]:
+    """What a task came to on each host."""
+    return {
+        host: result
+        for play in said["plays"]
+        for found in play["tasks"]
+        if found["name"] == task
+        for host, result in found["hosts"].items()
+    }
+
+
+def test_a_new_configuration_rolls_over_all_hosts_and_nobody_notices(
+    ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
+) -> None:
+    play = example(tmp_path)
+    source = new_configuration(hosts, tmp_path, "\n# the second one\n")
+    words = ("-i", str(inventory), str(play))
+    pids = {host.name: host.haproxy.pids for host in hosts}
+
+    (status, said), loads = under_load(hosts, lambda: ansible.play(*words))
+    assert status == 0, json.dumps(said)
+    restarted = results_of(said, "Restart HAProxy")
+    for host in hosts:
+        assert loads[host.name].failures == 0, loads[host.name].summary()
+        assert host.haproxy.pids != pids[host.name], json.dumps(said)
+        assert host.configuration.read_text() == source.read_text()
+        result = restarted[host.name]
+        assert (result["changed"], result["rc"], result["lost"]) == (True, 0, 0)
+        assert result["report"]["hold"]["held"] > 0
+    starts = [restarted[host.name]["report"]["started_at"] for host in hosts]
+    assert starts == sorted(starts), "one after the other"
+
+    # The same play again: nothing has changed, nothing is restarted.
+    pids = {host.name: host.haproxy.pids for host in hosts}
+    status, said = ansible.play(*words)
+    assert (status, results_of(said, "Restart HAProxy")) == (0, {})
+    assert {host.name: host.haproxy.pids for host in hosts} == pids
+
+
+def test_the_same_roll_without_synplug_loses(
+    ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
+) -> None:
+    """The control: the handler calls the restart command itself."""
+    play = example(tmp_path)
+    text = play.read_text()
+    start = text.index("      synplug.ops.restart:")
+    play.write_text(
+        text[:start] + "      ansible.builtin.command:\n        argv: '{{ haproxy_restart }}'\n"
+    )
+    new_configuration(hosts, tmp_path, "\n# the second one\n")
+    words = ("-i", str(inventory), "--limit", "web1", str(play))
+    (status, _), loads = under_load(hosts[:1], lambda: ansible.play(*words))
+    assert status == 0
+    assert all(load.failures > 0 for load in loads.values())
+
+
+def test_a_broken_configuration_stops_the_roll_at_the_first_host(
+    ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
+) -> None:
+    """Its --check fails: that host serves on by the old process, the others are untouched."""
+    new_configuration(hosts, tmp_path, "\nnonsense\n")
+    words = ("-i", str(inventory), str(example(tmp_path)))
+    pids = {host.name: host.haproxy.pids for host in hosts}
+    texts = {host.name: host.configuration.read_text() for host in hosts}
+    (status, said), loads = under_load(hosts, lambda: ansible.play(*words))
+    assert status != 0
+    (host,) = results_of(said, "Restart HAProxy").items()
+    assert host[0] == "web1"
+    assert "--check ended with status 1" in host[1]["msg"]
+    assert (host[1]["rc"], host[1]["changed"]) == (125, False)
+    assert {host.name: host.haproxy.pids for host in hosts} == pids, "nobody was restarted"
+    for other in hosts[1:]:
+        assert other.configuration.read_text() == texts[other.name], "nor written to"
+    assert all(load.failures == 0 for load in loads.values())
+
+
+def test_a_version_that_does_not_start_stops_the_roll_too(
+    ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
+) -> None:
+    """No check sees it: the first host is down, as it would be without synplug; no other one is."""
+    broken = tmp_path / "restart"
+    broken.write_text(f"#!/bin/sh\n{hosts[0].haproxy.directory}/stop\nexit 7\n")
+    broken.chmod(0o755)
+    new_configuration(hosts, tmp_path, "\n# the second one\n")
+    pids = {host.name: host.haproxy.pids for host in hosts[1:]}
+    status, said = ansible.play(
+        "-i", str(inventory),
+        "-e", json.dumps({"haproxy_restart": [str(broken)]}), str(example(tmp_path)),
+    )  # fmt: skip
+    assert status != 0
+    restarted = results_of(said, "Restart HAProxy")
+    assert restarted.keys() == {"web1"}
+    assert (restarted["web1"]["rc"], restarted["web1"]["changed"]) == (7, True)
+    assert restarted["web1"]["report"]["outcome"] == "command-failed"
+    assert {host.name: host.haproxy.pids for host in hosts[1:]} == pids
+
+
+def test_check_mode_and_diff(
+    ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
+) -> None:
+    new_configuration(hosts, tmp_path, "\n# the second one\n")
+    pids = {host.name: host.haproxy.pids for host in hosts}
+    status, said = ansible.play(
+        "--check", "--diff", "--limit", "web1", "-i", str(inventory),
+        str(example(tmp_path)),
+    )  # fmt: skip
+    assert status == 0, json.dumps(said)
+    for result in results_of(said, "Restart HAProxy").values():
+        assert result["changed"] is True
+        assert "hold new connections to *:8080" in result["plan"]
+        assert result["diff"]["prepared"] == result["plan"]
+    assert {host.name: host.haproxy.pids for host in hosts} == pids
+
+
+def test_the_role_installs_and_the_rolling_play_restarts_what_it_configured(
+    ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
+) -> None:
+    """By the wheel of this very tree, without a network."""
+    wheels = tmp_path / "wheels"
+    ansible.run(
+        "python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+        "--no-index", "--wheel-dir", str(wheels), str(ROOT),
+    )  # fmt: skip
+    (wheel,) = wheels.glob("synplug-*.whl")
+    play = tmp_path / "install.yml"
+    play.write_text("- hosts: web1\n  gather_facts: false\n  roles:\n    - synplug.ops.install\n")
+    service = {"port": list(hosts[0].haproxy.ports), "restart": hosts[0].haproxy.restart_argv}
+    variables = {
+        "synplug_package": str(wheel),
+        "synplug_pip_arguments": f"--no-index --find-links {ROOT}/.venv-ansible/wheels",
+        "synplug_venv": str(tmp_path / "venv"),
+        "synplug_venv_command": f"{sys.executable} -m venv",
+        "synplug_link": str(tmp_path / "synplug"),
+        "synplug_config_dir": str(tmp_path / "synplug.d"),
+        "synplug_services": {"edge": {**service, "max-hold": "9s", "quiet": True}},
+    }
+    words = ("-i", str(inventory), "-e", json.dumps(variables), str(play))
+    status, said = ansible.play(*words)
+    assert status == 0, json.dumps(said)
+    status, said = ansible.play(*words)
+    assert status == 0, json.dumps(said)
+    assert said["stats"]["web1"]["changed"] == 0, "the role is idempotent"
+
+    rolling = {
+        "synplug_hosts": "web1",
+        "synplug_service": "edge",
+        "synplug_become": False,
+        "synplug_executable": str(tmp_path / "synplug"),
+        "synplug_config": str(tmp_path / "synplug.d"),
+    }
+    words = ("-i", str(inventory), "-e", json.dumps(rolling), "synplug.ops.rolling")
+    (status, said), loads = under_load(hosts[:1], lambda: ansible.play(*words))
+    assert status == 0, json.dumps(said)
+    assert results_of(said, "Restart")["web1"]["report"]["hold"]["held"] > 0
+    assert loads["web1"].failures == 0, loads["web1"].summary()
+
+
+def test_its_documentation_and_sanity(ansible: Ansible) -> None:
+    text = ansible.run("ansible-doc", "synplug.ops.restart")
+    assert "Restart a service without losing a TCP connection" in text or "synplug wrap" in text
+    tests = [word for name in SANITY for word in ("--test", name)]
+    ansible.run("ansible-test", "sanity", *tests, cwd=ansible.collection)
