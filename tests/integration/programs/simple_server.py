@@ -51,8 +51,9 @@ def main() -> None:
     next_s = time.monotonic()
     while True:
         next_s = max(next_s, time.monotonic() - _CATCH_UP_S) + 1 / options.rate
-        if next_s > time.monotonic():
-            time.sleep(next_s - time.monotonic())
+        wait_s = next_s - time.monotonic()
+        if wait_s > 0:
+            time.sleep(wait_s)
         connection, _ = listener.accept()
         if options.think:
             threading.Thread(target=answer, args=(connection, options.think)).start()
