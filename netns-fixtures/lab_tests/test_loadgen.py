@@ -187,7 +187,7 @@ def test_8000_connections_a_second(lab: ClientServer) -> None:
         result = running.wait()
 
     assert result.ok == result.attempted == 16_000
-    assert result.late_p99_ms < 500
+    assert result.late_p99_ms < 2000
 
 
 def test_redis_connections_leave_no_time_wait(lab: ClientServer) -> None:
