@@ -20,9 +20,11 @@ from tests.integration import shell
 
 RESTARTS = 10
 CONTROL_RESTARTS = 4
-#: A SYN that is sent again is sent after a second (RFC 6298, 2.1), so this tells them apart.
+#: A SYN that is sent again is sent after a second (RFC 6298, 2.1), so these tell them apart: the
+#: first where the load client was on time, the other where the machine kept even that waiting.
 RETRANSMISSION_MS = 1000
-SPARE_MS = 700
+SPARE_MS, SPARE_BUSY_MS = 250, 700
+LATE_MS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +60,10 @@ def test_no_client_notices_a_cold_restart(lab: ClientServer, case: Case, path: s
     assert kept.load.failures == 0, kept.load.summary()
     assert kept.load.attempted > case.rate_per_s
     assert kept.gap_ms > 0, "the restarts were not cold"
-    if kept.gap_ms < RETRANSMISSION_MS - SPARE_MS:  # else some are sent again while they wait
+    if kept.gap_ms < RETRANSMISSION_MS - SPARE_BUSY_MS:  # else some are sent again while they wait
         assert kept.load.retransmitted == 0, kept.load.summary()
-    assert kept.load.connect_max_ms < kept.gap_ms + SPARE_MS, kept
+    spare_ms = SPARE_MS if kept.load.late_p99_ms < LATE_MS else SPARE_BUSY_MS
+    assert kept.load.connect_max_ms < kept.gap_ms + spare_ms, kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,5 +110,6 @@ def _restart_wrapped(service: Service) -> None:
     hold = report["hold"]
     assert hold["released"] == hold["held"], report
     assert (hold["lost"], hold["overflowed"]) == (0, 0), report
-    assert report["gap_s"] is not None, report
+    # A gap of a few milliseconds may fall between two looks; that there was one, ListenWatch saw.
+    assert report["gap_s"] is None or report["gap_s"] > 0, report
     wait_until(lambda: service.running, 5, "service running after the restart")
