@@ -15,11 +15,16 @@ from synplug.kernel.namespaces import enter_network
 
 _EVERY_S = 0.025
 _LONGEST_S = 5.0
+_ANSWERS = {0: "connected", errno.ECONNREFUSED: "refused", errno.ECONNRESET: "reset"}
+_LOST = ("refused", "reset")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One connection. Times are monotonic seconds; *answer* is what connect(2) said."""
+    """One connection. Times are monotonic seconds; *answer* is what connect(2) said.
+
+    "reset": whoever accepted the handshake was closed before the connection was accepted.
+    """
 
     began_s: float
     took_s: float
@@ -28,7 +33,12 @@ class Attempt:
     @property
     def is_answered(self) -> bool:
         """Whether the kernel has answered at all."""
-        return self.answer in ("connected", "refused")
+        return self.answer in ("connected", *_LOST)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the answer was no."""
+        return self.answer in _LOST
 
 
 class Clients:
@@ -90,8 +100,7 @@ class Clients:
             connection, began_s = self._open.pop(descriptor)
             self._poll.unregister(descriptor)
             code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            answers = {0: "connected", errno.ECONNREFUSED: "refused"}
-            self._enter(began_s, answers.get(code, errno.errorcode.get(code, str(code))))
+            self._enter(began_s, _ANSWERS.get(code, errno.errorcode.get(code, str(code))))
             connection.close()
 
     def _enter(self, began_s: float, answer: str) -> None:

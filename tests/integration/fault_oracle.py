@@ -109,7 +109,7 @@ def _of_the_account(case: Case, seen: Observation) -> list[str]:
 
 def _of_a_detached_hold(case: Case, seen: Observation) -> list[str]:
     """Whoever asked last for it, ``hold`` or ``release``, tells how it is."""
-    refused = sum(attempt.answer == "refused" for attempt in seen.attempts)
+    lost = sum(attempt.is_lost for attempt in seen.attempts)
     report = seen.report or {"outcome": "", "error": "", "exit_code": seen.status}
     is_ready = report["outcome"] == "ready"
     is_killed = seen.status in (_SHELL + signal.SIGKILL, _SHELL + signal.SIGTERM)
@@ -124,15 +124,15 @@ def _of_a_detached_hold(case: Case, seen: Observation) -> list[str]:
         or is_killed
         or seen.status in (3, 124, 125),
         "the command ran where it was held, only": seen.command_done == seen.command_began,
-        "ready, so nobody was refused, and it serves": not is_ready
-        or (not refused and seen.serves and seen.command_done),
+        "ready, so nobody was lost, and it serves": not is_ready
+        or (not lost and seen.serves and seen.command_done),
         "an error is named, and only then": bool(report["error"])
         == (report["outcome"] == Outcome.ERROR.value),
         "nothing struck, so it is ready": has_struck(case, seen) or is_ready,
         "it struck": has_struck(case, seen) or _may_pass_by(case),
     }
     what = f"status {seen.status}, report {seen.report}"
-    return [f"not true: {rule} ({what}, {refused} refused)" for rule, ok in rules.items() if not ok]
+    return [f"not true: {rule} ({what}, {lost} lost)" for rule, ok in rules.items() if not ok]
 
 
 def _may_pass_by(case: Case) -> bool:
@@ -140,7 +140,7 @@ def _may_pass_by(case: Case) -> bool:
 
 
 def _of_the_report(case: Case, seen: Observation, report: dict[str, Any]) -> list[str]:
-    refused = sum(attempt.answer == "refused" for attempt in seen.attempts)
+    lost = sum(attempt.is_lost for attempt in seen.attempts)
     outcome, error, status = report["outcome"], report["error"], report["command"]["status"]
     what = f"outcome {outcome}, status {seen.status}, error {error!r}"
     rules = {
@@ -149,7 +149,7 @@ def _of_the_report(case: Case, seen: Observation, report: dict[str, Any]) -> lis
         "0 is ready, or a signal survived": seen.status != 0
         or outcome == "ready"
         or (outcome == "interrupted" and case.fault is Fault.SIGTERM),
-        "ready, so nobody was refused": outcome != "ready" or not refused,
+        "ready, so nobody was lost": outcome != "ready" or not lost,
         "ready, so it serves": outcome != "ready" or (seen.serves and seen.command_done),
         "nothing struck, so it is ready": has_struck(case, seen) or outcome == "ready",
         "it struck": has_struck(case, seen) or _may_pass_by(case),
@@ -164,7 +164,7 @@ def _of_the_report(case: Case, seen: Observation, report: dict[str, Any]) -> lis
         "the fault is named": not error
         or _names_the_fault(case, seen, " ".join([error, report["remedy"], *report["warnings"]])),
     }
-    return [f"not true: {rule} ({what}, {refused} refused)" for rule, ok in rules.items() if not ok]
+    return [f"not true: {rule} ({what}, {lost} lost)" for rule, ok in rules.items() if not ok]
 
 
 def _names_the_fault(case: Case, seen: Observation, said: str) -> bool:
