@@ -48,7 +48,8 @@ def test_one_source_does_not_take_the_whole_hold(
     assert load.failures == 0, load.summary()
     hold = report["hold"]
     assert load.connect_max_ms < hold["duration_s"] * 1000 + SPARE_MS, load.summary()
-    assert hold["duplicates"] >= load.retransmitted, "what is sent again is there already"
+    # But for what is sent again at the very release, or was dropped before it came to the hold.
+    assert hold["duplicates"] >= 0.9 * load.retransmitted, "what is sent again is there already"
     assert hold["overflowed"] == 0
     assert hold["over_source"] >= FLOOD * 0.9 - 1000
     assert hold["peak"] <= 2048
@@ -58,7 +59,8 @@ def test_one_source_does_not_take_the_whole_hold(
 def test_without_the_limit_it_does(routed: ClientServer, simple: SimpleService) -> None:
     """The control."""
     report, load = _flooded(routed, simple, 4, 1, ["--max-held", "2048"])
-    assert report["hold"]["duplicates"] < load.retransmitted, "what is sent again was not there"
+    again = report["hold"]["duplicates"]
+    assert again < 0.7 * load.retransmitted, "what is sent again was not there"
     assert report["hold"]["overflowed"] > 0
     assert report["hold"]["over_source"] == 0
 
