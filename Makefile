@@ -1,7 +1,7 @@
 # Each target sets up what it needs: Debian packages (as root) and .venv.
 PYTHON := .venv/bin/python
 
-.PHONY: help setup demo test faults swaps kernels unit lint format bench comparison soak clean
+.PHONY: help setup demo man test faults swaps kernels unit lint format bench comparison soak clean
 
 .DEFAULT_GOAL := help
 
@@ -15,6 +15,7 @@ help:
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   restarts beside every alternative: docs/benchmarks.*; BENCH=--quick for a trial"
 	@echo "make comparison  the table of docs/comparison.md, measured in a guest"
+	@echo "make man     the manual pages, man/*.1, from the options"
 	@echo "make soak    1,000 restarts in a row, 50 at once, 100,000 cases of the properties"
 	@echo "make format  ruff format"
 
@@ -62,6 +63,9 @@ comparison: setup
 
 soak: setup
 	$(PYTHON) -m pytest --soak tests/unit tests/integration/test_soak.py
+
+man: setup
+	@$(PYTHON) scripts/manual_pages.py
 
 clean:
 	rm -rf .venv .venv-ansible .guest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -55,6 +55,8 @@ def file_names(named: str | None) -> list[str]:
 
     :raises UsageError: a directory cannot be read, or must not be trusted.
     """
+    if named == os.devnull:
+        return []
     if named is not None:
         return _members(named) if os.path.isdir(named) else [named]
     main = [MAIN_FILE] if os.path.lexists(MAIN_FILE) else []

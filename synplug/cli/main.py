@@ -27,6 +27,9 @@ _VERBS = {
     "recover": "synplug.cli.recover",
     "status": "synplug.cli.status",
     "config": "synplug.cli.config",
+    "systemd": "synplug.cli.systemd",
+    "completion": "synplug.cli.completion",
+    "demo": "synplug.cli.demo",
 }
 _WITH_COMMAND = ("wrap", "swap", "supervise")
 #: Those that take options from files and variables.

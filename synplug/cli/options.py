@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from synplug import __version__
 from synplug.cli import option_groups as groups
 from synplug.cli import values
-from synplug.cli.config_options import RESTART_EPILOG, config_option, service_options
+from synplug.cli.config_options import RESTART_EPILOG, service_options
 from synplug.cli.hold_options import hold_options
 from synplug.cli.parser import HelpFormatter, Parser, Switch, value_of
+from synplug.cli.setup_options import completion_verb, config_verb, demo_verb, systemd_verb
 from synplug.cli.swap_options import SUPERVISE_EPILOG, SWAP_EPILOG, supervise_options, swap_options
 
 _DESCRIPTION = "Restart anything that listens on TCP without losing a connection."
@@ -53,7 +55,8 @@ def parser() -> Parser:
     _doctor(verbs)
     _status(verbs)
     _recover(verbs)
-    _config(verbs)
+    for words in (config_verb, systemd_verb, completion_verb, demo_verb):
+        words(partial(_verb, verbs))
     return top
 
 
@@ -201,17 +204,4 @@ def _recover(verbs: argparse._SubParsersAction[Parser]) -> None:
         "synplug recover [--netns NAME]",
     )
     groups.netns_option(verb)
-    verb.add_argument("--json", action="store_true", help="as JSON on standard output")
-
-
-def _config(verbs: argparse._SubParsersAction[Parser]) -> None:
-    verb = _verb(
-        verbs,
-        "config",
-        "check the configuration, or show what is in force and where each value comes from",
-        "synplug config check [--config PATH]\n       synplug config show [NAME] [--config PATH]",
-    )
-    verb.add_argument("deed", choices=["check", "show"], help="what to do")
-    verb.add_argument("service", nargs="?", metavar="NAME", help="only this service")
-    config_option(verb)
     verb.add_argument("--json", action="store_true", help="as JSON on standard output")

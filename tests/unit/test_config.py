@@ -30,7 +30,16 @@ else:
 
 DOC = Path(__file__).parents[2] / "docs" / "configuration.md"
 #: Verbs that are about no service, or only about a supervisor that runs already.
-WITHOUT = {"reload", "doctor", "status", "recover", "config"}
+WITHOUT = {
+    "reload",
+    "doctor",
+    "status",
+    "recover",
+    "config",
+    "systemd",
+    "completion",
+    "demo",
+}
 
 Write = Callable[..., str]
 

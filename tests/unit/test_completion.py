@@ -1,0 +1,113 @@
+"""Completion in real shells, and manual pages as man(1) reads them."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synplug.cli import completion
+from synplug.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def completed_by_bash(*words: str, config: str = "") -> set[str]:
+    """What bash would offer for the last of these words."""
+    script = (
+        f"export PATH={BIN}:$PATH SYNPLUG_CONFIG={config}\nsource /dev/stdin <<'EOF'\n"
+        f'{completion.bash()}EOF\nCOMP_WORDS=("$@") COMP_CWORD=$(($# - 1))\n_synplug\n'
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    done = subprocess.run(
+        ["bash", "-euc", script, "bash", "synplug", *words],
+        capture_output=True, text=True, check=True, cwd="/",
+    )  # fmt: skip
+    return set(done.stdout.split())
+
+
+def test_bash_completes_verbs_options_and_values(tmp_path: Path) -> None:
+    assert completed_by_bash("re") == {"release", "restart", "reload", "recover"}
+    assert completed_by_bash("wrap", "--max-h") == {
+        "--max-hold", "--max-held", "--max-held-per-source",
+    }  # fmt: skip
+    assert completed_by_bash("wrap", "--on-full", "") == {"drop", "pass"}
+    assert completed_by_bash("wrap", "--backend", "nfq") == {"nfqueue", "nfqueue-iptables"}
+    assert completed_by_bash("config", "c") == {"check"}
+    assert "--no-best-effort" not in completed_by_bash("wrap", "--")
+    assert "/etc" in completed_by_bash("wrap", "--json", "/et")
+    assert "systemctl" in completed_by_bash("wrap", "-p", "80", "--", "systemct")
+    config = tmp_path / "synplug.toml"
+    config.write_text("[service.web]\nport = 80\n[service.mail]\nport = 25\n")
+    config.chmod(0o600)
+    assert "web" in completed_by_bash("restart", "", config=str(config))
+    assert completed_by_bash("wrap", "-s", "m", config=str(config)) == {"mail"}
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_take_theirs(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.fail(f"no {shell}: netns-fixtures/setup.sh installs it")
+    script = tmp_path / "completion"
+    script.write_text(getattr(completion, shell)())
+    if shell == "fish":
+        line = f"source {script}; complete -C 'synplug wrap --on-full '; complete -C 'synplug rel'"
+        expected = ["drop", "pass", "release", "reload"]
+    else:
+        line = (
+            f"ZDOTDIR={tmp_path} HOME={tmp_path}; source {script}; words=(synplug wrap --on-f); "
+            "COMP_WORDS=(synplug wrap --on-f); "
+            "print -l ${_comps[synplug]}; typeset -f _synplug | head -1"
+        )
+        expected = ["_bash_complete", "_synplug"]
+    flag = ["-f"] if shell == "zsh" else ["-N"]
+    environ = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(tmp_path), "TERM": "dumb"}
+    done = subprocess.run(
+        [shell, *flag, "-c", line], capture_output=True, text=True, check=False, env=environ
+    )
+    assert done.returncode == 0, done.stderr
+    for word in expected:
+        assert word in done.stdout, done
+    assert done.stderr == ""
+
+
+def test_the_verb_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert main(["completion", shell]) == 0
+        assert capsys.readouterr().out == getattr(completion, shell)()
+    assert main(["completion", "tcsh"]) == 125
+
+
+def manual_pages() -> dict[str, str]:
+    spec = importlib.util.spec_from_file_location("manual_pages", ROOT / "scripts/manual_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: dict[str, str] = module.pages()
+    return found
+
+
+def test_the_manual_pages_are_those_of_the_options() -> None:
+    """``make man`` writes them."""
+    there = {path.name: path.read_text() for path in (ROOT / "man").glob("*.1")}
+    assert there == manual_pages()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "man").glob("*.1")))
+def test_man_can_read_them(name: str) -> None:
+    done = subprocess.run(
+        ["groff", "-man", "-ww", "-Tutf8", "-P-cbou", str(ROOT / "man" / name)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert name.removesuffix(".1").replace("synplug-", "synplug ").split()[0] in done.stdout
+    if name == "synplug-wrap.1":
+        assert "--max-hold TIME" in done.stdout
+        assert "release at the latest after this long" in done.stdout
