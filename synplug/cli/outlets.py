@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from synplug.cli.json_output import JsonOutput
@@ -24,11 +28,32 @@ class Outlets:
         self._options = options
         self._json = JsonOutput(getattr(options, "json", None))
         self._telemetry = telemetry_of(options)
+        # A dumb terminal cannot go back in its line, and nobody watches a pipe.
+        self._is_watched = (
+            not options.quiet
+            and sys.stderr is not None
+            and sys.stderr.isatty()
+            and os.environ.get("TERM", "dumb") != "dumb"
+        )
 
     @property
     def command_stdout(self) -> int | None:
         """What the command gets as its standard output; None: ours."""
         return self._json.diverted
+
+    @contextmanager
+    def watching(self, spec: HoldSpec) -> Iterator[Callable[[str], None] | None]:
+        """Show a terminal what goes on; gives whom to tell of each step, None: nobody.
+
+        :param spec: of the hold that is to be.
+        """
+        if not self._is_watched:
+            yield None
+            return
+        from synplug.cli.live import LiveLine
+
+        with LiveLine(spec) as line:
+            yield line.observe
 
     def begin(self, spec: HoldSpec) -> None:
         """Tell those who want to know of the beginning, too."""
@@ -41,6 +66,10 @@ class Outlets:
         unwritten = self._json.write(report)
         if not options.quiet or report.exit_code or report.error or unwritten:
             complain(report_text(report, verbose=options.verbose))
+            if self._is_watched and report.hold is not None:
+                from synplug.cli.live import timeline
+
+                complain(timeline(report))
         if unwritten:
             complain(f"synplug: the JSON report could not be written: {plain(unwritten)}")
         if self._telemetry is not None:

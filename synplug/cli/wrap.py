@@ -46,8 +46,11 @@ def _restart(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     outlets = Outlets(options)
     with Signals() as signals:
         outlets.begin(plan.spec)
-        tools = real_tools(plan.spec, signals=signals, command_stdout=outlets.command_stdout)
-        return outlets.end(wrap(plan, tools))  # a signal now does not take the account with it
+        with outlets.watching(plan.spec) as observe:
+            stdout = outlets.command_stdout
+            tools = real_tools(plan.spec, signals=signals, command_stdout=stdout, observe=observe)
+            report = wrap(plan, tools)
+        return outlets.end(report)  # a signal now does not take the account with it
 
 
 def _wait_some_of(longest_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 from synplug.handover import process
@@ -23,11 +24,13 @@ def real_tools(
     signals: Signals,
     command_stdout: int | None = None,
     sockets: SocketTable | None = None,
+    observe: Callable[[str], None] | None = None,
 ) -> Tools:
     """The tools that act on this machine, in the calling thread's network namespace.
 
     :param command_stdout: a descriptor that becomes the command's standard output; None: ours.
     :param sockets: the kernel's sockets, already opened; None: open them anew.
+    :param observe: is told of each step as it begins.
     """
     locks = RunLocks((endpoint.port for endpoint in spec.endpoints), spec.name)
     return Tools(
@@ -48,6 +51,7 @@ def real_tools(
         reap=process.reap,
         migration=Migration,
         probe=_probe,
+        observe=observe,
     )
 
 

@@ -278,6 +278,7 @@ class Tools:
         environment, and a session of its own.
     :param post: POSTs to a URL over a socket with this mark; its status is 0 if that was done.
     :param send_to: sends a signal to a pid of this start time.
+    :param observe: is told of each step as it begins; None: nobody looks on.
     :param reap: collects a child that has ended and is not one of :attr:`spawn`'s.
     """
 
@@ -298,3 +299,4 @@ class Tools:
     reap: Callable[[int], None]
     migration: Callable[[str], Migration]
     probe: Callable[[ReadyPlan, int], Probe | None]
+    observe: Callable[[str], None] | None = None

@@ -90,6 +90,7 @@ class RunHold:
         """
         if self._hold is None or self._held_at_s is None:
             return ""
+        self._timeline.begins(Step.RELEASE)
         asked_s = self._tools.clock()
         self.result = self._let_go(self._hold)
         self._timeline.note(Step.HOLD, self._held_at_s, self.result.opened_at_s)

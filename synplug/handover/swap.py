@@ -73,7 +73,7 @@ class Swap:
         self._old = old
         self._lineage = lineage
         self._number = number
-        self.timeline = Timeline(tools.clock)
+        self.timeline = Timeline(tools.clock, tools.observe)
         self._started_at = tools.wall()
         self._hold = RunHold(
             plan.spec, tools=self._tools, timeline=self.timeline, interrupted=self._interrupted

@@ -33,21 +33,33 @@ class SwapStep(enum.Enum):
 
 
 class Timeline:
-    """Collects phases; they may overlap, and the order is that of their starts."""
+    """Collects phases; they may overlap, and the order is that of their starts.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    :param observe: is told of each step as it begins.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], observe: Callable[[str], None] | None = None
+    ) -> None:
         self._clock = clock
+        self._observe = observe
         self._start_s = clock()
         self._phases: list[Phase] = []
 
     @contextmanager
     def phase(self, step: Step | SwapStep) -> Iterator[None]:
         """Time what happens inside, also when it raises."""
+        self.begins(step)
         from_s = self._clock()
         try:
             yield
         finally:
             self.note(step, from_s, self._clock())
+
+    def begins(self, step: Step | SwapStep) -> None:
+        """Tell who looks on."""
+        if self._observe is not None:
+            self._observe(step.value)
 
     def note(self, step: Step | SwapStep, from_s: float, to_s: float) -> None:
         """Enter a phase by its clock times."""

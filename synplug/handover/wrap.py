@@ -66,7 +66,7 @@ class _Run:
     def __init__(self, plan: WrapPlan, tools: Tools) -> None:
         self._plan = plan
         self._tools = tools
-        self._timeline = Timeline(tools.clock)
+        self._timeline = Timeline(tools.clock, tools.observe)
         self._started_at = tools.wall()
         self._hold = RunHold(
             plan.spec,
