@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,3 +82,25 @@ def simple(lab: ClientServer, tmp_path: Path) -> SimpleService:
     lab.server.run(service.start_argv())
     wait_until(service.listens, 10, "the simple server listens")
     return service
+
+
+@pytest.fixture
+def etc(tmp_path: Path) -> Iterator[Path]:
+    """An /etc of our own: the mount namespace is pytest's."""
+    copy = tmp_path / "etc"
+    shutil.copytree("/etc", copy, symlinks=True, ignore_dangling_symlinks=True, ignore=_unreadable)
+    copy.chmod(0o755)
+    subprocess.run(["mount", "--bind", copy, "/etc"], check=True)
+    try:
+        yield Path("/etc")
+    finally:
+        subprocess.run(["umount", "/etc"], check=True)
+
+
+def _unreadable(folder: str, names: list[str]) -> list[str]:
+    paths = {name: Path(folder, name) for name in names}
+    return [
+        name
+        for name, path in paths.items()
+        if name.startswith("synplug") or not (path.is_symlink() or os.access(path, os.R_OK))
+    ]

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from netlab.load import Load
 from netlab.program import wait_until
@@ -17,28 +11,6 @@ from netlab.servers import HAProxy
 from netlab.topology import ClientServer
 from tests.integration import shell
 from tests.integration.conftest import SimpleService
-
-
-@pytest.fixture
-def etc(tmp_path: Path) -> Iterator[Path]:
-    """An /etc of our own: the mount namespace is pytest's."""
-    copy = tmp_path / "etc"
-    shutil.copytree("/etc", copy, symlinks=True, ignore_dangling_symlinks=True, ignore=_unreadable)
-    copy.chmod(0o755)
-    subprocess.run(["mount", "--bind", copy, "/etc"], check=True)
-    try:
-        yield Path("/etc")
-    finally:
-        subprocess.run(["umount", "/etc"], check=True)
-
-
-def _unreadable(folder: str, names: list[str]) -> list[str]:
-    paths = {name: Path(folder, name) for name in names}
-    return [
-        name
-        for name, path in paths.items()
-        if name.startswith("synplug") or not (path.is_symlink() or os.access(path, os.R_OK))
-    ]
 
 
 def test_a_configured_service_restarts_by_its_name(lab: ClientServer, etc: Path) -> None:

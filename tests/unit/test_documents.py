@@ -1,0 +1,122 @@
+"""Every command and every configuration in the documents is one that synplug understands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from synplug.cli.config import _problems
+from synplug.cli.config_files import ConfigFile
+from synplug.cli.main import _VERBS
+from synplug.cli.options import parser
+from synplug.cli.settings import Configuration, given_by
+from synplug.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "integrations").glob("*/README.md"),
+    ]
+)
+SHELLS = {"sh", "crontab"}
+#: What may stand before a call: cron's user, the last option of systemd-run.
+BEFORE = {"root", "--quiet"}
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """The fenced blocks of a page: their language and their text."""
+    for found in re.finditer(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        yield found.group(1), found.group(2)
+
+
+def calls(text: str) -> Iterator[list[str]]:
+    """The calls of synplug in a shell's text, as words; a substitution is one word."""
+    text = re.sub(r"\$\([^)]*\)", "1", text.replace("\\\n", " "))
+    for line in text.splitlines():
+        words = shlex.split(line, comments=True)
+        split: list[list[str]] = [[]]
+        for word in words:
+            if word.rstrip(";") in ("", "&&", "||", "|") or word.startswith(">"):
+                split.append([])
+            else:
+                split[-1].append(word.removesuffix(";"))
+                if word.endswith(";"):
+                    split.append([])
+        for call in split:
+            at = call.index("synplug") if "synplug" in call else -1
+            if (at == 0 or (at > 0 and call[at - 1] in BEFORE)) and call[at + 1 :]:
+                yield call[at + 1 :]
+
+
+CALLS = [
+    (page, call)
+    for page in PAGES
+    for language, text in blocks(page)
+    if language in SHELLS
+    for call in calls(text)
+    if call[0] in _VERBS or not call[0].startswith("-")
+]
+
+
+def name_of(value: object) -> str:
+    return value.stem if isinstance(value, Path) else " ".join(map(str, value))[:60]  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(("page", "call"), CALLS, ids=name_of)
+def test_a_command_is_understood(page: Path, call: list[str]) -> None:
+    words = call[: call.index("--")] if "--" in call else call
+    if "-s" in words or words[0] == "restart":  # the configuration says what is missing
+        given_by(words)
+    else:
+        parser().parse_args(words)
+
+
+def test_there_are_many_and_a_wrong_one_would_be_seen() -> None:
+    """The control."""
+    assert len(CALLS) > 45
+    assert {call[0] for _, call in CALLS} >= {
+        "wrap",
+        "hold",
+        "release",
+        "swap",
+        "config",
+        "systemd",
+    }
+    (wrong,) = calls("set -e; synplug wrap --max-hodl 1 -p 80 -- x  # a comment\n")
+    with pytest.raises(UsageError):
+        parser().parse_args(wrong[: wrong.index("--")])
+    assert list(calls("synplug hold -s a; ./b; synplug release -s a\n")) == [
+        ["hold", "-s", "a"],
+        ["release", "-s", "a"],
+    ]
+
+
+CONFIGURATIONS = [
+    (page, text) for page in PAGES for language, text in blocks(page) if language == "toml"
+]
+
+
+@pytest.mark.parametrize(("page", "text"), CONFIGURATIONS, ids=name_of)
+def test_a_configuration_is_right(page: Path, text: str) -> None:
+    file = ConfigFile(name=page.name, text=text, tables=tomllib.loads(text))
+    configuration = Configuration([file], {})
+    assert _problems(configuration, configuration.services()) == []
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if not link.startswith(("http://", "https://")):
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
