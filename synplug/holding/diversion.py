@@ -43,6 +43,9 @@ class Diversion:
         #: By device, the first of its preferences.
         self._preferences: dict[int, int] = {}
         self._filters: dict[tuple[int, SynFilter | int], Installed] = {}
+        self._passing: list[SynFilter] = []
+        #: How often somebody took filters of ours from a device.
+        self.cuts = 0
         self._next_handle = self._first_handle
 
     @property
@@ -93,10 +96,13 @@ class Diversion:
             _check_number(len(devices) * len(wanted))
         self._spread = True
         self._forget_others({device.index for device in devices})
+        self._forget_removed()
         for device in devices:
-            self._prepare(device)
-            for syns in wanted:
-                self._add(device.index, syns, flower.redirect(target))
+            if self._prepare(device):
+                for syns in wanted:
+                    self._add(device.index, syns, flower.redirect(target))
+                for syns in self._passing:
+                    self._add(device.index, syns, flower.accept())
         return len(self._ours) > before
 
     def _forget_others(self, chosen: set[int]) -> None:
@@ -113,6 +119,20 @@ class Diversion:
             if there.get(index, True):
                 del self._preferences[index]
 
+    def _forget_removed(self) -> None:
+        """Forget the filters that somebody took out, or the qdisc with them."""
+        for device in self._preferences:
+            found = self._control.filters(device, self._side)
+            there = {(one.preference, one.handle) for one in found}
+            gone = [
+                key
+                for key, one in self._filters.items()
+                if key[0] == device and (one.preference, one.handle) not in there
+            ]
+            for key in gone:
+                del self._filters[key]
+            self.cuts += bool(gone)
+
     def _wanted(self) -> Iterator[SynFilter]:
         local = self._control.local_prefixes()
         for endpoint in self._spec.endpoints:
@@ -126,10 +146,18 @@ class Diversion:
             for prefix in prefixes:
                 yield SynFilter(destination=prefix, port=endpoint.port)
 
-    def _prepare(self, device: Device) -> None:
-        """Make room for filters on a device."""
+    def _prepare(self, device: Device) -> bool:
+        """Make room for filters on a device.
+
+        :returns: whether there is: in place of a qdisc that somebody else made, and has taken
+            away, stands none of ours, which would keep them from making it again.
+        """
         if device.index in self._preferences:
-            return
+            if any(index == device.index for index, _ in self._filters):
+                return True
+            is_ours = device.index in self._ours
+            if not is_ours and not self._control.has_ingress(device.index, side=self._side):
+                return False
         if self._control.make_ingress(device.index, side=self._side) or _is_of_a_run(device.name):
             self._ours[device.index] = device.name
         taken = {found.preference for found in self._control.filters(device.index, self._side)}
@@ -148,6 +176,7 @@ class Diversion:
             with suppress(KernelError):  # without cls_fw a marked probe waits like the others
                 self._control.pass_mark(where)
                 self._filters[device.index, self._spec.probe_mark] = where
+        return True
 
     def _add(self, device: int, syns: SynFilter, action: bytes) -> None:
         if (device, syns) in self._filters:
@@ -168,6 +197,7 @@ class Diversion:
 
     def let_through(self, syns: SynFilter) -> None:
         """Divert this one connection no more."""
+        self._passing.append(syns)
         for device in list(self._preferences):
             with suppress(SynplugError):
                 self._add(device, syns, flower.accept())

@@ -16,6 +16,7 @@ from ipaddress import ip_address, ip_network
 from synplug.errors import ReleaseError, SynplugError, UnsupportedError
 from synplug.holding.base import ANY_BACKEND, Backend
 from synplug.holding.diversion import Diversion
+from synplug.holding.remarks import cut_remark
 from synplug.kernel.capabilities import NET_RAW
 from synplug.kernel.flower import SynFilter
 from synplug.kernel.namespaces import wait_for_packets_in_flight
@@ -71,6 +72,10 @@ class PlugBackend(Backend):
         assert self._ifb is not None, "arm() comes first"
         return self._ifb
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return cut_remark(self._diverted.cuts if self._diverted is not None else 0)
+
     # --- arming
 
     def traces(self) -> dict[str, str]:
@@ -102,7 +107,10 @@ class PlugBackend(Backend):
         return self._changes.fileno()
 
     def absorb(self) -> bool:
-        """Divert what new devices bring, and to new addresses; nothing once the plug is open."""
+        """Divert what new devices bring, and to new addresses; put back what somebody removed.
+
+        Nothing once the plug is open.
+        """
         if self._changes is None or not self._changes.take():
             return False
         if self._ifb is None or not self._is_held:

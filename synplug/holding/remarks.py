@@ -38,6 +38,16 @@ def restored_remark(places: int) -> tuple[str, ...]:
     )
 
 
+def cut_remark(times: int) -> tuple[str, ...]:
+    """On filters that somebody took from a device while they diverted SYNs."""
+    if not times:
+        return ()
+    return (
+        f"somebody removed filters of the hold, or the qdisc under them ({times} times); they were "
+        "put back unless that qdisc was not ours; new connections may have been refused",
+    )
+
+
 def foreign_remark(packets: int) -> tuple[str, ...]:
     """On packets that somebody else's rule sent to our queues."""
     if not packets:

@@ -24,7 +24,7 @@ from synplug.model import Family
 _NETLINK_ROUTE = 0
 _NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
 _RT_TABLE_LOCAL, _RTN_LOCAL = 255, 2
-_RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+_RTMGRP_LINK, _RTMGRP_TC, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x8, 0x10, 0x100
 _ANY = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 -- nobody binds to it
 #: Less than IPV6_MIN_MTU (1280), more than any SYN; ifb does not look at it.
 _WITHOUT_IPV6_BYTES = 1000
@@ -92,10 +92,10 @@ def _refused(action: str) -> Iterator[None]:
 
 
 class Changes:
-    """Says that a device, or an address, has come or gone: rtnetlink(7) multicast."""
+    """Says that a device, an address, a qdisc or a filter has come or gone: rtnetlink(7)."""
 
     def __init__(self) -> None:
-        groups = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
+        groups = _RTMGRP_LINK | _RTMGRP_TC | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_ROUTE)
         self._socket.bind((0, groups))

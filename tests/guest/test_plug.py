@@ -171,6 +171,24 @@ def test_a_device_that_appears_is_held_too(lab: ClientServer, simple: SimpleServ
     assert shell.run(lab.server, "release", "--name", "web").status == 0
 
 
+def test_our_clsact_is_taken_away_and_comes_back(lab: ClientServer, simple: SimpleService) -> None:
+    """By somebody who tidies up: who waits waits on, and who comes later waits, too."""
+    wire = device(lab)
+    hold(lab)
+    first = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+    wait_until(lambda: backlog(lab) >= 1, 30, "its SYN waits in the plug")
+    lab.server.run(["tc", "qdisc", "del", "dev", wire, "clsact"])
+    show = ["tc", "filter", "show", "dev", wire, "ingress"]
+    wait_until(lambda: "Redirect" in lab.server.run(show, check=False).stdout, 20, "it is back")
+    second = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+    wait_until(lambda: backlog(lab) >= 2, 30, "both wait")
+    outcome = shell.run(lab.server, "release", "--name", "web", "--json", "-")
+    assert any("removed filters of the hold" in text for text in outcome.report["warnings"])
+    for waiting in (first, second):
+        assert float(waiting.communicate(timeout=60)[0]) < 60
+    assert not lab.server.run(["tc", "qdisc", "show", "dev", wire, "clsact"]).stdout
+
+
 def test_the_ifb_is_taken_away(lab: ClientServer, simple: SimpleService) -> None:
     """By somebody who tidies up: what waited is lost, what comes passes."""
     hold(lab)

@@ -464,6 +464,50 @@ def test_a_device_that_goes_is_forgotten(control: FakeControl) -> None:
     assert len(control.installed) == 1
 
 
+def test_filters_that_somebody_removes_are_put_back_and_told(control: FakeControl) -> None:
+    backend = held(control)
+    before = sorted((one.device, one.preference) for one in control.installed)
+    control.installed = [one for one in control.installed if one.handle in (1, SPEC.probe_mark)]
+    changed(backend)
+    assert sorted((one.device, one.preference) for one in control.installed) == before
+    assert any("removed filters of the hold" in remark for remark in backend.remarks)
+    backend.open()
+    backend.remove()
+    assert len(control.installed) == 1
+
+
+def test_our_clsact_is_put_back_with_its_filters(control: FakeControl) -> None:
+    backend = held(control)
+    flow = ip_address("10.0.0.9").packed + ip_address("10.0.0.1").packed + struct.pack(">HH", 4, 80)
+    backend.let_through(Flow(flow))
+    there = len([one for one in control.installed if one.device == 1])
+    control.ingress.discard(1)
+    control.installed = [one for one in control.installed if one.device != 1]
+    changed(backend)
+    assert "make-ingress 1" in control.log
+    assert len([one for one in control.installed if one.device == 1]) == there
+    backend.open()
+    backend.remove()
+    assert control.ingress == {2}
+
+
+def test_somebody_elses_qdisc_is_not_put_back_but_used_when_it_comes_again(
+    control: FakeControl,
+) -> None:
+    backend = held(control)
+    foreign = [one for one in control.installed if one.handle == 1]
+    control.ingress.discard(2)
+    control.installed = [one for one in control.installed if one.device != 2]
+    changed(backend)
+    changed(backend)
+    assert 2 not in control.ingress
+    control.ingress.add(2)
+    control.installed += foreign
+    changed(backend)
+    assert len([one for one in control.installed if one.device == 2]) == 1 + len(LOCAL)
+    assert len(backend.remarks) == 1
+
+
 def test_what_changes_after_the_release_is_not_diverted(control: FakeControl) -> None:
     backend = held(control)
     backend.open()
