@@ -120,3 +120,19 @@ def test_links_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             if not link.startswith(("http://", "https://")):
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_row_of_the_failure_modes_names_a_test_that_is_there() -> None:
+    rows = [
+        line.strip("|").split(" | ")
+        for line in (ROOT / "docs/failure-modes.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith("| what ")
+    ]
+    assert len(rows) > 45
+    for row in rows:
+        named = re.findall(r"`((?:unit|guest)/)?(test_\w+\.py)::(test_\w+)`", row[-1])
+        assert len(row) == 4, row
+        assert named, row[0]
+        for folder, module, test in named:
+            source = (ROOT / "tests" / (folder or "integration/") / module).read_text()
+            assert f"\ndef {test}(" in source, f"{row[0]}: {module}::{test}"
