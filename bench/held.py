@@ -16,8 +16,9 @@ from pathlib import Path
 
 from bench.contenders import SYNPLUG, Report
 from bench.errors import BenchError
-from bench.kernel_state import holding_keepers, tcp_counters, waiting_packets
+from bench.kernel_state import holding_keepers, waiting_packets
 from bench.samples import Samples
+from netlab.counters import NO_ROOM, tcp_counters
 from netlab.listenwatch import ListenWatch
 from netlab.load import Load
 from netlab.load_result import LoadResult
@@ -26,15 +27,6 @@ from netlab.topology import ClientServer, Namespace
 
 PROGRAMS = Path(__file__).resolve().parent.parent / "tests" / "integration" / "programs"
 PORT = 8080
-#: TcpExt counters of connections for which a listener had no room
-#: (Documentation/networking/snmp_counter.rst).
-CLIFF = (
-    "ListenOverflows",
-    "ListenDrops",
-    "SyncookiesSent",
-    "TCPReqQFullDoCookies",
-    "TCPReqQFullDrop",
-)
 #: So many connections a load client, as its process may not open more files.
 _CLIENTS_A_PROGRAM = 12_500
 _CALIBRATION_CLIENTS = 4000
@@ -89,7 +81,7 @@ class Released:
     worst: Samples = field(default_factory=Samples)
     to_last: Samples = field(default_factory=Samples)
     ratio: Samples = field(default_factory=lambda: Samples(unit=""))
-    cliff: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CLIFF, 0))
+    cliff: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NO_ROOM, 0))
     limits: list[str] = field(default_factory=list)
 
 
@@ -151,7 +143,7 @@ def _round(crowd: Crowd, result: Released, accepts_per_s: float) -> None:
     result.to_last.add((last_ns - visible_ns) / 1e6)
     bound_ms = outage_ms + 1000 * crowd.clients / accepts_per_s
     result.ratio.add(load.connect_max_ms / bound_ms)
-    for name in CLIFF:
+    for name in NO_ROOM:
         result.cliff[name] += after[name] - before[name]
     result.limits.append(report["hold"]["release_limit"])
 

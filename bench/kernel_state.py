@@ -26,13 +26,6 @@ def waiting_packets(server: Namespace) -> int:
     return sum(int(line.split()[2]) for line in queues(server))
 
 
-def tcp_counters(server: Namespace) -> dict[str, int]:
-    """The TcpExt counters of a namespace (/proc/net/netstat)."""
-    lines = server.run(["cat", "/proc/net/netstat"]).stdout.splitlines()
-    names, values = (line.split()[1:] for line in lines if line.startswith("TcpExt:"))
-    return {name: int(value) for name, value in zip(names, values, strict=True)}
-
-
 def private_mib(pid: int) -> float:
     """The memory that a process has for itself (proc(5), smaps_rollup)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()

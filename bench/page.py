@@ -7,9 +7,10 @@ from operator import attrgetter
 
 from bench.contenders import DROP_SETTLE_S
 from bench.findings import Findings
-from bench.held import CLIFF, Released
+from bench.held import Released
 from bench.restarts import AFTER_S, BEFORE_S, WINDOW_S, Result, phase_s
 from bench.samples import Samples, number
+from netlab.counters import NO_ROOM
 
 #: A client that is so late itself says little about the service.
 LATE_MS = 5.0
@@ -211,7 +212,7 @@ def _release(findings: Findings) -> list[str]:
         "",
     ]
     lines += _table(
-        ("", "release", "n", "failures", "max ms", "ratio", "last after ms", *CLIFF),
+        ("", "release", "n", "failures", "max ms", "ratio", "last after ms", *NO_ROOM),
         (_released(result) for result in findings.released),
     )
     limits = {limit for result in findings.released for limit in result.limits if limit}
@@ -227,7 +228,7 @@ def _released(result: Released) -> tuple[str, ...]:
         result.worst.short(),
         f"{result.ratio.median:.2f} ({result.ratio.worst:.2f})",
         result.to_last.short(),
-        *(f"{result.cliff[name]:,}" for name in CLIFF),
+        *(f"{result.cliff[name]:,}" for name in NO_ROOM),
     )
 
 

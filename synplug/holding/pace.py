@@ -144,10 +144,13 @@ class _PortPacer:
         if reason:
             self.limit += f"; opened at once, since {reason}"
             self._has_given_up = True
-        listeners = [] if self._has_given_up else self._rooms.listeners(self._endpoints)
+        if self._has_given_up:
+            return _Step(waiting, fits=True)
+        # In this order a handshake that completes in between counts twice; in the other, not at all.
+        requests = self._rooms.request_sockets(self._endpoints) if self._has_begun else 0
+        listeners = self._rooms.listeners(self._endpoints)
         if not listeners:  # nothing to wait for
             return _Step(waiting, fits=True)
-        requests = self._rooms.request_sockets(self._endpoints) if self._has_begun else 0
         room = room_of(listeners, requests)
         self._awaits_clients = room.awaits_clients
         if waiting <= room.free // 2 and room.free >= room.total // 2:

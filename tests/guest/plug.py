@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from netlab.program import wait_until
-from netlab.topology import ClientServer
+from netlab.topology import ClientServer, Namespace
 from tests.integration import shell
 
 PLUG = ["--backend", "plug", "--max-hold", "60s"]
@@ -32,7 +32,12 @@ def ifb(lab: ClientServer) -> str:
 
 def device(lab: ClientServer) -> str:
     """The name of the server's wire."""
-    links = json.loads(lab.server.run(["ip", "-j", "link", "show"]).stdout)
+    return wire(lab.server)
+
+
+def wire(namespace: Namespace) -> str:
+    """The name of its one device besides ``lo``."""
+    links = json.loads(namespace.run(["ip", "-j", "link", "show"]).stdout)
     (name,) = [link["ifname"] for link in links if link["ifname"] != "lo"]
     return str(name)
 

@@ -6,13 +6,16 @@ Its processor is slow: rates are low, and the time of day is not what is measure
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
+from netlab.counters import NO_ROOM, tcp_counters
 from netlab.load import Load
 from netlab.load_result import LoadResult
 from netlab.program import wait_until
@@ -26,6 +29,8 @@ from tests.integration.connect import connecting, holds_in_force
 
 RATE_PER_S = 60
 RESTARTS = 2
+#: A SYN that was lost is sent again after a second.
+SPARE_MS = 900
 
 
 pytestmark = pytest.mark.guests_only
@@ -36,12 +41,18 @@ pytestmark = pytest.mark.guests_only
 def test_no_client_notices_a_cold_restart(
     lab: ClientServer, make: Callable[[Namespace], Service], path: str
 ) -> None:
+    """With the plug, and with the netfilter queues that a guest's kernel has: legacy iptables."""
     with make(lab.server) as service:
         lost = _restarts(lab, service, path, _plainly)
         assert lost.failures > 0, "the control lost nothing: the test shows nothing"
-        kept = _restarts(lab, service, path, _wrapped)
+        before = tcp_counters(lab.server)
+        held_ms: list[float] = []
+        kept = _restarts(lab, service, path, partial(_wrapped, held_ms))
+        after = tcp_counters(lab.server)
     assert kept.failures == 0, kept.summary()
     assert kept.attempted > RATE_PER_S
+    assert {name: after[name] - before[name] for name in NO_ROOM} == dict.fromkeys(NO_ROOM, 0)
+    assert kept.connect_max_ms < max(held_ms) + SPARE_MS, "one waited for a retransmission"
 
 
 def _restarts(
@@ -61,14 +72,18 @@ def _plainly(service: Service) -> None:
     service.namespace.run(service.restart_argv, timeout_s=60)
 
 
-def _wrapped(service: Service) -> None:
-    outcome = shell.wrap(service.namespace, [*PLUG, "-p", "8080"], service.restart_argv)
+def _wrapped(held_ms: list[float], service: Service) -> None:
+    """By one backend after the other."""
+    backend = ("plug", "nfqueue-iptables")[len(held_ms) % 2]
+    options = ["--backend", backend, "--max-hold", "60s", "-p", "8080"]
+    outcome = shell.wrap(service.namespace, options, service.restart_argv)
     assert outcome.status == 0, outcome
     held = outcome.report["hold"]
-    assert held["backend"] == "plug"
+    assert held["backend"] == backend
     assert held["held"] > 0, "the restart was too fast to show anything"
     assert held["released"] == held["held"]
     assert (held["lost"], held["overflowed"]) == (0, 0)
+    held_ms.append(held["duration_s"] * 1000)
 
 
 def test_a_held_connection_waits_and_is_not_refused(
@@ -142,7 +157,7 @@ def test_the_deadline_lets_go(lab: ClientServer, simple: SimpleService) -> None:
 def test_a_foreign_qdisc_and_its_filters_stay_and_work(
     lab: ClientServer, simple: SimpleService
 ) -> None:
-    """An ingress filter of somebody else counts a port; a root qdisc of theirs delays."""
+    """An ingress filter of somebody else drops a port and marks another; a root qdisc queues."""
     wire = device(lab)
     lab.server.run(["tc", "qdisc", "add", "dev", wire, "ingress"])
     lab.server.run(
@@ -155,6 +170,10 @@ def test_a_foreign_qdisc_and_its_filters_stay_and_work(
         hold(lab)
         show = ["tc", "filter", "show", "dev", wire, "ingress"]
         assert "dst_port 9" in lab.server.run(show).stdout, "it stays while we hold"
+        client = connecting(lab.client, (lab.server_ipv4, 9), 2)
+        assert client.communicate(timeout=60)[0].strip() == "TimeoutError", "nobody refuses"
+        dropped = lab.server.run(["tc", "-s", *show[1:]]).stdout
+        assert re.search(r"Sent \d+ bytes [1-9]\d* pkt", dropped), dropped
         assert shell.run(lab.server, "release", "--name", "web").status == 0
         assert not before.difference(NetworkState.capture(lab.server))
     finally:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from netlab.counters import NO_ROOM, tcp_counters
 from netlab.load_result import LoadResult, Sample
 from netlab.snapshot import NetworkState
 from netlab.topology import ClientServer, Namespace
@@ -22,15 +23,8 @@ from tests.integration.shell import SYNPLUG
 _PEAK_MEMORY = Path(__file__).with_name("programs") / "peak_memory.py"
 #: A SYN is sent again after a second (RFC 6298, 2.1), so this tells the two apart.
 SPARE_NS = 250_000_000
-#: SYNs and handshakes that the kernel dropped or answered with a cookie: ``snmp_counter.rst``.
-_DROPS = (
-    "ListenDrops",
-    "ListenOverflows",
-    "TCPReqQFullDrop",
-    "TCPReqQFullDoCookies",
-    "SyncookiesSent",
-    "TCPBacklogDrop",
-)
+#: SYNs and handshakes that the kernel dropped or answered with a cookie.
+_DROPS = (*NO_ROOM, "TCPBacklogDrop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +152,7 @@ class Tables:
 
 
 def _drops(server: Namespace) -> dict[str, int]:
-    lines = server.run(["cat", "/proc/net/netstat"]).stdout.splitlines()
-    names, numbers = (line.split()[1:] for line in lines if line.startswith("TcpExt:"))
-    counters = dict(zip(names, map(int, numbers), strict=True))
+    counters = tcp_counters(server)
     return {name: counters[name] for name in _DROPS if name in counters}
 
 

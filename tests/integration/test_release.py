@@ -6,43 +6,18 @@ The same with ``--release burst`` is the control: it overflows the listener's ba
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from netlab.counters import NO_ROOM
 from netlab.load import Load
-from netlab.load_result import LoadResult
 from netlab.program import wait_until
-from netlab.topology import ClientServer, Namespace
+from netlab.topology import ClientServer
 from tests.integration import shell
+from tests.integration.cold import Cold
 from tests.integration.conftest import SimpleService
 from tests.integration.connect import holds_in_force
-
-#: TcpExt counters of connections that a listener had no room for (Documentation/networking/
-#: snmp_counter.rst).
-_CLIFF = (
-    "ListenOverflows",
-    "ListenDrops",
-    "SyncookiesSent",
-    "TCPReqQFullDoCookies",
-    "TCPReqQFullDrop",
-)
-#: A process may not open more files, whatever it asks for, where its hard limit is low.
-_CLIENTS_A_PROGRAM = 12_500
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What became of those who waited. *cliff*: by how much each counter rose."""
-
-    load: LoadResult
-    report: dict[str, Any]
-    cliff: dict[str, int]
 
 
 @pytest.fixture
@@ -51,71 +26,10 @@ def cold(lab: ClientServer, tmp_path: Path) -> Cold:
     return Cold(lab=lab, service=SimpleService(namespace=lab.server, directory=tmp_path))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cold:
-    """Clients come while nobody listens; then the service starts."""
-
-    lab: ClientServer
-    service: SimpleService
-
-    def play(
-        self,
-        options: list[str],
-        *,
-        clients: int,
-        rate_per_s: int,
-        backlog: int,
-        accepts_per_s: int = 5000,
-    ) -> Seen:
-        """Hold, let so many clients come, start the service, and wait until all are served."""
-        before = _counters(self.lab.server)
-        go = self.service.directory / "go"
-        subprocess.run(["mkfifo", go], check=True)
-        start = self.service.start_argv("--backlog", str(backlog), "--rate", str(accepts_per_s))
-        line = f"read line < {shlex.quote(str(go))}; {start[2]}"
-        argv = ["wrap", "--json", "-", "-p", "8080", "--max-hold", "60s", *options]
-        run = shell.start(self.lab.server, *argv, "--", "sh", "-c", line)
-        wait_until(lambda: bool(holds_in_force(self.lab.server)), 10, "connections are held")
-        programs = -(-clients // _CLIENTS_A_PROGRAM)
-        with ExitStack() as stack:
-            loads = [
-                stack.enter_context(
-                    Load(
-                        self.lab.client,
-                        self.service.targets(self.lab),
-                        rate_per_s=rate_per_s / programs,
-                        timeout_s=40.0,
-                        duration_s=clients / rate_per_s,
-                        expect_ready=False,
-                    )
-                )
-                for _ in range(programs)
-            ]
-            wait_until(lambda: _waiting(self.lab.server) >= clients * 0.99, 30, "they wait")
-            go.write_text("\n")
-            stdout, stderr = run.communicate(timeout=60)
-            samples = [sample for load in loads for sample in load.wait().samples]
-        assert run.returncode == 0, stderr
-        after = _counters(self.lab.server)
-        cliff = {name: after[name] - before[name] for name in _CLIFF}
-        return Seen(load=LoadResult(samples=tuple(samples)), report=json.loads(stdout), cliff=cliff)
-
-
-def _counters(server: Namespace) -> dict[str, int]:
-    lines = server.run(["cat", "/proc/net/netstat"]).stdout.splitlines()
-    names, values = (line.split()[1:] for line in lines if line.startswith("TcpExt:"))
-    return {name: int(value) for name, value in zip(names, values, strict=True)}
-
-
-def _waiting(server: Namespace) -> int:
-    lines = server.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout.splitlines()
-    return sum(int(line.split()[2]) for line in lines)
-
-
 @pytest.mark.parametrize("backlog", [128, 511, 4096])
 def test_nobody_meets_a_full_listener(cold: Cold, backlog: int) -> None:
     seen = cold.play([], clients=5000, rate_per_s=5000, backlog=backlog)
-    assert seen.cliff == dict.fromkeys(_CLIFF, 0), str(seen.report["hold"])
+    assert seen.cliff == dict.fromkeys(NO_ROOM, 0), str(seen.report["hold"])
     assert seen.load.attempted >= 5000 * 0.99
     assert seen.load.failures == 0, seen.load.summary()
     hold = seen.report["hold"]
@@ -138,7 +52,7 @@ def test_50000_who_waited(cold: Cold) -> None:
     cold.lab.client.set_sysctl("net.ipv4.tcp_syn_linear_timeouts", 0)
     cold.lab.client.set_sysctl("net.ipv4.tcp_syn_retries", 100)
     seen = cold.play([], clients=50_000, rate_per_s=10_000, backlog=4096, accepts_per_s=10_000)
-    assert seen.cliff == dict.fromkeys(_CLIFF, 0), str(seen.report["hold"])
+    assert seen.cliff == dict.fromkeys(NO_ROOM, 0), str(seen.report["hold"])
     assert seen.load.failures == 0, seen.load.summary()
     assert seen.report["hold"]["released"] == seen.report["hold"]["held"] >= 50_000 * 0.99
 
