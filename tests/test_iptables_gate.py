@@ -295,12 +295,14 @@ def test_what_a_foreign_queue_holds_stays_there() -> None:
         subprocess.run(["iptables-legacy", "-w", "-A", *rule], check=True)
         assert not xtables.is_in_use(Family.IPV4)
         with client("127.0.0.1", 1):
+            waiting = 1
             for _ in range(3):
                 gate = IptablesGate(spec_of(Endpoint(port=80)))
                 assert not gate.flushes_queues()
                 for step in (lambda g: g.prepare((20_000,)), *_STEPS):
                     step(gate)
-                    assert [state.waiting for state in queue.states()] == [1]
+                    before, (waiting,) = waiting, [state.waiting for state in queue.states()]
+                    assert waiting >= before, "more, once its client sends again; never less"
 
     apart(body)
 

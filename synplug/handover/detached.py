@@ -9,6 +9,7 @@ Between the two the restart is the caller's. The hold ends at its deadline in an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from synplug.errors import DrainError, SynplugError, unforeseen
 from synplug.handover.account import (
@@ -118,11 +119,12 @@ def release(kept: AttachedHold, ready: ReadyPlan, tools: Tools, *, now: bool = F
 
     Never raises for what goes wrong with the hold: the report tells.
 
-    :param now: do not wait.
+    :param now: do not wait; where somebody's release paces already, let all go at once.
     """
     run = _Release(kept, ready, tools)
+    let_go = partial(run.let_go, at_once=now and kept.is_releasing)
     try:
-        for step in (run.let_go,) if now else (run.wait, run.let_go):
+        for step in (let_go,) if now else (run.wait, let_go):
             try:
                 step()
             except Exception as error:  # noqa: BLE001 -- whatever it is: it is told
@@ -169,10 +171,12 @@ class _Release:
         if self._outcome is Outcome.DEADLINE and self._waiting.complaint:
             self._warnings.append(self._waiting.complaint)
 
-    def let_go(self) -> None:
-        """Release at the listeners' pace."""
+    def let_go(self, *, at_once: bool) -> None:
+        """Release at the listeners' pace, or at once."""
         asked_s = self._tools.clock()
         self._kept.begin_release()
+        if at_once:
+            self._kept.open_now()
         while (result := self._kept.ended()) is None:
             self._tools.signals.pause(_RELEASE_POLL_S, self._kept)
         if result.reason is ReleaseReason.ASKED:

@@ -46,6 +46,11 @@ class KeeperLink:
         """The result, if the hold has ended, as far as is known."""
         return self._result
 
+    @property
+    def is_releasing(self) -> bool:
+        """Whether the keeper has said that it lets go."""
+        return self._releasing
+
     # --- the hold
 
     def let_through(self, flow: Flow) -> None:

@@ -146,7 +146,7 @@ class _PortPacer:
             self._has_given_up = True
         if self._has_given_up:
             return _Step(waiting, fits=True)
-        # In this order a handshake that completes in between counts twice; in the other, not at all.
+        # A handshake that completes in between counts twice; in the other order, not at all.
         requests = self._rooms.request_sockets(self._endpoints) if self._has_begun else 0
         listeners = self._rooms.listeners(self._endpoints)
         if not listeners:  # nothing to wait for

@@ -44,7 +44,8 @@ CASES = [
     Case(name="redis", make=Redis, rate_per_s=3000),
     Case(name="http.server", make=lambda n: HttpServer(n, backlog=128), rate_per_s=300),
     # With its own backlog of 5, more wait than fit: what is released must be paced.
-    Case(name="http.server-backlog-5", make=HttpServer, rate_per_s=60),
+    # Without synplug it overflows when it is late by 5 connections, so they are not many.
+    Case(name="http.server-backlog-5", make=HttpServer, rate_per_s=30),
 ]
 
 
@@ -60,9 +61,11 @@ def test_no_client_notices_a_cold_restart(lab: ClientServer, case: Case, path: s
     assert kept.load.failures == 0, kept.load.summary()
     assert kept.load.attempted > case.rate_per_s
     assert kept.gap_ms > 0, "the restarts were not cold"
-    if kept.gap_ms < RETRANSMISSION_MS - SPARE_BUSY_MS:  # else some are sent again while they wait
+    is_busy = kept.load.late_p99_ms >= LATE_MS
+    spare_ms = SPARE_BUSY_MS if is_busy else SPARE_MS
+    # Some are sent again while they wait, if that takes so long.
+    if kept.gap_ms + spare_ms < RETRANSMISSION_MS and not is_busy:
         assert kept.load.retransmitted == 0, kept.load.summary()
-    spare_ms = SPARE_MS if kept.load.late_p99_ms < LATE_MS else SPARE_BUSY_MS
     assert kept.load.connect_max_ms < kept.gap_ms + spare_ms, kept
 
 

@@ -135,6 +135,7 @@ def test_a_second_release_hurries_the_first_and_nobody_is_dropped(
     assert first.returncode == 0, stderr
     assert json.loads(stdout)["hold"] == second.report["hold"]
     assert second.report["hold"]["released"] == second.report["hold"]["held"]
+    assert second.report["hold"]["duration_s"] < 30, "hurried, and not ended by the deadline"
     for client in clients:
         client.kill()
         client.communicate()
