@@ -109,12 +109,12 @@ class Namespace:
 
     def _delete(self) -> None:
         try:
-            self._end_everything()
+            self.end_everything()
         finally:
             _run(["ip", "netns", "del", self.name])
 
-    def _end_everything(self) -> None:
-        """Repeated, since a dying daemon may fork once more."""
+    def end_everything(self) -> None:
+        """End all that runs here: repeatedly, since a dying daemon may fork once more."""
         for _ in range(5):
             pids = self.pids() if self.inode else []
             if not pids:

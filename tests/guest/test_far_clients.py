@@ -30,7 +30,8 @@ def _seen(lab: ClientServer, folder: Path, release: str) -> Seen:
     try:
         return cold.play(options, clients=CLIENTS, rate_per_s=100, backlog=BACKLOG)
     finally:
-        lab.server.run(["tc", "qdisc", "del", "dev", wire(lab.server), "root"])
+        for namespace in (lab.client, lab.server):
+            namespace.run(["tc", "qdisc", "del", "dev", wire(namespace), "root"])
 
 
 def test_nobody_far_away_meets_a_full_listener(lab: ClientServer, tmp_path: Path) -> None:
