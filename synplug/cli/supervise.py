@@ -19,7 +19,8 @@ from synplug.handover.notify import OWN_VARIABLES, Notifier
 from synplug.handover.plan import ReadyPlan, SwapPlan, Tools
 from synplug.handover.process import Signals
 from synplug.handover.request import hold_spec
-from synplug.handover.supervise import ENDING, PASSED_ON, SupervisePlan, Surroundings, supervise
+from synplug.handover.supervise import SupervisePlan, Surroundings, supervise
+from synplug.handover.supervisor_signals import ENDING, PASSED_ON
 from synplug.handover.swap_request import spec_of
 from synplug.holding.names import check_name
 from synplug.holding.supervisors import SupervisorFile

@@ -39,7 +39,8 @@ ends with them; SIGUSR1 just goes to all. Speaks sd_notify(3): READY, RELOADING,
 WATCHDOG.
 
 exit status:
-  that of the current generation, when it ends by itself; 0 after such a signal; 124 the first
+  that of the current generation, when it ends by itself (of a daemon its main process's; 125
+  where nobody saw it); after such a signal 0, or what it then ends with by itself; 124 the first
   one was not ready in time; 125, 126, 127 as of the other verbs
 """
 

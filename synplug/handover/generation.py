@@ -3,7 +3,8 @@
 A generation is its main process and all that came from it. What it leaves behind (a daemon's
 first process ends at once) is adopted by us, since we are the parent of orphans
 (:mod:`synplug.kernel.subreaper`), and recognised by its session: whatever runs below us in
-another session than ours is a generation's, the keepers aside.
+another session than ours is a generation's, the keepers aside. Which one's, its environment tells
+(SYNPLUG_GENERATION); where it does not any more, it is taken for the latest one's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from synplug.model import Endpoint, Listener
 #: Processes that outlive SIGKILL for so long wait for a device, and are left to the kernel.
 _KILL_S = 5.0
 _LOOK_S = 0.05
+#: In the environment of each generation that has a number.
+VARIABLE = "SYNPLUG_GENERATION"
 
 
 class Lineage:
@@ -34,10 +37,33 @@ class Lineage:
         #: Children of ours with a session of their own that are no generation's.
         self.keepers: set[int] = set()
         self.generations: list[Generation] = []
+        #: The latest one that was started.
+        self.latest = 0
 
     def forget_dead_keepers(self) -> None:
         """Their pids may be used again."""
         self.keepers = {pid for pid in self.keepers if self._processes.is_alive(pid)}
+
+    def orphans_of(self, number: int) -> set[int]:
+        """Processes that nobody has claimed yet and that this generation has left behind.
+
+        One without a number is the only one that is ours.
+        """
+        if not number:
+            return self.unclaimed()
+        return {
+            pid
+            for pid in self.unclaimed()
+            if (self._processes.variable(pid, VARIABLE) or str(self.latest)) == str(number)
+        }
+
+    def collect_orphans(self, reap: Callable[[int], object]) -> None:
+        """Collect what has ended below us and is no generation's: left behind by a check, say."""
+        claimed = {pid for generation in self.generations for pid in generation.known}
+        below = self._processes.descendants([self._own_pid]) - {self._own_pid}
+        for pid in below - claimed - self.keepers:
+            if not self._processes.is_alive(pid):
+                reap(pid)
 
     def unclaimed(self) -> set[int]:
         """Processes below us, in another session, that are no keeper and no generation's yet."""
@@ -70,6 +96,8 @@ class Generation:
         self._command = command
         self.orphans = orphans
         self._known = {pid: self._processes.start_time(pid)}
+        self._main_pid = pid
+        self._main_status: int | None = None
 
     @property
     def known(self) -> set[int]:
@@ -82,12 +110,18 @@ class Generation:
         return None if self._command is None else self._command.poll()
 
     @property
+    def last_status(self) -> int | None:
+        """As :attr:`status`; of a daemon, whose first process has succeeded, its main process's.
+
+        None: it runs, or nobody can tell.
+        """
+        return self.status if self._main_pid == self.pid else self._main_status
+
+    @property
     def main_pid(self) -> int:
         """Its main process: the first one, or where that has ended the oldest of the others."""
-        living = self.look()
-        if self.pid in living or not living:
-            return self.pid
-        return min(living, key=lambda pid: (self._known[pid], pid))
+        self.look()
+        return self._main_pid
 
     def look(self) -> set[int]:
         """Its living processes; those that have ended are collected, where that is ours to do."""
@@ -98,10 +132,15 @@ class Generation:
             found |= self.orphans()
         living = {pid for pid in found if self._processes.is_alive(pid)}
         for pid in found - living - {self.pid}:
-            self._tools.reap(pid)
+            status = self._tools.reap(pid)
+            if pid == self._main_pid:
+                self._main_status = status
         if self._command is not None:
             self._command.poll()
         self._known = {pid: known.get(pid) or start_time(pid) for pid in living}
+        if living and self._main_pid not in living:
+            self._main_pid = min(living, key=lambda pid: (self._known[pid], pid))
+            self._main_status = None
         return living
 
     def may_live(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from synplug.errors import CheckError
 from synplug.handover.generation import Generation, Lineage
@@ -68,15 +69,14 @@ class Launch:
 
         :raises CommandError: it cannot be executed.
         """
-        for earlier in self._lineage.generations:
-            earlier.orphans = None
+        self._lineage.latest = self._number
         command = self._tools.spawn_apart(self._argv, self._environment)
         self.generation = Generation(
             command.pid,
             tools=self._tools,
             command=command,
             number=self._number,
-            orphans=self._lineage.unclaimed,
+            orphans=partial(self._lineage.orphans_of, self._number),
         )
         self._lineage.generations.append(self.generation)
         return self.generation

@@ -177,6 +177,9 @@ class ProcessTable(Protocol):
     def session(self, pid: int, /) -> int:
         """The session that it is in; 0: gone."""
 
+    def variable(self, pid: int, name: str, /) -> str | None:
+        """A variable of the environment that it was started with; None: it has none, or is gone."""
+
     def socket_inodes(self, pid: int, /) -> set[int]:
         """The sockets that a process has open."""
 
@@ -227,8 +230,14 @@ class Signals(Protocol):
 class Locks(Protocol):
     """The locks of the run's ports; :class:`synplug.holding.locks.RunLocks`."""
 
-    def take(self, *, timeout_s: float, interrupted: Callable[[], bool]) -> None:
-        """Take them, or raise LockError."""
+    def take(
+        self,
+        *,
+        timeout_s: float,
+        interrupted: Callable[[], bool],
+        pause: Callable[[float], None] = ...,
+    ) -> None:
+        """Take them, or raise LockError; *pause* waits so many seconds."""
 
     def drop(self) -> None:
         """Give them back."""
@@ -279,7 +288,7 @@ class Tools:
     :param post: POSTs to a URL over a socket with this mark; its status is 0 if that was done.
     :param send_to: sends a signal to a pid of this start time.
     :param observe: is told of each step as it begins; None: nobody looks on.
-    :param reap: collects a child that has ended and is not one of :attr:`spawn`'s.
+    :param reap: collects a child that has ended and is not one of :attr:`spawn`'s; its status.
     """
 
     clock: Callable[[], float]
@@ -296,7 +305,7 @@ class Tools:
     spawn_apart: Callable[[Sequence[str], Mapping[str, str] | None], Command]
     post: Callable[[str, int], Command]
     send_to: Callable[[int, int, int], None]
-    reap: Callable[[int], None]
+    reap: Callable[[int], int | None]
     migration: Callable[[str], Migration]
     probe: Callable[[ReadyPlan, int], Probe | None]
     observe: Callable[[str], None] | None = None

@@ -48,6 +48,10 @@ def resolve(name: str) -> str:
     raise CommandNotFoundError(f"{name}: command not found")
 
 
+#: Processes whose status nobody has asked for yet.
+_UNCOLLECTED: set[int] = set()
+
+
 class SpawnedCommand:
     """A command that was started.
 
@@ -84,6 +88,7 @@ class SpawnedCommand:
         except BaseException:
             self._close_output()
             raise
+        _UNCOLLECTED.add(self.pid)
         self._own_group = captured
         self._status: int | None = None
         try:
@@ -99,6 +104,7 @@ class SpawnedCommand:
             except ChildProcessError:  # somebody else has collected it, and its status
                 pid, status = self.pid, 0
             if pid:
+                _UNCOLLECTED.discard(pid)
                 self._status = shell_status(status)
                 if self._pidfd >= 0:
                     os.close(self._pidfd)
@@ -198,10 +204,18 @@ def send_to(pid: int, start: int, number: int) -> None:
             os.close(descriptor)
 
 
-def reap(pid: int) -> None:
-    """Collect a child that has ended; somebody else's is left alone."""
+def reap(pid: int) -> int | None:
+    """Collect a child that has ended; returns its status as a shell has it.
+
+    None: it runs, is no child of ours, or a command's first process, whose status is awaited.
+    """
+    if pid in _UNCOLLECTED:
+        return None
     with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+        collected, status = os.waitpid(pid, os.WNOHANG)
+        if collected:
+            return shell_status(status)
+    return None
 
 
 def shell_status(status: int) -> int:

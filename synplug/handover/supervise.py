@@ -3,7 +3,7 @@
     start the first → ready → … SIGHUP: swap → … the current one ends, or SIGTERM: the end
 
 One loop owns every transition. A swap is a call within it, in which the loop's other duties
-(retiring older generations, signs of life) go on, since it waits by :class:`_Signals`.
+(retiring older generations, signs of life) go on, since it waits by :class:`SupervisorSignals`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from dataclasses import dataclass, replace
 from synplug.errors import SynplugError, unforeseen
 from synplug.handover.account import EXIT_DEADLINE
 from synplug.handover.closing import filled
-from synplug.handover.drain import POLL_S
-from synplug.handover.generation import Generation, Lineage, Retirement
+from synplug.handover.generation import VARIABLE, Generation, Lineage, Retirement
 from synplug.handover.launch import Launch, run_check
 from synplug.handover.notify import Notifier
-from synplug.handover.plan import HasDescriptor, Signals, SwapPlan, Tools
+from synplug.handover.plan import SwapPlan, Tools
+from synplug.handover.supervisor_signals import SupervisorSignals
 from synplug.handover.swap import Swap
 from synplug.holding.supervisors import SupervisorState
 from synplug.model import Endpoint, HoldSpec, Listener, Outcome, Report
 
-#: Of the signals that come, those that end nothing and only go on to the generations.
-PASSED_ON = (signal.SIGUSR1,)
-#: Those that end everything, besides SIGINT and SIGTERM.
-ENDING = (signal.SIGQUIT,)
 _TURN_S = 0.25
 _END_POLL_S = 0.05
+_COLLECT_S = 1.0
+#: A daemon has ended, and nobody could see how.
+EXIT_UNKNOWN = SynplugError.exit_code
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,49 +69,12 @@ def supervise(plan: SupervisePlan, around: Surroundings, *, own_pid: int) -> int
     return _Supervisor(plan, around, own_pid).run()
 
 
-class _Signals:
-    """Signals as a swap sees them: SIGHUP is kept for after it, and waiting is not idle.
-
-    :param pass_on: gives one to the generations, and nothing else follows from it.
-    """
-
-    def __init__(
-        self,
-        signals: Signals,
-        meanwhile: Callable[[bool], None],
-        pass_on: Callable[[int], None],
-    ) -> None:
-        self._signals = signals
-        self._meanwhile = meanwhile
-        self._pass_on = pass_on
-        self.reloads_heard = 0
-        self.ending: int | None = None
-
-    def take(self) -> list[int]:
-        """Those that end us."""
-        ends = []
-        for number in self._signals.take():
-            if number == signal.SIGHUP:
-                self.reloads_heard += 1
-            elif number in PASSED_ON:
-                self._pass_on(number)
-            else:
-                self.ending = number
-                ends.append(number)
-        return ends
-
-    def pause(self, timeout_s: float, until: HasDescriptor | None = None) -> None:
-        """Wait; the duties that cost time wait where every millisecond counts."""
-        self._meanwhile(timeout_s > POLL_S)
-        self._signals.pause(timeout_s, until)
-
-
 class _Supervisor:
     def __init__(self, plan: SupervisePlan, around: Surroundings, own_pid: int) -> None:
         self._plan = plan
         self._around = around
         tools = around.tools(None)
-        self._signals = _Signals(tools.signals, self._meanwhile, self._pass_on)
+        self._signals = SupervisorSignals(tools.signals, self._meanwhile, self._pass_on)
         self._tools = replace(tools, signals=self._signals)
         self._lineage = Lineage(tools.processes, own_pid)
         self._retirements: list[Retirement] = []
@@ -122,6 +84,7 @@ class _Supervisor:
         self._current: Generation | None = None
         self._seen: set[int] = set()
         self._seen_s = 0.0
+        self._collected_s = float("-inf")
 
     def run(self) -> int:
         """The whole life; whatever is raised in it, no generation is left behind."""
@@ -143,7 +106,8 @@ class _Supervisor:
             if self._signals.ending is not None:
                 return self._stop(self._signals.ending)
             if self._has_died():
-                return self._end(signal.SIGTERM, self._current_status())
+                status = self._current_status()
+                return self._end(signal.SIGTERM, EXIT_UNKNOWN if status is None else status)
             if self._signals.reloads_heard > self._served:
                 self._reload()
                 continue
@@ -245,7 +209,7 @@ class _Supervisor:
             self._current = swap.new
             self._retirements.append(swap.retirement)
         elif current.may_live():
-            current.orphans = self._lineage.unclaimed
+            self._lineage.latest = current.number
         self._forget()
         self._around.tell(report)
         if swap.is_done:
@@ -260,7 +224,7 @@ class _Supervisor:
             spec=spec or plan.spec,
             argv=tuple(filled(word, generation=number) for word in plan.argv),
             check=tuple(filled(word, generation=number) for word in plan.check),
-            environment={**self._plan.environment, "SYNPLUG_GENERATION": str(number)},
+            environment={**self._plan.environment, VARIABLE: str(number)},
             ready=replace(
                 ready,
                 http=filled(ready.http, generation=number),
@@ -278,6 +242,14 @@ class _Supervisor:
                 self._state = replace(self._state, heard=self._signals.reloads_heard)
                 self._publish()
             self._forget()
+            self._collect()
+
+    def _collect(self) -> None:
+        """Orphans that have ended: as their parent we would keep them as zombies."""
+        now_s = self._tools.clock()
+        if now_s - self._collected_s >= _COLLECT_S:
+            self._collected_s = now_s
+            self._lineage.collect_orphans(self._tools.reap)
 
     def _pass_on(self, number: int) -> None:
         for generation in self._lineage.generations:
@@ -303,14 +275,13 @@ class _Supervisor:
         assert self._current is not None
         return not self._current.may_live() or bool(self._current.status)
 
-    def _current_status(self) -> int:
-        status = self._current.status if self._current is not None else None
-        return status or 0
+    def _current_status(self) -> int | None:
+        return self._current.last_status if self._current is not None else None
 
     def _stop(self, number: int) -> int:
         """As we were told to: so is every generation. That they end by it is no failure."""
         self._end(number, 0)
-        status = self._current_status()
+        status = self._current_status() or 0
         return 0 if status == 128 + number else status
 
     def _end(self, number: int, status: int) -> int:

@@ -124,7 +124,8 @@ class Swap:
 
     def _arm(self) -> None:
         """Do everything that can fail without the new generation."""
-        self._tools.locks.take(timeout_s=self._plan.lock_timeout_s, interrupted=self._interrupted)
+        pause, timeout_s = self._tools.signals.pause, self._plan.lock_timeout_s
+        self._tools.locks.take(timeout_s=timeout_s, interrupted=self._interrupted, pause=pause)
         self._warnings += self._tools.recover()
         self._look_at_the_old()
         self._hold.arm()

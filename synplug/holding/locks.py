@@ -36,17 +36,24 @@ class RunLocks:
         """The open files that carry the locks."""
         return tuple(self._taken)
 
-    def take(self, *, timeout_s: float, interrupted: Callable[[], bool] = lambda: False) -> None:
+    def take(
+        self,
+        *,
+        timeout_s: float,
+        interrupted: Callable[[], bool] = lambda: False,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
         """Take them all, waiting up to *timeout_s* seconds for another run.
 
         :param interrupted: says that the wait has lost its point.
+        :param pause: waits so many seconds, and may have other duties meanwhile.
         :raises LockError: it took longer, or was interrupted.
         """
         deadline_s = time.monotonic() + timeout_s
         try:
             for path, holder in self._holders.items():
                 left_s = max(deadline_s - time.monotonic(), _GRACE_S)
-                self._taken.append(_patiently(path, holder, left_s, interrupted))
+                self._taken.append(_patiently(path, holder, left_s, interrupted, pause))
         except BaseException:
             self.drop()
             raise
@@ -77,7 +84,13 @@ def socket_beside(lock: str) -> str:
     return lock.removesuffix(".lock") + ".sock"
 
 
-def _patiently(path: str, holder: str, timeout_s: float, interrupted: Callable[[], bool]) -> int:
+def _patiently(
+    path: str,
+    holder: str,
+    timeout_s: float,
+    interrupted: Callable[[], bool],
+    pause: Callable[[float], None],
+) -> int:
     """Lock the file at *path*; retries only when somebody has it, since importing costs."""
     descriptor = _try_lock(path, fcntl.LOCK_EX)
     if descriptor is None and timeout_s > 0:
@@ -88,6 +101,7 @@ def _patiently(path: str, holder: str, timeout_s: float, interrupted: Callable[[
         attempts = Retrying(
             stop=lambda _: interrupted() or time.monotonic() >= end_s,
             wait=wait_fixed(_LOCK_POLL_S),
+            sleep=pause,
             retry=retry_if_result(lambda found: found is None),
             retry_error_callback=lambda _: None,
         )

@@ -56,6 +56,18 @@ def session(pid: int) -> int:
     return int(state[3]) if len(state) > 3 else 0
 
 
+def variable(pid: int, name: str) -> str | None:
+    """A variable of the environment that it was started with; None: it has none, or is gone.
+
+    A program that has written over that memory (setproctitle) may have none any more.
+    """
+    for entry in _read(f"/proc/{pid}/environ").split("\0"):
+        found, equals, value = entry.partition("=")
+        if found == name and equals:
+            return value
+    return None
+
+
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state on; a name may contain anything.
 

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,11 +106,15 @@ class Supervised:
 
     def generations(self) -> set[int]:
         """The servers that live in the namespace."""
-        found = set()
+        names = {str(SERVER).encode(), b"sleep"}
+        return {pid for pid, words in self.words().items() if names & set(words)}
+
+    def words(self) -> dict[int, list[bytes]]:
+        """The arguments of the processes that live in the namespace; one may end meanwhile."""
+        found = {}
         for pid in self.lab.server.pids():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if str(SERVER).encode() in words or b"sleep" in words:
-                found.add(pid)
+            with suppress(OSError):
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         return found
 
     def descriptors(self) -> int:

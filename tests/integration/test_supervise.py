@@ -216,6 +216,47 @@ def test_a_daemon_that_leaves_its_first_process_is_followed(app: Supervised) -> 
         assert app.program.end(signal.SIGTERM) == 0
 
 
+def test_a_daemon_that_dies_ends_the_supervisor_with_its_status(app: Supervised) -> None:
+    """Not with that of its first process, which has succeeded."""
+    server = f"{sys.executable} {SERVER} 8080 --reuseport"
+    app.serve_with(f"setsid {server} --pidfile {app.directory}/pid-$1 </dev/null &")
+    with app.start():
+        assert app.reload().status == 0, app.program.output
+        os.kill(app.pid(2), signal.SIGSEGV)
+        assert app.program.wait() == 128 + signal.SIGSEGV
+
+
+def test_what_a_check_leaves_behind_is_collected(app: Supervised) -> None:
+    with app.start("--check", "setsid -f sleep 0.2"):
+        assert app.reload().status == 0, app.program.output
+        wait_until(lambda: app.generations() == {app.pid(2)}, 5, "it has ended")
+        wait_until(lambda: not app.zombies(), 5, "it is collected")
+        assert app.program.end(signal.SIGTERM) == 0
+
+
+def test_a_reload_that_fails_ends_nothing_of_the_one_that_serves(app: Supervised) -> None:
+    """Even what that one starts, in a session of its own, while the new one is about to fail."""
+    go = app.directory / "go"
+    helper = f"while ! test -e {go}; do sleep 0.02; done; exec setsid -f sleep 321"
+    app.serve_with(f"({helper}) & exec sh {app.good_script()} $1")
+    with app.start("--ready-timeout", "2s", "--linger", "1s", "--kill-after", "1s"):
+        app.serve_with("exec sleep 100")
+        app.program.send_signal(Signals.SIGHUP)
+        wait_until(lambda: b"100" in _words(app), 10, "the next one is starting")
+        go.touch()
+        wait_until(lambda: b"321" in _words(app), 2, "the old one's helper is there")
+        wait_until(lambda: b"100" not in _words(app), 15, "the reload has failed")
+        wait_until(lambda: "READY" in app.manager.states()[1:], 15, "and that is over")
+        assert b"321" in _words(app)
+        assert app.program.end(signal.SIGTERM) == 0, app.program.output
+        assert b"321" not in _words(app), "it goes with its own generation"
+
+
+def _words(app: Supervised) -> set[bytes]:
+    """All arguments of the processes that live in the namespace."""
+    return {word for words in app.words().values() for word in words}
+
+
 def test_a_second_supervisor_of_that_name_is_refused(app: Supervised) -> None:
     with app.start():
         argv = ("supervise", "--name", "app", "--", "true")

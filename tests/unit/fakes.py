@@ -228,6 +228,7 @@ class FakeProcesses:
     hidden: set[int] = field(default_factory=set)
     zombies: set[int] = field(default_factory=set)
     sessions: dict[int, int] = field(default_factory=dict)
+    variables: dict[tuple[int, str], str] = field(default_factory=dict)
 
     def start_time(self, pid: int, /) -> int:
         return 0 if pid in self.dead else 10_000 + pid
@@ -237,6 +238,9 @@ class FakeProcesses:
 
     def session(self, pid: int, /) -> int:
         return 0 if pid in self.dead else self.sessions.get(pid, pid)
+
+    def variable(self, pid: int, name: str, /) -> str | None:
+        return self.variables.get((pid, name))
 
     def descendants(self, roots: Iterable[int], /) -> set[int]:
         found: set[int] = set()
@@ -282,7 +286,13 @@ class FakeLocks:
         self.taken = False
         self.drops = 0
 
-    def take(self, *, timeout_s: float, interrupted: Callable[[], bool]) -> None:
+    def take(
+        self,
+        *,
+        timeout_s: float,
+        interrupted: Callable[[], bool],
+        pause: Callable[[float], None] | None = None,
+    ) -> None:
         self._world.note("lock")
         if self.error is not None:
             self._world.wait(timeout_s, interrupted)

@@ -329,6 +329,21 @@ def test_waiting_for_a_lock_ends_when_it_is_given_back(root: Path) -> None:
     assert not root.exists()
 
 
+def test_whoever_waits_for_a_lock_may_have_other_duties(root: Path) -> None:
+    first, second = RunLocks([80]), RunLocks([80])
+    first.take(timeout_s=0)
+    waits: list[float] = []
+
+    def pause(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            first.drop()
+
+    second.take(timeout_s=60, pause=pause)
+    assert len(waits) == 3
+    second.drop()
+
+
 def test_waiting_for_a_lock_ends_when_it_is_interrupted(root: Path) -> None:
     first = RunLocks([80])
     first.take(timeout_s=0)
