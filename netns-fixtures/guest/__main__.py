@@ -1,4 +1,4 @@
-"""``python -m guest [--suite SUITE] [--fetch | -- COMMAND…]``: a guest by hand."""
+"""``python -m guest [--suite SUITE] [--systemd] [--fetch | -- COMMAND…]``: a guest by hand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from guest.errors import GuestError
 from guest.machine import Guest
 from guest.suites import DEFAULT_SUITE, SUITES, fetch
+from guest.systemd import fetch_system
 
 _FOLLOW_S = 0.05
 
@@ -18,14 +19,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="guest", description="Run a command on another kernel.")
     parser.add_argument("--suite", choices=SUITES, default=DEFAULT_SUITE)
     parser.add_argument("--limit", type=float, default=120, metavar="SECONDS")
-    parser.add_argument("--fetch", action="store_true", help="only fetch the kernel")
+    parser.add_argument("--systemd", action="store_true", help="with systemd as its PID 1")
+    parser.add_argument("--fetch", action="store_true", help="only fetch what it needs")
     parser.add_argument("command", nargs="*", default=["uname", "-a"])
     options = parser.parse_args()
     try:
         kernel = fetch(options.suite)
+        system = fetch_system() if options.systemd else None
         if options.fetch:
             return 0
-        with Guest(kernel, limit_s=options.limit) as guest:
+        with Guest(kernel, limit_s=options.limit, system=system) as guest:
             guest.start(options.command)
             _follow(guest)
             return guest.status()

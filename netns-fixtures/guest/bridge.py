@@ -5,6 +5,8 @@ kernel of $KERNELS (suites, or `machine` for the kernel that runs this; by defau
 They are collected and selected here. The first one of a kernel boots its guest, which runs all
 of them in one pytest; each one's reports are passed on as they come. A guest that does not
 start, dies, or says nothing for too long fails the tests that it owes.
+
+Tests with the marker `systemd` run, whatever $KERNELS says, in one guest more, whose PID 1 that is.
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ from guest.errors import BootError, GuestError
 from guest.machine import Guest
 from guest.reporter import ENVIRONMENT_RESULTS
 from guest.suites import DEFAULT_SUITE, REPOSITORY, fetch
+from guest.systemd import SYNPLUG, fetch_system
 from netlab.compiled import compiled
 from netlab.errors import LabError
 
 #: The kernel that runs this, in place of a suite.
 MACHINE = "machine"
+#: The guest that has it as PID 1; and the marker of the tests for that.
+SYSTEMD = "systemd"
 
 _ENVIRONMENT_KERNELS = "KERNELS"
 _ENVIRONMENT_INSIDE = "GUEST_SUITE"
@@ -47,7 +52,8 @@ def kernel(request: pytest.FixtureRequest) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test once a kernel; inside of a guest, for that one."""
-    inside = os.environ.get(_ENVIRONMENT_INSIDE)
+    marker = metafunc.definition.get_closest_marker(SYSTEMD)
+    inside = os.environ.get(_ENVIRONMENT_INSIDE) or (SYSTEMD if marker else None)
     kernels = inside or os.environ.get(_ENVIRONMENT_KERNELS) or DEFAULT_SUITE
     metafunc.parametrize("kernel", kernels.split(), indirect=True, scope="session")
 
@@ -122,7 +128,7 @@ class GuestRun:
                 time.sleep(_POLL_S)
 
     def _boot(self, config: pytest.Config) -> Guest:
-        guest = Guest(fetch(self._suite), limit_s=_TOTAL_LIMIT_S)
+        guest, python = _guest(self._suite)
         self._guest = self._stack.enter_context(guest)
         selection = guest.shared / "selection"
         selection.write_text("".join(f"{item.nodeid}\n" for item in self._items), encoding="utf-8")
@@ -140,7 +146,7 @@ class GuestRun:
         }
         options = ["-p", "guest.reporter", "-p", "no:cacheprovider", f"--rootdir={config.rootpath}"]
         options += ["-m", ""]  # what was deselected was so here
-        guest.start([sys.executable, "-m", "pytest", *options, f"@{selection}"], environment)
+        guest.start([python, "-m", "pytest", *options, f"@{selection}"], environment)
         return guest
 
     def _receive(self, config: pytest.Config) -> bool:
@@ -168,6 +174,14 @@ class GuestRun:
             return None
         line, self._partial = self._partial, ""
         return line
+
+
+def _guest(name: str) -> tuple[Guest, str]:
+    """A guest, and its Python that has pytest."""
+    if name != SYSTEMD:
+        return Guest(fetch(name), limit_s=_TOTAL_LIMIT_S), sys.executable
+    guest = Guest(fetch(DEFAULT_SUITE), limit_s=_TOTAL_LIMIT_S, system=fetch_system())
+    return guest, f"{SYNPLUG}/bin/python3"
 
 
 def share_programs(cache: Path) -> None:

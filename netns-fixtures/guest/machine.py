@@ -13,8 +13,10 @@ from pathlib import Path
 
 from guest.errors import BootError
 from guest.suites import REPOSITORY, Kernel
+from guest.systemd import System
 
 _INIT = Path(__file__).with_name("init.sh")
+_INIT_OF_SYSTEMD = Path(__file__).with_name("systemd.sh")
 _MEMORY_MIB = 1024
 _TAIL_LINES = 40
 # Root is the host's /host as the kernel, chrooted, sees it. A panic ends the program.
@@ -32,11 +34,15 @@ class Guest:
     that has the same path on both sides. Its console is in `console`, kernel messages and the
     command's output together. Leaving the context ends whatever still runs of it.
 
+    With a `system` its root is that one's, writable, and systemd is its PID 1; of the host's files
+    it sees the repository and `shared`.
+
     `limit_s` counts from the start; what runs longer is killed, and `runs` says so.
     """
 
-    def __init__(self, kernel: Kernel, *, limit_s: float) -> None:
+    def __init__(self, kernel: Kernel, *, limit_s: float, system: System | None = None) -> None:
         self.kernel = kernel
+        self._system = system
         self._limit_s = limit_s
         self._deadline_s = 0.0
         self._directory = tempfile.TemporaryDirectory(prefix="guest-")
@@ -59,8 +65,9 @@ class Guest:
         ]
         lines.append(f"exec {shlex.join(argv)}")
         (self.shared / "command").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        system = self._system
         parameters = (
-            f"init={_INIT}",
+            *([f"init={_INIT}"] if system is None else _of_systemd(system)),
             f"GUEST_REPOSITORY={REPOSITORY}",
             f"GUEST_MODULES={self.kernel.modules}",
             f"GUEST_SHARED={self.shared}",
@@ -119,3 +126,13 @@ class Guest:
         return BootError(
             f"the {self.kernel.release} guest {what}; its console ends:\n{self.tail()}"
         )
+
+
+def _of_systemd(system: System) -> list[str]:
+    """The kernel's parameters for it; /tmp may have the repository, and `shared`, below it."""
+    return [
+        f"init={_INIT_OF_SYSTEMD}",
+        f"GUEST_ROOT={system.root}",
+        f"GUEST_SYNPLUG={system.synplug}",
+        *("systemd.mask=tmp.mount", "systemd.condition_needs_update=no", "systemd.show_status=no"),
+    ]

@@ -60,14 +60,14 @@ def fetch(suite: str) -> Kernel:
     root = CACHE / suite
     if not (root / _STAMP).exists():
         CACHE.mkdir(exist_ok=True)
-        with _locked(CACHE / f"{suite}.lock"):
+        with locked(CACHE / f"{suite}.lock"):
             if not (root / _STAMP).exists():
                 _build(suite, root)
     return Kernel(suite=suite, root=root, release=(root / _STAMP).read_text().strip())
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Two at once would download twice; the lock goes with the process."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -77,13 +77,13 @@ def _locked(path: Path) -> Iterator[None]:
 def _build(suite: str, root: Path) -> None:
     """Build aside, publish by rename."""
     for tool, package in _TOOLS.items():
-        if shutil.which(tool, path=_search_path()) is None:
+        if shutil.which(tool, path=search_path()) is None:
             raise FetchError(f"no {tool}: install the package {package}")
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"{suite}.new-") as directory:
         fresh = Path(directory, "root")
         fresh.mkdir(mode=0o755)
         for file in _download(suite, Path(directory, "apt")):
-            _run(["dpkg", "-x", str(file), str(fresh)])
+            run(["dpkg", "-x", str(file), str(fresh)])
         release = _complete(fresh)
         (fresh / _STAMP).write_text(f"{release}\n", encoding="ascii")
         shutil.rmtree(root, ignore_errors=True)
@@ -92,7 +92,17 @@ def _build(suite: str, root: Path) -> None:
 
 def _download(suite: str, state: Path) -> list[Path]:
     """Download the packages, verified by apt; their files."""
-    for folder in ("lists/partial", "cache/archives/partial", "packages"):
+    (state / "packages").mkdir(parents=True)
+    run([*apt_of(suite, state), "download", *_PACKAGES], cwd=state / "packages")
+    return sorted((state / "packages").glob("*.deb"))
+
+
+def apt_of(suite: str, state: Path) -> list[str]:
+    """Begin an apt of our own for `suite`, with everything in `state`; how it is called.
+
+    It takes nothing for installed, and has the lists of now.
+    """
+    for folder in ("lists/partial", "cache/archives/partial"):
         (state / folder).mkdir(parents=True)
     source = f"deb [signed-by={_KEYRING}] {_mirror()} {suite} main\n"
     (state / "sources.list").write_text(source, encoding="utf-8")
@@ -111,19 +121,18 @@ def _download(suite: str, state: Path) -> list[Path]:
     }
     apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in options.items())]
     try:
-        _run([*apt, "update"])
+        run([*apt, "update"])
     except FetchError as error:
         raise FetchError(
             f"{error}\nWithout network? Fetch it before: python -m guest --fetch --suite {suite}"
         ) from error
-    _run([*apt, "download", *_PACKAGES], cwd=state / "packages")
-    return sorted((state / "packages").glob("*.deb"))
+    return apt
 
 
 def _mirror() -> str:
     """Where this machine gets Debian from: the first source that has a `main` of Debian's."""
     wanted = ["Created-By: Packages", "Component: main"]
-    listed = _run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(LABEL)", *wanted])
+    listed = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(LABEL)", *wanted])
     targets = [line.partition(" ")[::2] for line in listed.splitlines()]
     # Without downloaded lists apt does not know the label
     for is_debian in (lambda _, label: label == "Debian", lambda uri, _: "/debian" in uri):
@@ -144,15 +153,21 @@ def _complete(root: Path) -> str:
     # depmod and modprobe look below BASEDIR/lib/modules
     (root / "modules/lib").mkdir(parents=True)
     (root / "modules/lib/modules").symlink_to("../../usr/lib/uml/modules")
-    _run(["depmod", "--basedir", str(root / "modules"), release])
+    run(["depmod", "--basedir", str(root / "modules"), release])
     return release
 
 
-def _run(argv: Sequence[str], *, cwd: Path | None = None) -> str:
+def run(argv: Sequence[str], *, cwd: Path | None = None) -> str:
+    """Run it; what it prints.
+
+    Raises:
+        FetchError: it failed; with its words.
+
+    """
     result = subprocess.run(
         argv,
         cwd=cwd,
-        env={**os.environ, "LC_ALL": "C.UTF-8", "PATH": _search_path()},
+        env={**os.environ, "LC_ALL": "C.UTF-8", "PATH": search_path()},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -164,6 +179,6 @@ def _run(argv: Sequence[str], *, cwd: Path | None = None) -> str:
     return result.stdout
 
 
-def _search_path() -> str:
+def search_path() -> str:
     """Users have no sbin in their PATH, where depmod is."""
     return os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"

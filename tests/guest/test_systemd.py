@@ -1,0 +1,170 @@
+"""Under a real systemd, as PID 1 of a guest: its restarts and reloads of a unit, and ours of them.
+
+synplug is the wheel, installed as an operator would; the units are restarted under load.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from netlab.errors import NotReadyError
+from netlab.load import Load
+from netlab.load_result import LoadResult
+from netlab.program import wait_until
+from netlab.snapshot import NetworkState
+from netlab.topology import Namespace
+from tests.guest.services import (
+    ADDRESSES,
+    UNITS,
+    Services,
+    client_of,
+    configure,
+    install,
+    shown,
+    systemctl,
+)
+
+pytestmark = pytest.mark.systemd
+
+SHIPPED = Path(__file__).parents[2] / "integrations" / "systemd"
+RATE_PER_S = 50
+#: As docs/nginx.md has it; nginx alone, and in generations.
+ALONE = "nginx -c /etc/nginx/web.conf -g 'daemon off; pid /run/web-{generation}.pid;'"
+SUPERVISED = f"""\
+[Service]
+Type=notify-reload
+ExecStart=synplug supervise --name web --stop-signal QUIT -v -- {ALONE}
+"""
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Namespace]:
+    with client_of(Services()) as made:
+        yield made
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Afterwards nothing of synplug may be there; a guest is slow: it gets a moment to end."""
+    services = Services()
+    before = NetworkState.capture(services)
+    yield
+
+    def left() -> list[str]:
+        return before.difference(NetworkState.capture(services))
+
+    with suppress(NotReadyError):
+        wait_until(lambda: not left(), 15, "all is as before")
+    assert not left(), f"not as before: {left()}"
+
+
+@pytest.fixture(scope="module")
+def nginx() -> None:
+    """Debian's own unit, with a configuration of ours."""
+    configure("/etc/nginx/nginx.conf", 80)
+    with Path("/etc/nginx/nginx.conf").open("a", encoding="utf-8") as file:
+        file.write("pid /run/nginx.pid;\n")
+    systemctl("start", "nginx")
+
+
+@pytest.fixture
+def drop_in(nginx: None) -> Iterator[str]:
+    """What ``synplug systemd drop-in`` prints, put where it says."""
+    text = synplug("systemd", "drop-in", "nginx").stdout
+    place = UNITS / "nginx.service.d" / "synplug.conf"
+    assert str(place) in text
+    install(place, text)
+    # nginx's unit gives its stop five seconds; a guest needs longer to start one Python
+    install(place.with_name("guest.conf"), "[Service]\nTimeoutStopSec=60\n")
+    yield text
+    shutil.rmtree(place.parent)
+    systemctl("daemon-reload")
+
+
+def under_load(client: Namespace, port: int, change: Callable[[], object]) -> LoadResult:
+    """What clients see of a change."""
+    targets = [(address, port) for address in ADDRESSES]
+    with Load(client, targets, rate_per_s=RATE_PER_S, timeout_s=30) as load:
+        change()
+        result = load.stop()
+    print(result.summary())
+    return result
+
+
+def synplug(*words: str) -> subprocess.CompletedProcess[str]:
+    argv = ["synplug", *words]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False)
+
+
+def test_its_own_restart_loses_connections(client: Namespace, nginx: None) -> None:
+    """The control of the next two."""
+    lost = under_load(client, 80, lambda: systemctl("restart", "nginx"))
+    assert lost.failures > 0, "the control lost nothing: the test shows nothing"
+
+
+def test_wrap_finds_the_units_ports_and_loses_nobody(
+    client: Namespace, nginx: None, nothing_left: None
+) -> None:
+    main = shown("nginx", "MainPID")
+    said = []
+    kept = under_load(
+        client,
+        80,
+        lambda: said.append(synplug("wrap", "--json", "-", "--", "systemctl", "restart", "nginx")),
+    )
+    assert said[0].returncode == 0, said[0].stderr
+    report = json.loads(said[0].stdout)
+    assert report["endpoints"] == ["0.0.0.0:80", "[::]:80"]
+    assert report["hold"]["held"] > 0
+    assert kept.failures == 0, kept.summary()
+    assert shown("nginx", "MainPID") != main
+
+
+def test_with_the_drop_in_its_own_restart_loses_nobody(
+    client: Namespace, drop_in: str, nothing_left: None
+) -> None:
+    main = shown("nginx", "MainPID")
+    kept = under_load(client, 80, lambda: systemctl("restart", "nginx"))
+    assert kept.failures == 0, kept.summary()
+    assert shown("nginx", "MainPID") != main
+    stops, posts = shown("nginx", "ExecStop"), shown("nginx", "ExecStartPost")
+    assert stops.count("status=0") == 2, stops
+    assert posts.count("status=0") == 1, posts
+
+
+def test_a_reload_of_generations_loses_nobody(client: Namespace, nothing_left: None) -> None:
+    configure("/etc/nginx/web.conf", 8080, "reuseport")
+    install(UNITS / "alone.service", f"[Service]\nExecStart={ALONE}\n")
+    systemctl("start", "alone")
+    lost = under_load(client, 8080, lambda: systemctl("restart", "alone"))
+    systemctl("stop", "alone")
+    assert lost.failures > 0, "the control lost nothing: the test shows nothing"
+
+    install(UNITS / "web.service", SUPERVISED)
+    systemctl("start", "web")
+    assert shown("web", "StatusText") == "generation 1 serves"
+    kept = under_load(client, 8080, lambda: systemctl("reload", "web"))
+    assert shown("web", "StatusText") == "generation 2 serves"
+    assert kept.failures == 0, kept.summary()
+    systemctl("stop", "web")
+    assert shown("web", "Result") == "success"
+
+
+def test_the_shipped_units_are_verified_and_recover_runs() -> None:
+    for path in SHIPPED.glob("*.service"):
+        shutil.copy(path, UNITS)
+        argv = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", path.name]
+        said = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        assert (said.returncode, said.stderr) == (0, ""), said
+    systemctl("daemon-reload")
+    Path("/run/synplug").mkdir(exist_ok=True)
+    systemctl("start", "synplug-recover")
+    assert shown("synplug-recover", "ConditionResult") == "yes"
+    assert shown("synplug-recover", "Result") == "success"
