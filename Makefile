@@ -29,7 +29,7 @@ demo: setup
 GUEST := PYTHONPATH=netns-fixtures $(PYTHON) -m guest --fetch
 
 test: setup
-	@$(GUEST)
+	@$(GUEST) --systemd
 	$(PYTHON) -m pytest
 
 faults: setup
@@ -40,6 +40,7 @@ swaps: setup
 
 kernels: setup
 	@for suite in bullseye bookworm trixie sid; do $(GUEST) --suite $$suite || exit; done
+	@$(GUEST) --systemd
 	KERNELS="machine bullseye bookworm trixie sid" KERNELS_TABLES=docs/kernels.md $(PYTHON) -m pytest -m "kernels or not kernels" tests/guest
 
 unit: setup

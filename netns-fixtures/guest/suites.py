@@ -124,7 +124,8 @@ def apt_of(suite: str, state: Path) -> list[str]:
         run([*apt, "update"])
     except FetchError as error:
         raise FetchError(
-            f"{error}\nWithout network? Fetch it before: python -m guest --fetch --suite {suite}"
+            f"{error}\nWithout network? Fetch it before, with the same --suite and --systemd: "
+            "python -m guest --fetch"
         ) from error
     return apt
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -24,7 +23,17 @@ SUITE = "trixie"
 SYNPLUG = Path("/opt/synplug")
 
 _PACKAGES = (
-    *("base-files", "base-passwd", "bash", "coreutils", "dash", "grep", "hostname", "libc-bin", "sed"),
+    *(
+        "base-files",
+        "base-passwd",
+        "bash",
+        "coreutils",
+        "dash",
+        "grep",
+        "hostname",
+        "libc-bin",
+        "sed",
+    ),
     *("mount", "util-linux", "kmod", "procps", "systemd-sysv"),
     *("iproute2", "iptables", "nftables", "nginx"),
     *("python3", "python3-venv", "python3-pytest", "python3-tenacity", "python3-iptables"),
@@ -46,8 +55,10 @@ class System:
 def fetch_system() -> System:
     """Return the root and the synplug of this checkout, made if they are not in the cache.
 
+    Only the root needs the network.
+
     Raises:
-        FetchError: a tool is missing, or apt, dpkg or pip failed; with its words.
+        FetchError: apt, dpkg or pip failed; with its words.
 
     """
     root = CACHE / "systemd"
@@ -101,7 +112,7 @@ def _complete(root: Path) -> None:
 
 
 def _install(root: Path, stamp: str) -> Path:
-    """Install synplug as it is now, if it is not: pip, a wheel and no network."""
+    """Install synplug as it is now, if it is not; without network, so also before a test."""
     files = sorted(path for glob in _SOURCES for path in REPOSITORY.glob(glob) if path.is_file())
     files = [path for path in files if path.suffix != ".pyc"]
     name = f"{SYNPLUG.name}-{_digest(stamp.encode(), *(path.read_bytes() for path in files))}"
@@ -110,19 +121,19 @@ def _install(root: Path, stamp: str) -> Path:
         os.utime(installed)
         return installed
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"{name}.new-") as directory:
-        fresh, source = Path(directory, "synplug"), Path(directory, "source")
-        fresh.mkdir(mode=0o755)
-        for path in files:  # setuptools leaves its build/ and *.egg-info beside them
-            copy = source / path.relative_to(REPOSITORY)
+        fresh, place = Path(directory, "synplug"), str(SYNPLUG)
+        for path in files:
+            copy = fresh / "source" / path.relative_to(REPOSITORY)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
-        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        run([*pip, "wheel", "--no-deps", f"--wheel-dir={fresh}", str(source)])
-        (wheel,) = fresh.glob("*.whl")
-        python = ["python3", "-m", "venv", "--system-site-packages", str(SYNPLUG)]
-        _run_in(root, python, synplug=fresh)
-        pip = [f"{SYNPLUG}/bin/pip", "install", "--quiet", "--no-index"]
-        _run_in(root, [*pip, f"{SYNPLUG}/{wheel.name}[iptables]"], synplug=fresh)
+        pip = [f"{place}/bin/pip", "--quiet", "--no-cache-dir"]
+        offline = ["--no-index", "--find-links=/usr/share/python-wheels"]  # has setuptools
+        _run_in(root, ["python3", "-m", "venv", "--system-site-packages", place], synplug=fresh)
+        wheel = ["wheel", *offline, "--no-deps", f"--wheel-dir={place}", f"{place}/source"]
+        _run_in(root, [*pip, *wheel], synplug=fresh)
+        (built,) = fresh.glob("*.whl")
+        _run_in(root, [*pip, "install", *offline, f"{place}/{built.name}[iptables]"], synplug=fresh)
+        shutil.rmtree(fresh / "source")
         fresh.rename(installed)
     for other in CACHE.glob(f"{SYNPLUG.name}-*"):
         if other.stat().st_mtime < time.time() - _STALE_AFTER_S:

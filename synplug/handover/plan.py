@@ -36,6 +36,7 @@ class ReadyPlan:
     :param settle_s: how long listeners and processes must have been still after the command
         succeeded, where the listeners stay the same (a reload).
     :param require_new: never take unchanged listeners for a finished reload.
+    :param must_last: new listeners count once the command has succeeded, or after *settle_s*.
     """
 
     http: str = ""
@@ -43,6 +44,7 @@ class ReadyPlan:
     timeout_s: float | None = None
     settle_s: float = 0.3
     require_new: bool = False
+    must_last: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,9 @@
 Two ways to be ready (besides the probes):
 
 - *replaced*: all that the old listeners served is served by sockets that were not there before,
-  and every old one is gone;
+  and every old one is gone. Where the command is known to return when the service has started,
+  not before it has, or they have stood for the settle time: a check of the configuration in
+  ExecStartPre= listens for a moment, too (`nginx -t`);
 - *settled*: the command has succeeded, all that the old listeners served is served, and neither
   the listeners nor the service's processes have changed for the settle time: a reload that keeps
   its sockets, or a port that was named by mistake;
@@ -37,7 +39,8 @@ _PARTIAL_SETTLES = 10
 class ListenerWatch:
     """Watches the listeners of a restart.
 
-    :param old: those that stood before it. :param settle_s: see :class:`ReadyPlan`.
+    :param old: those that stood before it. :param settle_s: see :class:`ReadyPlan`, as for
+        *require_new* and *must_last*.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class ListenerWatch:
         old: Collection[Listener],
         settle_s: float,
         require_new: bool,
+        must_last: bool = False,
     ) -> None:
         self._old = {listener.cookie for listener in old}
         # What has to be served anew: each address of the old ones, or whatever was asked for.
@@ -59,6 +63,7 @@ class ListenerWatch:
         self._settle_s = settle_s
         self._partial_s = _PARTIAL_SETTLES * settle_s
         self._require_new = require_new
+        self._must_last = must_last
         self._last_seen: object = None
         self._changed_at_s = 0.0
         self._gap_from_s: float | None = None
@@ -89,7 +94,8 @@ class ListenerWatch:
         if seen != self._last_seen:
             self._last_seen, self._changed_at_s = seen, now_s
         is_still = now_s - self._changed_at_s >= self._settle_s
-        if len(new) == len(listeners) and self._covers(new):
+        lasts = succeeded or is_still or not self._must_last
+        if lasts and len(new) == len(listeners) and self._covers(new):
             self.verdict = Readiness.REPLACED
         elif succeeded and is_still and not self._require_new and not self.missing(listeners):
             self.verdict = Readiness.SETTLED

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from synplug.errors import UsageError
+from synplug.handover.clues import returns_when_started
 from synplug.handover.plan import DrainPlan, HoldPlan, ReadyPlan, WrapPlan
 from synplug.handover.target import Target, TargetRequest, find_target, is_named
 from synplug.holding.names import check_name
@@ -157,6 +158,11 @@ def plan_wrap(request: WrapRequest) -> tuple[WrapPlan, Target]:
         if not request.best_effort or not is_named(request.target):
             raise
         target, unheld = Target(endpoints=()), str(error)
+    ready = replace(
+        request.ready,
+        require_new=request.ready.require_new or target.returns_early,
+        must_last=request.ready.must_last or returns_when_started(request.target.argv),
+    )
     plan = WrapPlan(
         argv=request.target.argv,
         unheld=unheld,
@@ -167,6 +173,6 @@ def plan_wrap(request: WrapRequest) -> tuple[WrapPlan, Target]:
         best_effort=request.best_effort,
         lock_timeout_s=request.hold.lock_timeout_s,
         drain=request.drain,
-        ready=replace(request.ready, require_new=request.ready.require_new or target.returns_early),
+        ready=ready,
     )
     return plan, target

@@ -145,14 +145,13 @@ class _Run:
         """Hold, drain, run the command, wait until it is ready, release, see the command end."""
         if self._hold.is_armed and self._take_signals() is None:
             self._begin()
-        plan = self._plan
         if self._take_signals() is not None:
             self._outcome = Outcome.INTERRUPTED
             self._release()
             return
         waiting = self._ready_wait()
         try:
-            self._command = self._tools.spawn(plan.argv)
+            self._command = self._tools.spawn(self._plan.argv)
             spawned_s = self._tools.clock()
             if self._hold.is_armed:
                 with self._timeline.phase(Step.READY):
@@ -168,7 +167,7 @@ class _Run:
         if self._outcome is Outcome.READY:
             now = self._listeners_now()
             missing = self._watch.missing(now) if self._watch else []
-            self._warnings += unserved_warnings((*plan.spec.endpoints, *missing), now)
+            self._warnings += unserved_warnings((*self._plan.spec.endpoints, *missing), now)
             if missing:
                 self._warnings.append(
                     "what was served and is not was waited for ten times --settle; "
@@ -214,6 +213,7 @@ class _Run:
             old=self._old,
             settle_s=plan.ready.settle_s,
             require_new=plan.ready.require_new,
+            must_last=plan.ready.must_last,
         )
         owners = {owner.pid for owned in self._old_owned for owner in owned.owners}
         return ReadyWait(

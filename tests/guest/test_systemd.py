@@ -6,7 +6,9 @@ synplug is the wheel, installed as an operator would; the units are restarted un
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -36,11 +38,12 @@ pytestmark = pytest.mark.systemd
 SHIPPED = Path(__file__).parents[2] / "integrations" / "systemd"
 RATE_PER_S = 50
 #: As docs/nginx.md has it; nginx alone, and in generations.
-ALONE = "nginx -c /etc/nginx/web.conf -g 'daemon off; pid /run/web-{generation}.pid;'"
+ALONE = "nginx -c /etc/nginx/web.conf -g 'daemon off; pid /run/web.pid;'"
 SUPERVISED = f"""\
 [Service]
 Type=notify-reload
-ExecStart=synplug supervise --name web --stop-signal QUIT -v -- {ALONE}
+ExecStart=synplug supervise --name web --stop-signal QUIT -v -- \
+    {ALONE.replace("web.pid", "web-{generation}.pid")}
 """
 
 
@@ -157,14 +160,21 @@ def test_a_reload_of_generations_loses_nobody(client: Namespace, nothing_left: N
     assert shown("web", "Result") == "success"
 
 
-def test_the_shipped_units_are_verified_and_recover_runs() -> None:
-    for path in SHIPPED.glob("*.service"):
-        shutil.copy(path, UNITS)
-        argv = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", path.name]
-        said = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-        assert (said.returncode, said.stderr) == (0, ""), said
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.service")), ids=lambda path: path.stem)
+def test_the_shipped_unit_is_verified(path: Path) -> None:
+    shutil.copy(path, UNITS)
+    argv = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", path.name]
+    said = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (said.returncode, said.stderr) == (0, "")
+
+
+def test_the_shipped_unit_recovers_with_the_privileges_that_it_has(nothing_left: None) -> None:
+    shutil.copy(SHIPPED / "synplug-recover.service", UNITS)
     systemctl("daemon-reload")
-    Path("/run/synplug").mkdir(exist_ok=True)
+    assert synplug("hold", "--name", "killed", "-p", "9", "--max-hold", "60s").returncode == 0
+    (entry,) = json.loads(synplug("status", "--json").stdout)
+    os.kill(entry["keeper"], signal.SIGKILL)
+    save = ["iptables-legacy-save", "-t", "mangle"]
+    assert "NFQUEUE" in Services().run(save).stdout
     systemctl("start", "synplug-recover")
-    assert shown("synplug-recover", "ConditionResult") == "yes"
-    assert shown("synplug-recover", "Result") == "success"
+    assert "NFQUEUE" not in Services().run(save).stdout

@@ -23,9 +23,14 @@ def watch(
     *endpoints: Endpoint,
     settle_s: float = 0.3,
     require_new: bool = False,
+    must_last: bool = False,
 ) -> ListenerWatch:
     return ListenerWatch(
-        endpoints=endpoints or (HTTP,), old=old, settle_s=settle_s, require_new=require_new
+        endpoints=endpoints or (HTTP,),
+        old=old,
+        settle_s=settle_s,
+        require_new=require_new,
+        must_last=must_last,
     )
 
 
@@ -49,6 +54,21 @@ def test_a_new_listener_without_the_old_one_is_ready_at_once() -> None:
     assert look(watched, listener(1)) is NOT_YET
     assert look(watched) is NOT_YET
     assert look(watched, listener(2)) is REPLACED
+
+
+def test_a_check_that_listens_for_a_moment_is_not_the_service() -> None:
+    """`nginx -t` in a unit's ExecStartPre=."""
+    watched = watch([listener(1)], must_last=True)
+    assert look(watched, listener(2), now_s=1.0) is NOT_YET
+    assert look(watched, now_s=1.1) is NOT_YET
+    assert look(watched, listener(3), now_s=1.2) is NOT_YET
+    assert look(watched, listener(3), now_s=1.3, succeeded=True) is REPLACED
+
+
+def test_a_new_one_that_lasts_counts_before_a_slow_command_has_ended() -> None:
+    watched = watch([listener(1)], must_last=True)
+    assert look(watched, listener(2), now_s=1.0) is NOT_YET
+    assert look(watched, listener(2), now_s=1.4) is REPLACED
 
 
 def test_as_long_as_the_old_one_is_there_the_new_one_does_not_count() -> None:
