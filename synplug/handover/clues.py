@@ -91,12 +91,6 @@ def clue_of(argv: Sequence[str]) -> Clue:
     return clue
 
 
-def returns_when_started(argv: Sequence[str]) -> bool:
-    """Whether it is known to end once the service has started, and not before."""
-    clue = clue_of(argv)
-    return bool(clue.units) and not clue.returns_early
-
-
 def _unwrapped(words: list[str]) -> list[str]:
     """The command behind sudo, env and their like, where they are used without options."""
     while words and os.path.basename(words[0]) in _WRAPPERS:

@@ -36,7 +36,7 @@ class ReadyPlan:
     :param settle_s: how long listeners and processes must have been still after the command
         succeeded, where the listeners stay the same (a reload).
     :param require_new: never take unchanged listeners for a finished reload.
-    :param must_last: new listeners count once the command has succeeded, or after *settle_s*.
+    :param must_last: a new listener may be that of a check, and gone at once.
     """
 
     http: str = ""

@@ -3,9 +3,9 @@
 Two ways to be ready (besides the probes):
 
 - *replaced*: all that the old listeners served is served by sockets that were not there before,
-  and every old one is gone. Where the command is known to return when the service has started,
-  not before it has, or they have stood for the settle time: a check of the configuration in
-  ExecStartPre= listens for a moment, too (`nginx -t`);
+  and every old one is gone. A unit's must last: until the command has succeeded (one that does
+  not return early), or for the settle time. The check of a configuration in its ExecStartPre=
+  listens for a moment, too (`nginx -t`);
 - *settled*: the command has succeeded, all that the old listeners served is served, and neither
   the listeners nor the service's processes have changed for the settle time: a reload that keeps
   its sockets, or a port that was named by mistake;
@@ -94,7 +94,7 @@ class ListenerWatch:
         if seen != self._last_seen:
             self._last_seen, self._changed_at_s = seen, now_s
         is_still = now_s - self._changed_at_s >= self._settle_s
-        lasts = succeeded or is_still or not self._must_last
+        lasts = is_still or not self._must_last or (succeeded and not self._require_new)
         if lasts and len(new) == len(listeners) and self._covers(new):
             self.verdict = Readiness.REPLACED
         elif succeeded and is_still and not self._require_new and not self.missing(listeners):

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from synplug.errors import UsageError
-from synplug.handover.clues import returns_when_started
+from synplug.handover.clues import clue_of
 from synplug.handover.plan import DrainPlan, HoldPlan, ReadyPlan, WrapPlan
 from synplug.handover.target import Target, TargetRequest, find_target, is_named
 from synplug.holding.names import check_name
@@ -161,7 +161,7 @@ def plan_wrap(request: WrapRequest) -> tuple[WrapPlan, Target]:
     ready = replace(
         request.ready,
         require_new=request.ready.require_new or target.returns_early,
-        must_last=request.ready.must_last or returns_when_started(request.target.argv),
+        must_last=bool(target.unit or clue_of(request.target.argv).units),
     )
     plan = WrapPlan(
         argv=request.target.argv,

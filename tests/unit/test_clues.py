@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from synplug.handover import clues
-from synplug.handover.clues import Clue, clue_of, output_of, returns_when_started
+from synplug.handover.clues import Clue, clue_of, output_of
 
 NOTHING = Clue()
 
@@ -315,17 +315,3 @@ def test_what_ends_a_service_and_waits_for_nothing_returns_early(line: str) -> N
 def test_what_reloads_or_waits_does_not(line: str) -> None:
     assert clue_of(line.split()) != clue_of(["true"])
     assert not clue_of(line.split()).returns_early
-
-
-@pytest.mark.parametrize(
-    ("line", "started"),
-    [
-        ("systemctl restart app", True),
-        ("sudo service app restart", True),
-        ("systemctl --no-block restart app", False),
-        ("nginx -s reload", False),
-        ("./restart", False),
-    ],
-)
-def test_which_commands_return_when_the_service_has_started(line: str, started: bool) -> None:
-    assert returns_when_started(line.split()) is started

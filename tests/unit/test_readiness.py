@@ -65,6 +65,14 @@ def test_a_check_that_listens_for_a_moment_is_not_the_service() -> None:
     assert look(watched, listener(3), now_s=1.3, succeeded=True) is REPLACED
 
 
+def test_after_a_command_that_returns_early_it_has_to_last() -> None:
+    """`systemctl --no-block restart`."""
+    watched = watch([listener(1)], must_last=True, require_new=True)
+    assert look(watched, listener(2), now_s=1.0, succeeded=True) is NOT_YET
+    assert look(watched, listener(3), now_s=1.2, succeeded=True) is NOT_YET
+    assert look(watched, listener(3), now_s=1.6, succeeded=True) is REPLACED
+
+
 def test_a_new_one_that_lasts_counts_before_a_slow_command_has_ended() -> None:
     watched = watch([listener(1)], must_last=True)
     assert look(watched, listener(2), now_s=1.0) is NOT_YET

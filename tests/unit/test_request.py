@@ -174,3 +174,13 @@ def test_results_survive_the_channel() -> None:
     assert not one.send("hold")
     assert one.receive() is None
     one.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "must_last"),
+    [("systemctl restart app", True), ("sudo service app restart", True), ("./restart", False)],
+)
+def test_a_units_new_listener_must_last(line: str, must_last: bool) -> None:
+    target = TargetRequest(endpoints=(HTTP,), argv=tuple(line.split()))
+    plan, _ = plan_wrap(WrapRequest(target=target))
+    assert plan.ready.must_last is must_last
