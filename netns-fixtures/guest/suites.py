@@ -106,12 +106,13 @@ def apt_of(suite: str, state: Path) -> list[str]:
         (state / folder).mkdir(parents=True)
     source = f"deb [signed-by={_KEYRING}] {_mirror()} {suite} main\n"
     (state / "sources.list").write_text(source, encoding="utf-8")
+    (state / "status").touch()
     options: dict[str, object] = {
         "Dir::Etc::sourcelist": state / "sources.list",
         "Dir::Etc::sourceparts": "/dev/null",
         "Dir::State": state,
         "Dir::State::lists": state / "lists",
-        "Dir::State::status": "/dev/null",
+        "Dir::State::status": state / "status",  # beside it apt makes its locks
         "Dir::Cache": state / "cache",
         "Acquire::Languages": "none",
         "Acquire::Retries": 3,

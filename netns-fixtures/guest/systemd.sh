@@ -8,6 +8,7 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 # Without root on the host, mount(8) is owned by somebody else here, and setuid.
 mount() { setpriv --no-new-privs mount "$@"; }
+umount() { setpriv --no-new-privs umount "$@"; }
 
 mount -t proc proc /proc
 modprobe -d "$GUEST_MODULES" overlay
