@@ -77,14 +77,19 @@ class Supervised:
         good.write_bytes(self.script.read_bytes())
         return good
 
-    def start(self, *options: str, before: Sequence[str] = ()) -> Program:
+    def start(
+        self,
+        *options: str,
+        before: Sequence[str] = (),
+        synplug: Sequence[str] = shell.SYNPLUG,
+    ) -> Program:
         """Start it, with these options, and *before* in front of the command."""
         command = [*before, "sh", str(self.script), "{generation}"]
-        return self.start_with([*options, "--", *command])
+        return self.start_with([*options, "--", *command], synplug=synplug)
 
-    def start_with(self, words: Sequence[str]) -> Program:
+    def start_with(self, words: Sequence[str], synplug: Sequence[str] = shell.SYNPLUG) -> Program:
         """Start it with these options and this command."""
-        argv = [*shell.SYNPLUG, "supervise", "--name", "app", "-v", *words]
+        argv = [*synplug, "supervise", "--name", "app", "-v", *words]
         environment = {
             **os.environ,
             "NOTIFY_SOCKET": str(self.manager.path),

@@ -25,6 +25,7 @@ from netlab.servers import Envoy, Gunicorn, HAProxy, Nginx, Service
 from netlab.servers.envoy import VERSIONS, envoy_binary
 from netlab.topology import ClientServer, Namespace
 from tests.integration import shell
+from tests.integration.conftest import SERVER
 
 DOCS = Path(__file__).parents[2] / "docs"
 RATE_PER_S = 100
@@ -115,6 +116,41 @@ def test_the_swap_of_the_page(lab: ClientServer, page: Page) -> None:
         wait_until(lambda: not before & set(lab.server.pids()), 10, "the old one has ended")
         assert result.failures == 0, result.summary()
         _end(lab, new)
+
+
+def test_an_envoy_that_is_told_to_quit(lab: ClientServer) -> None:
+    """What docs/envoy.md says of ``/quitquitquit``: it ends at once, like by SIGTERM."""
+    with Envoy(lab.server) as service:
+        (old,) = service.pids
+        stop = ["--stop-post", f"unix:{service.admin_socket(0)}:/quitquitquit", "--quiesce", "1s"]
+        argv = ["swap", "--pidfile", str(service.pidfile), "--new-pidfile", str(service.pidfile)]
+        with Load(lab.client, service.targets(lab.server_addresses), rate_per_s=RATE_PER_S) as load:
+            words = [*argv, *stop, "--", *service.generation_argv(1)]
+            status = shell.run_detached(lab.server, *words, output=service.log)
+            wait_until(lambda: old not in lab.server.pids(), 10, "the old one has ended")
+            result = load.stop()
+        assert status == 0, service.log.read_text()[-2000:]
+        assert result.failures == 0, result.summary()
+        _end(lab, int(service.pidfile.read_text()))
+
+
+def test_a_plain_daemon(lab: ClientServer, tmp_path: Path) -> None:
+    """What docs/recipes.md has for a daemon that knows SO_REUSEPORT and SIGTERM, and no more."""
+    pidfile, server = tmp_path / "app.pid", f"{sys.executable} {SERVER} 8080 --reuseport"
+    text = (DOCS / "recipes.md").read_text()
+    (line,) = re.findall(r"^synplug (swap .*)$", text, re.MULTILINE)
+    line = line.replace("/run/app.pid", str(pidfile)).replace("./app", server)
+    with Program(lab.server, shlex.split(server), listens_on=[("::", 8080)]) as old:
+        pidfile.write_text(f"{old.pid}\n")
+        targets = [(address, 8080) for address in lab.server_addresses]
+        with Load(lab.client, targets, rate_per_s=RATE_PER_S) as load:
+            log = tmp_path / "log"
+            status = shell.run_detached(lab.server, *shlex.split(line), output=log)
+            assert old.wait() == 0
+            result = load.stop()
+    assert status == 0, log.read_text()[-2000:]
+    assert result.failures == 0, result.summary()
+    _end(lab, int(pidfile.read_text()))
 
 
 #: Envoy's is the unit: test_supervise_envoy.py.

@@ -16,9 +16,12 @@ import pytest
 from netlab.load import Load
 from netlab.program import Program, wait_until
 from netlab.topology import ClientServer
+from synplug.handover.timeline import Step, SwapStep
 from tests.integration import shell
 from tests.integration.conftest import SERVER
 from tests.integration.connect import connects_within, is_refused
+from tests.integration.fault_points import Fault, Party
+from tests.integration.fault_run import LAUNCHER
 from tests.integration.supervised import Supervised, supervised
 
 RATE_PER_S = 300
@@ -202,6 +205,20 @@ def test_a_signal_during_a_swap_ends_everything(app: Supervised, number: Signals
         app.program.send_signal(Signals.SIGHUP)
         wait_until(lambda: len(app.generations()) == 2, 10, "the new generation is there")
         assert app.program.end(number) == 0, app.program.output
+
+
+@pytest.mark.parametrize("step", [Step.HOLD, Step.DRAIN, SwapStep.STOP, Step.RELEASE])
+def test_a_signal_at_a_step_under_the_hold_ends_everything(
+    app: Supervised, step: Step | SwapStep
+) -> None:
+    """Nobody is left behind, and nothing held: the lab looks."""
+    facts = app.directory / "facts"
+    accident = [f"swap {step.value}", Party.ORCHESTRATOR.value, Fault.SIGTERM.value, str(facts)]
+    with app.start("--linger", "1s", synplug=[sys.executable, str(LAUNCHER), *accident]):
+        app.program.send_signal(Signals.SIGHUP)
+        assert app.program.wait() == 0, app.program.output
+    assert "fault" in facts.read_text(), "it struck"
+    assert not app.generations()
 
 
 def test_a_daemon_that_leaves_its_first_process_is_followed(app: Supervised) -> None:
