@@ -14,8 +14,9 @@ from synplug.model import DrainResult, Endpoint, Listener, OnDrainTimeout
 
 POLL_S = 0.001
 _RECENT_MS = 100
-#: Looks in a row that must find the queues empty: a SYN may be on its way between two of them.
-_EMPTY_LOOKS = 2
+#: So long after the hold has begun a SYN that had passed its rule before has its request socket:
+#: both happen in one softirq (``net/ipv4/tcp_ipv4.c``, tcp_v4_rcv).
+_ON_ITS_WAY_S = 0.001
 
 
 def is_busy(connection: Connection) -> bool:
@@ -74,45 +75,45 @@ class Drain:
         """
         if not self._cookies:
             return DrainResult()
-        left = self._until(
-            self._unaccepted, self._plan.timeout_s, _EMPTY_LOOKS, clock, pause, stopped
-        )
+        pause(min(_ON_ITS_WAY_S, self._plan.timeout_s))
+        left = self._until(self._unaccepted, self._plan.timeout_s, clock, pause, stopped)
         busy = 0
         aborts = bool(left) and self._plan.on_timeout is OnDrainTimeout.ABORT
         if self._plan.quiesce_s and not aborts:
-            busy = self._until(self._busy, self._plan.quiesce_s, 1, clock, pause, stopped)
+            busy = self._until(self._busy, self._plan.quiesce_s, clock, pause, stopped)
         return DrainResult(empty=not left, left=left, quiet=not busy, busy=busy)
 
     def _until(
         self,
         count: Callable[[], int],
         limit_s: float,
-        looks: int,
         clock: Callable[[], float],
         pause: Callable[[float], None],
         stopped: Callable[[], bool],
     ) -> int:
-        """Wait until *count* was 0 for *looks* looks in a row; returns what it was at the end."""
+        """Wait until *count* is 0; returns what it was at the end."""
         deadline_s = clock() + limit_s
-        empty = 0
         while True:
             began_s = clock()
             found = count()
-            empty = 0 if found else empty + 1
             now_s = clock()
-            if empty >= looks or now_s >= deadline_s or stopped():
+            if not found or now_s >= deadline_s or stopped():
                 return found
-            spare_s = 4 * (now_s - began_s) if found else 0.0
-            pause(min(max(POLL_S, spare_s), deadline_s - now_s))
+            pause(min(max(POLL_S, 4 * (now_s - began_s)), deadline_s - now_s))
 
     def _unaccepted(self) -> int:
-        """Connections that would die with the old listeners; looks no further than it must."""
-        queued = sum(
+        """Connections that would die with the old listeners; looks no further than it must.
+
+        The queues are the last that it looks at: a handshake that has just completed is there.
+        """
+        return self._queued() or self._sockets.request_sockets(self._served) or self._queued()
+
+    def _queued(self) -> int:
+        return sum(
             listener.accept_queue
             for listener in self._sockets.listeners(self._endpoints)
             if listener.cookie in self._cookies
         )
-        return queued or self._sockets.request_sockets(self._served)
 
     def _busy(self) -> int:
         connections = self._sockets.connections(self._served)
