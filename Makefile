@@ -1,7 +1,7 @@
 # Each target sets up what it needs: Debian packages (as root) and .venv.
 PYTHON := .venv/bin/python
 
-.PHONY: help setup demo man test faults swaps kernels unit lint format bench comparison soak clean
+.PHONY: help setup demo man test faults swaps kernels unit lint format bench comparison soak site clean
 
 .DEFAULT_GOAL := help
 
@@ -17,6 +17,7 @@ help:
 	@echo "make comparison  the table of docs/comparison.md, measured in a guest"
 	@echo "make man     the manual pages, man/*.1, from the options"
 	@echo "make soak    1,000 restarts in a row, 50 at once, 100,000 cases of the properties"
+	@echo "make site    docs/ as web pages, in build/site"
 	@echo "make format  ruff format"
 
 setup:
@@ -61,6 +62,9 @@ bench: setup
 comparison: setup
 	@$(GUEST)
 	@$(PYTHON) bench/comparison.py --write
+
+site: setup
+	.venv/bin/mkdocs build --strict --quiet
 
 soak: setup
 	$(PYTHON) -m pytest --soak tests/unit tests/integration/test_soak.py

@@ -1,4 +1,4 @@
-"""The command blocks of the README, run one after the other as a reader would, under load.
+"""The command blocks of the README and the tutorial, run one after the other as a reader would.
 
 The services stand where the README has them: an application at port 8000 with its scripts, a
 "nginx" at 80, a real HAProxy at 8081 by /etc/haproxy/haproxy.cfg. systemctl is a stand-in that
@@ -147,6 +147,20 @@ def test_the_same_restarts_without_synplug_lose(machine: Machine) -> None:
         wait_until(lambda: Path("/run/nginx.pid").exists(), 5, "they are there again")
         result = clients.stop()
     assert result.failures > 0
+
+
+def test_the_tutorial_goes_as_it_says(lab: ClientServer, tmp_path: Path) -> None:
+    environ = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    said = []
+    for language, text in blocks(ROOT / "docs" / "tutorial.md"):
+        assert language == "sh"
+        done = lab.server.run(["sh", "-c", text], timeout_s=60, env=environ, cwd=tmp_path)
+        said.append(done.stdout)
+    counts = [int(words.split()[0]) for words in said if words.endswith(" of 40 failed\n")]
+    assert len(counts) == 2
+    assert counts[0] > 3, "without synplug some are refused"
+    assert counts[1] == 0
+    assert any("exit status 124" in words for words in said)
 
 
 def test_every_block_is_run_or_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,3 +137,16 @@ def test_every_row_of_the_failure_modes_names_a_test_that_is_there() -> None:
         for folder, module, test in named:
             source = (ROOT / "tests" / (folder or "integration/") / module).read_text()
             assert f"\ndef {test}(" in source, f"{row[0]}: {module}::{test}"
+
+
+def test_the_documents_make_a_site(tmp_path: Path) -> None:
+    """``make site``: every page is in its navigation, or below the decisions."""
+    argv = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    done = subprocess.run(
+        [*argv, "--site-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    listed = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f": {page.name}\n" in listed, f"{page.name} is not in mkdocs.yml"
+        assert (tmp_path / page.with_suffix(".html").name).exists()
