@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NewType
 
 from synplug.fate import OldGeneration
+from synplug.steps import CommandResult, DrainResult, Phase
 
 #: Packets with this mark pass a hold: readiness probes of synplug carry it. ("SYNP" in ASCII.)
 PROBE_MARK = 0x53594E50
@@ -257,45 +258,6 @@ class OwnedListener:
 
     listener: Listener
     owners: tuple[Process, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Phase:
-    """A part of a run: seconds from the run's start, and how long it took."""
-
-    name: str
-    start_s: float
-    duration_s: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DrainResult:
-    """What was left in the old listeners' queues, and on their connections, when waiting ended.
-
-    :param empty: nothing was left in accept queues and no request socket remained.
-    :param left: connections that were left there.
-    :param quiet: no established connection was busy (True also where that was not asked for).
-    :param busy: connections that were.
-    """
-
-    empty: bool = True
-    left: int = 0
-    quiet: bool = True
-    busy: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CommandResult:
-    """The restart command: its argv, and how it ended.
-
-    :param status: as a shell would have it: the exit code, or 128 + the signal's number;
-        None when it was not run, or is still running.
-    """
-
-    argv: tuple[str, ...]
-    ran: bool = False
-    pid: int | None = None
-    status: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

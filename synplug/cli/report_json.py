@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from synplug.fate import OldGeneration
-from synplug.model import CommandResult, DrainResult, HoldResult, OwnedListener, Phase, Report
+from synplug.model import HoldResult, OwnedListener, Report
+from synplug.steps import CommandResult, DrainResult, Phase
 
 SCHEMA = "synplug.report/1"
 

@@ -16,7 +16,8 @@ from synplug.handover.drain import POLL_S, Drain
 from synplug.handover.generation import Generation
 from synplug.handover.own_connections import OwnConnections
 from synplug.handover.plan import REFUSED, Command, DrainPlan, StopMethod, Tools
-from synplug.model import DrainResult, Endpoint, Flow, Listener, OnDrainTimeout, OwnedListener
+from synplug.model import Endpoint, Flow, Listener, OnDrainTimeout, OwnedListener
+from synplug.steps import DrainResult
 
 #: What a stop that failed may take to show that it was heard.
 _GRACE_S = 0.5

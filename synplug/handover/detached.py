@@ -28,8 +28,6 @@ from synplug.holding.handle import Hold
 from synplug.holding.names import check_name
 from synplug.holding.recover import recover
 from synplug.model import (
-    CommandResult,
-    DrainResult,
     HoldResult,
     HoldSpec,
     Listener,
@@ -39,6 +37,7 @@ from synplug.model import (
     ReleaseReason,
     Report,
 )
+from synplug.steps import CommandResult, DrainResult
 
 _RELEASE_POLL_S = 0.05
 

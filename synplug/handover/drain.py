@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection
 
 from synplug.handover.plan import DrainPlan, SocketTable
 from synplug.kernel.sock_diag import Connection
-from synplug.model import DrainResult, Endpoint, Listener, OnDrainTimeout
+from synplug.model import Endpoint, Listener, OnDrainTimeout
+from synplug.steps import DrainResult
 
 POLL_S = 0.001
 _RECENT_MS = 100

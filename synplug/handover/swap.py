@@ -26,14 +26,8 @@ from synplug.handover.readiness import ListenerWatch, Readiness
 from synplug.handover.rollback import roll_back
 from synplug.handover.run_hold import RunHold
 from synplug.handover.timeline import Step, SwapStep, Timeline
-from synplug.model import (
-    CommandResult,
-    DrainResult,
-    Listener,
-    Outcome,
-    OwnedListener,
-    Report,
-)
+from synplug.model import Listener, Outcome, OwnedListener, Report
+from synplug.steps import CommandResult, DrainResult
 
 _RETIRE_POLL_S = 0.05
 

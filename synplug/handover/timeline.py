@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from synplug.model import Phase
+from synplug.steps import Phase
 
 
 class Step(enum.Enum):

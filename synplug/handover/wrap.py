@@ -29,15 +29,8 @@ from synplug.handover.readiness import ListenerWatch
 from synplug.handover.ready_wait import ReadyWait
 from synplug.handover.run_hold import RunHold
 from synplug.handover.timeline import Step, Timeline
-from synplug.model import (
-    CommandResult,
-    DrainResult,
-    Listener,
-    OnDrainTimeout,
-    Outcome,
-    OwnedListener,
-    Report,
-)
+from synplug.model import Listener, OnDrainTimeout, Outcome, OwnedListener, Report
+from synplug.steps import CommandResult, DrainResult
 
 _LONG_S = 3600.0
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from synplug.model import (
-    CommandResult,
-    DrainResult,
     Endpoint,
     HoldCounts,
     HoldResult,
     Listener,
     Outcome,
     OwnedListener,
-    Phase,
     Process,
     ReleaseReason,
     Report,
 )
+from synplug.steps import CommandResult, DrainResult, Phase
 
 
 def _listener(inode: int, pid: int) -> OwnedListener:

@@ -19,7 +19,18 @@ LINES = 340
 FUNCTION_LINES = 40
 
 #: From the top to the ground. A module may import from its own floor and those below.
-FLOORS = ["__main__", "cli", "api", "handover", "holding", "kernel", "errors", "model", "fate"]
+FLOORS = [
+    "__main__",
+    "cli",
+    "api",
+    "handover",
+    "holding",
+    "kernel",
+    "errors",
+    "model",
+    "fate",
+    "steps",
+]
 #: Only below synplug/kernel/.
 LINUX = {"ctypes", "pyroute2", "iptc"}
 #: What the restart of a service must not wait for.

@@ -10,7 +10,8 @@ import pytest
 from synplug.handover.drain import Drain, is_busy
 from synplug.handover.plan import DrainPlan
 from synplug.kernel.sock_diag import Connection
-from synplug.model import DrainResult, Endpoint, Listener
+from synplug.model import Endpoint, Listener
+from synplug.steps import DrainResult
 from tests.unit.fakes import HTTP, FakeSockets, World, connection, listener
 
 # --- busy, or not

@@ -17,15 +17,8 @@ from jsonschema import Draft202012Validator
 from synplug.cli.render import milliseconds, plain, report_text
 from synplug.cli.report_json import report_dict, report_json
 from synplug.handover.wrap import wrap
-from synplug.model import (
-    CommandResult,
-    HoldCounts,
-    Outcome,
-    OwnedListener,
-    Process,
-    ReleaseReason,
-    Report,
-)
+from synplug.model import HoldCounts, Outcome, OwnedListener, Process, ReleaseReason, Report
+from synplug.steps import CommandResult
 from tests.unit.examples import example_report
 from tests.unit.fakes import Restart, listener
 
