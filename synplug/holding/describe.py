@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from synplug.holding.nfqueue import queue_plan
-from synplug.kernel.nft import BALANCE_SHIFT
+from synplug.kernel.nft_rules import BALANCE_SHIFT
 from synplug.model import BackendName, Endpoint, HoldSpec
 
 

@@ -17,7 +17,6 @@ when the socket that made it is closed, SIGKILL included, and refuses others to 
 from __future__ import annotations
 
 import errno
-import struct
 from collections.abc import Callable, Iterable, Sequence
 
 from synplug.errors import KernelError, UnsupportedError
@@ -26,132 +25,30 @@ from synplug.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NetlinkSocket,
-    attribute,
     attributes,
-    be16,
     be32,
     nested,
     text,
+)
+from synplug.kernel.nft_rules import (
+    bare_syn,
+    comment,
+    compat_queue,
+    expression,
+    jump,
+    native_queue,
+    one_share,
+    sent_to,
 )
 from synplug.model import Endpoint
 
 _SUBSYSTEM = 10
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _GETRULE, _DELRULE = 0, 1, 2, 3, 6, 7, 8
-_NFPROTO_INET, _NFPROTO_IPV4, _NFPROTO_IPV6 = 1, 2, 10
-_INET = bytes((_NFPROTO_INET, 0, 0, 0))
+_INET = bytes((1, 0, 0, 0))  # NFPROTO_INET
 _TABLE_F_OWNER = 0x2
 _HOOK_LOCAL_IN = 1
 _NF_ACCEPT = 1
 PRIORITY_MANGLE = -150
-_REGISTER = 1
-_META_NFPROTO, _META_L4PROTO, _META_MARK = 15, 16, 3
-_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
-_EQUAL, _NOT_EQUAL = 0, 1
-_JUMP = -3
-_IPPROTO_TCP = 6
-_QUEUE_FLAG_BYPASS = 0x1
-#: The source port's low bits say little (Linux gives connect(2) even ports only), these do.
-BALANCE_SHIFT = 4
-
-
-def _expression(name: str, *data: bytes) -> bytes:
-    return nested(1, text(1, name), nested(2, *data))
-
-
-def _meta(key: int) -> bytes:
-    return _expression("meta", be32(1, _REGISTER), be32(2, key))
-
-
-def _payload(base: int, offset: int, length: int) -> bytes:
-    return _expression(
-        "payload", be32(1, _REGISTER), be32(2, base), be32(3, offset), be32(4, length)
-    )
-
-
-def _mask(mask: bytes) -> bytes:
-    return _expression(
-        "bitwise",
-        be32(1, _REGISTER),
-        be32(2, _REGISTER),
-        be32(3, len(mask)),
-        nested(4, attribute(1, mask)),
-        nested(5, attribute(1, bytes(len(mask)))),
-    )
-
-
-def _compare(operation: int, value: bytes) -> bytes:
-    return _expression(
-        "cmp", be32(1, _REGISTER), be32(2, operation), nested(3, attribute(1, value))
-    )
-
-
-def _jump(chain: str) -> bytes:
-    verdict = nested(2, be32(1, _JUMP), text(2, chain))
-    return _expression("immediate", be32(1, 0), nested(2, verdict))
-
-
-def native_queue(number: int) -> bytes:
-    """Nft's own queue statement (``nft_queue``), with bypass."""
-    return _expression("queue", be16(1, number), be16(2, 1), be16(3, _QUEUE_FLAG_BYPASS))
-
-
-def compat_queue(number: int) -> bytes:
-    """The xt target NFQUEUE, revision 3, through nft's compat layer, with bypass.
-
-    ``struct xt_NFQ_info_v3`` (``include/uapi/linux/netfilter/xt_NFQUEUE.h``), padded to 8 bytes.
-    """
-    info = struct.pack("=HHH2x", number, 1, _QUEUE_FLAG_BYPASS)
-    return _expression("target", text(1, "NFQUEUE"), be32(2, 3), attribute(3, info))
-
-
-def _bare_syn(probe_mark: int) -> bytes:
-    """TCP, flags & (FIN|SYN|RST|ACK) == SYN, without the probe's mark."""
-    return b"".join(
-        (
-            _meta(_META_L4PROTO),
-            _compare(_EQUAL, bytes((_IPPROTO_TCP,))),
-            _payload(_TRANSPORT_HEADER, 13, 1),
-            _mask(b"\x17"),
-            _compare(_EQUAL, b"\x02"),
-            _meta(_META_MARK),
-            _compare(_NOT_EQUAL, struct.pack("=I", probe_mark)),
-        )
-    )
-
-
-def _sent_to(endpoint: Endpoint) -> bytes:
-    match = b""
-    if endpoint.address is not None:
-        proto = _NFPROTO_IPV4 if endpoint.address.version == 4 else _NFPROTO_IPV6
-        match += _meta(_META_NFPROTO) + _compare(_EQUAL, bytes((proto,)))
-    address = endpoint.exact_address
-    if address is not None:
-        offset = 16 if address.version == 4 else 24
-        match += _payload(_NETWORK_HEADER, offset, len(address.packed))
-        match += _compare(_EQUAL, address.packed)
-    return (
-        match
-        + _payload(_TRANSPORT_HEADER, 2, 2)
-        + _compare(_EQUAL, endpoint.port.to_bytes(2, "big"))
-    )
-
-
-def _one_share(index: int, shares: int) -> bytes:
-    """The connections whose source port falls to queue *index* of *shares* (a power of two)."""
-    if shares == 1:
-        return b""
-    mask = ((shares - 1) << BALANCE_SHIFT).to_bytes(2, "big")
-    return (
-        _payload(_TRANSPORT_HEADER, 0, 2)
-        + _mask(mask)
-        + _compare(_EQUAL, (index << BALANCE_SHIFT).to_bytes(2, "big"))
-    )
-
-
-def _comment(words: str) -> bytes:
-    """A comment as nft(8) shows it (libnftnl's NFTNL_UDATA_RULE_COMMENT)."""
-    data = words.encode()[:120] + b"\0"
-    return attribute(7, bytes((0, len(data))) + data)
 
 
 class HoldTable:
@@ -212,10 +109,10 @@ class HoldTable:
             (_NEWCHAIN, NLM_F_CREATE, name + text(3, "hold")),
         ]
         for index, number in enumerate(queues):
-            share = _one_share(index, len(queues))
-            requests.append(self._rule("queues", share + _expression("counter") + queue(number)))
+            share = one_share(index, len(queues))
+            requests.append(self._rule("queues", share + expression("counter") + queue(number)))
         requests += [
-            self._rule("hold", _sent_to(endpoint) + _jump("queues")) for endpoint in endpoints
+            self._rule("hold", sent_to(endpoint) + jump("queues")) for endpoint in endpoints
         ]
         self._transact("create the nftables table", requests)
 
@@ -228,7 +125,7 @@ class HoldTable:
 
     def hold(self, words: str) -> None:
         """The one change that makes SYNs wait. *words* is the rule's comment."""
-        rule = self._rule("input", _bare_syn(self._probe_mark) + _jump("hold"), words)
+        rule = self._rule("input", bare_syn(self._probe_mark) + jump("hold"), words)
         self._transact("add the holding rule", [rule])
 
     def open(self) -> None:
@@ -260,7 +157,7 @@ class HoldTable:
 
     def _rule(self, chain: str, expressions: bytes, words: str = "") -> tuple[int, int, bytes]:
         body = text(1, self.name) + text(2, chain) + nested(4, expressions)
-        return _NEWRULE, NLM_F_CREATE, body + (_comment(words) if words else b"")
+        return _NEWRULE, NLM_F_CREATE, body + (comment(words) if words else b"")
 
     def _transact(self, action: str, requests: Iterable[tuple[int, int, bytes]]) -> None:
         self._socket.batch(
