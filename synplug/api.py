@@ -22,6 +22,7 @@ from synplug.model import (
     BackendName,
     Endpoint,
     HoldResult,
+    Hook,
     OnDrainTimeout,
     OnFull,
     ReleaseMode,
@@ -57,6 +58,7 @@ def hold(  # noqa: PLR0913 -- one keyword an option of the command line
     on_full: OnFull | str = OnFull.DROP,
     release: ReleaseMode | str = ReleaseMode.PACED,
     backend: BackendName | str = BackendName.AUTO,
+    hook: Hook | str = Hook.INPUT,
     devices: Sequence[str] = (),
     loopback_egress: bool = False,
     lock_timeout: float = 0.0,
@@ -70,6 +72,7 @@ def hold(  # noqa: PLR0913 -- one keyword an option of the command line
     :param max_hold: seconds, at the most.
     :param max_held: SYNs, at the most. :param max_held_per_source: of one source; 0: any number.
     :param on_full: ``drop`` or ``pass`` what does not fit.
+    :param hook: ``input``, ``forward`` or ``prerouting``, as ``--hook`` means them.
     :param devices: backend plug: only what these network devices bring; empty: all.
     :param loopback_egress: backend plug: only what local clients send, where they send it.
     :param lock_timeout: seconds to wait for another run on the same ports.
@@ -86,6 +89,7 @@ def hold(  # noqa: PLR0913 -- one keyword an option of the command line
         on_full=_one_of(OnFull, on_full, "on_full"),
         release=_one_of(ReleaseMode, release, "release"),
         backend=_one_of(BackendName, backend, "backend"),
+        hook=_one_of(Hook, hook, "hook"),
         devices=tuple(devices),
         loopback_egress=loopback_egress,
     )
@@ -119,12 +123,14 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
     on_full: OnFull | str = OnFull.DROP,
     release: ReleaseMode | str = ReleaseMode.PACED,
     backend: BackendName | str = BackendName.AUTO,
+    hook: Hook | str = Hook.INPUT,
     devices: Sequence[str] = (),
     loopback_egress: bool = False,
     lock_timeout: float = 0.0,
     drain_timeout: float = 1.0,
     on_drain_timeout: OnDrainTimeout | str = OnDrainTimeout.PROCEED,
     quiesce: float = 1.0,
+    drain_netns: str = "",
     ready_http: str = "",
     ready_cmd: Sequence[str] = (),
     ready_timeout: float | None = None,
@@ -161,6 +167,7 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
             on_full=_one_of(OnFull, on_full, "on_full"),
             release=_one_of(ReleaseMode, release, "release"),
             backend=_one_of(BackendName, backend, "backend"),
+            hook=_one_of(Hook, hook, "hook"),
             devices=tuple(devices),
             loopback_egress=loopback_egress,
             lock_timeout_s=lock_timeout,
@@ -169,6 +176,7 @@ def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
             timeout_s=drain_timeout,
             on_timeout=_one_of(OnDrainTimeout, on_drain_timeout, "on_drain_timeout"),
             quiesce_s=quiesce,
+            netns=drain_netns,
         ),
         ready=ReadyPlan(
             http=ready_http,

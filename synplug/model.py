@@ -40,6 +40,14 @@ class BackendName(enum.Enum):
     PLUG = "plug"
 
 
+class Hook(enum.Enum):
+    """Where SYNs are met: delivered on this host; forwarded by it; sent to it, before any DNAT."""
+
+    INPUT = "input"
+    FORWARD = "forward"
+    PREROUTING = "prerouting"
+
+
 class OnFull(enum.Enum):
     """What happens to a SYN that no longer fits: its client retransmits, or it goes through."""
 
@@ -177,6 +185,7 @@ class HoldSpec:
     :param max_hold_s: seconds from the first held SYN's instant to the release, at most.
     :param max_held_packets: how many SYNs may wait at once.
     :param max_held_per_source: how many of one IPv4 address, or one IPv6 /64; 0: any number.
+    :param hook: where they are met; but for ``INPUT`` the listeners are elsewhere.
     :param devices: names of those that bring traffic, for backends that go by device; empty: all.
     :param loopback_egress: hold what local clients send over ``lo``, where they send it.
     """
@@ -185,6 +194,7 @@ class HoldSpec:
     run_id: str
     name: str = ""
     backend: BackendName = BackendName.AUTO
+    hook: Hook = Hook.INPUT
     max_hold_s: float = 10.0
     max_held_packets: int = PACKETS_PER_QUEUE
     max_held_per_source: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from synplug.cli.render import complain, milliseconds, plain
-from synplug.cli.requests import drain_plan, hold_options, target_request
+from synplug.cli.requests import drain_plan, far_hold_options, target_request
 from synplug.handover.assembly import real_tools
 from synplug.handover.detached import hold
 from synplug.handover.process import NoSignals
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
     request = HoldRequest(
         name=options.name,
         target=target_request(options),
-        hold=hold_options(options),
+        hold=far_hold_options(options),
         drain=drain_plan(options),
     )
     plan, target = plan_hold(request)

@@ -7,7 +7,7 @@ import argparse
 from synplug.cli import values
 from synplug.cli.parser import Parser, Switch, value_of
 from synplug.handover.request import HoldOptions
-from synplug.model import BackendName, OnFull, ReleaseMode
+from synplug.model import BackendName, Hook, OnFull, ReleaseMode
 
 _HOLD = HoldOptions()
 
@@ -40,6 +40,25 @@ def hold_options(verb: Parser, *, deadline: str = "default 10s") -> None:
         help="let go as fast as the listeners' backlogs allow (default), or all at once",
     )
     _device_options(group)
+
+
+def hook_options(verb: Parser) -> None:
+    """Add the options for listeners in another network namespace than the rules."""
+    group = verb.add_argument_group("listeners elsewhere: containers, forwarded ports")
+    group.add_argument(
+        "--hook",
+        choices=[choice.value for choice in Hook],
+        default=Hook.INPUT.value,
+        help="hold what is delivered here (default input); what this host forwards, by its address "
+        "after DNAT; or, prerouting, what is sent to a published port, before any DNAT",
+    )
+    group.add_argument(
+        "--drain-netns",
+        default="",
+        metavar="NAME|PATH|PID",
+        help="--hook forward and prerouting: the old listener is in that network namespace; "
+        "without it nobody looks at its queues",
+    )
 
 
 def _device_options(group: argparse._ActionsContainer) -> None:

@@ -9,7 +9,7 @@ from synplug import __version__
 from synplug.cli import option_groups as groups
 from synplug.cli import values
 from synplug.cli.config_options import RESTART_EPILOG, service_options
-from synplug.cli.hold_options import hold_options
+from synplug.cli.hold_options import hold_options, hook_options
 from synplug.cli.parser import HelpFormatter, Parser, Switch, value_of
 from synplug.cli.setup_options import completion_verb, config_verb, demo_verb, systemd_verb
 from synplug.cli.swap_options import SUPERVISE_EPILOG, SWAP_EPILOG, supervise_options, swap_options
@@ -97,6 +97,7 @@ def _restart(verbs: argparse._SubParsersAction[Parser]) -> None:
 def _wrap_options(verb: Parser) -> None:
     groups.target_options(verb)
     hold_options(verb)
+    hook_options(verb)
     groups.quiesce_option(groups.drain_options(verb))
     groups.ready_options(verb)
     groups.safety_options(verb)
@@ -115,6 +116,7 @@ def _hold(verbs: argparse._SubParsersAction[Parser]) -> None:
     service_options(verb)
     groups.target_options(verb)
     hold_options(verb, deadline="mandatory: nobody may be there to release it")
+    hook_options(verb)
     groups.quiesce_option(groups.drain_options(verb))
     groups.lock_option(verb)
     verb.add_argument("-q", "--quiet", action=Switch, help="say nothing where all went well")

@@ -10,6 +10,7 @@ from synplug.handover.assembly import real_tools
 from synplug.handover.detached import attach, release
 from synplug.handover.plan import ReadyPlan
 from synplug.handover.process import NoSignals, resolve
+from synplug.handover.request import check_far_ready
 from synplug.kernel.namespaces import enter_network, network_of
 
 
@@ -21,12 +22,14 @@ def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
     if options.ready_cmd:
         resolve(options.ready_cmd[0])
     kept = attach(options.name)
-    outlets = Outlets(options)
     ready = ReadyPlan(
         http=options.ready_http,
         command=options.ready_cmd,
         timeout_s=options.ready_timeout,
     )
+    if not options.now:
+        check_far_ready(kept.spec.hook, ready)
+    outlets = Outlets(options)
     tools = real_tools(kept.spec, signals=NoSignals())
     report = release(kept, ready, tools, now=options.now)
     return outlets.end(report)

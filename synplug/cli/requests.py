@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import signal
+from dataclasses import replace
 
 from synplug.handover.plan import DrainPlan, RetirePlan, StopMethod
 from synplug.handover.request import HoldOptions
 from synplug.handover.target import TargetRequest
-from synplug.model import BackendName, OnDrainTimeout, OnFull, ReleaseMode
+from synplug.model import BackendName, Hook, OnDrainTimeout, OnFull, ReleaseMode
 
 
 def target_request(options: argparse.Namespace, command: tuple[str, ...] = ()) -> TargetRequest:
@@ -37,12 +38,18 @@ def hold_options(options: argparse.Namespace) -> HoldOptions:
     )
 
 
+def far_hold_options(options: argparse.Namespace) -> HoldOptions:
+    """The same of a verb that has ``--hook``."""
+    return replace(hold_options(options), hook=Hook(options.hook))
+
+
 def drain_plan(options: argparse.Namespace) -> DrainPlan:
-    """How long to wait for the old listener."""
+    """How long to wait for the old listener, and where it is."""
     return DrainPlan(
         timeout_s=options.drain_timeout,
         on_timeout=OnDrainTimeout(options.on_drain_timeout),
         quiesce_s=options.quiesce,
+        netns=options.drain_netns,
     )
 
 

@@ -8,7 +8,7 @@ import time
 
 from synplug.cli.outlets import Outlets
 from synplug.cli.render import complain, milliseconds, plain
-from synplug.cli.requests import check_url, drain_plan, hold_options, target_request
+from synplug.cli.requests import check_url, drain_plan, far_hold_options, target_request
 from synplug.handover.assembly import real_tools
 from synplug.handover.plan import ReadyPlan, WrapPlan
 from synplug.handover.process import Signals
@@ -18,6 +18,7 @@ from synplug.handover.wrap import wrap
 from synplug.holding.describe import equivalent_commands
 from synplug.kernel import procfs
 from synplug.kernel.namespaces import enter_network, network_of
+from synplug.model import Hook
 
 
 def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
@@ -84,7 +85,7 @@ def request_of(options: argparse.Namespace, command: tuple[str, ...]) -> WrapReq
     """The options as values."""
     return WrapRequest(
         target=target_request(options, command),
-        hold=hold_options(options),
+        hold=far_hold_options(options),
         drain=drain_plan(options),
         ready=ReadyPlan(
             http=options.ready_http,
@@ -101,13 +102,16 @@ def request_of(options: argparse.Namespace, command: tuple[str, ...]) -> WrapReq
 def _dry_run(plan: WrapPlan, target: Target) -> str:
     """What a run would do, with the commands that would do the same."""
     drain = plan.drain
+    is_here = plan.spec.hook is Hook.INPUT
     steps = [
         f"hold new connections to {', '.join(map(str, plan.spec.endpoints))} ({target.how}), "
         f"{milliseconds(plan.spec.max_hold_s)} and {plan.spec.max_held_packets} SYNs at the most",
         f"wait for the old listener's queues (at most {milliseconds(drain.timeout_s)}) and "
-        f"requests in flight (at most {milliseconds(drain.quiesce_s)})",
+        f"requests in flight (at most {milliseconds(drain.quiesce_s)})"
+        if is_here or drain.netns
+        else "not look at the old listener's queues, which are not here (see --drain-netns)",
         f"run: {shlex.join(plan.argv)}",
-        "wait until the new listener is there"
+        f"wait until the {'new listener is there' if is_here else 'command has succeeded'}"
         + (f", {plan.ready.http} answers" if plan.ready.http else "")
         + (f", {shlex.join(plan.ready.command)} succeeds" if plan.ready.command else ""),
         f"release ({plan.spec.release.value}), and remove everything",

@@ -14,7 +14,7 @@ from synplug.holding.locks import RunLocks
 from synplug.holding.migration import Migration
 from synplug.holding.recover import recover
 from synplug.kernel import procfs
-from synplug.kernel.sock_diag import SocketDiagnostics
+from synplug.kernel.sock_diag import SocketDiagnostics, diagnostics_in
 from synplug.model import HoldSpec
 
 
@@ -37,6 +37,7 @@ def real_tools(
         clock=time.monotonic,
         wall=time.time,
         sockets=SocketDiagnostics() if sockets is None else sockets,
+        sockets_in=diagnostics_in,
         processes=procfs,
         signals=signals,
         locks=locks,

@@ -12,16 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from synplug.errors import DrainError, SynplugError, unforeseen
-from synplug.handover.account import (
-    exit_code,
-    overflow_warnings,
-    unserved_warnings,
-    with_owners,
-)
-from synplug.handover.drain import Drain
-from synplug.handover.plan import HoldPlan, ReadyPlan, Tools, WrapPlan
-from synplug.handover.readiness import ListenerWatch
+from synplug.handover.account import exit_code, overflow_warnings, with_owners
+from synplug.handover.plan import DrainPlan, HoldPlan, ReadyPlan, Tools, WrapPlan
 from synplug.handover.ready_wait import ReadyWait
+from synplug.handover.sight import sight_of
 from synplug.handover.timeline import Step, Timeline
 from synplug.holding.attached import AttachedHold
 from synplug.holding.handle import Hold
@@ -30,7 +24,6 @@ from synplug.holding.recover import recover
 from synplug.model import (
     HoldResult,
     HoldSpec,
-    Listener,
     OnDrainTimeout,
     Outcome,
     OwnedListener,
@@ -46,13 +39,13 @@ _RELEASE_POLL_S = 0.05
 class Begun:
     """A hold in force that has been left to its keeper.
 
-    :param keeper: its pid.
+    :param keeper: its pid. :param drain: None: the old listener could not be looked at.
     """
 
     spec: HoldSpec
     keeper: int
     backend: str
-    drain: DrainResult
+    drain: DrainResult | None
     warnings: tuple[str, ...] = ()
 
 
@@ -74,29 +67,27 @@ def hold(plan: HoldPlan, tools: Tools) -> Begun:
 
 
 def _begin(kept: Hold, plan: HoldPlan, tools: Tools, warnings: list[str]) -> Begun:
-    old = tools.sockets.listeners(plan.spec.endpoints)
-    kept.arm()
-    kept.hold()
-    drain = Drain(
-        plan=plan.drain, endpoints=plan.spec.endpoints, old=old, sockets=tools.sockets
-    ).wait(
-        clock=tools.clock,
-        pause=tools.signals.pause,
-        stopped=lambda: kept.ended() is not None,
-    )
+    sight = sight_of(plan.spec, tools=tools, drain=plan.drain, warn=warnings.append)
+    try:
+        sight.look_at_the_old()
+        kept.arm()
+        kept.hold()
+        drain = sight.drain(lambda: kept.ended() is not None)
+    finally:
+        sight.close()
     if kept.ended() is not None:
         raise DrainError(
             "the hold ended before the old listener had run empty",
             remedy="raise --max-hold, or lower --drain-timeout and --quiesce",
         )
-    if not drain.empty:
+    if drain is not None and not drain.empty:
         words = f"{drain.left} connections are still in the old listener's queues"
         if plan.drain.on_timeout is OnDrainTimeout.ABORT:
             raise DrainError(words, remedy="raise --drain-timeout, or see why it is stuck")
         warnings = [*warnings, words]
     return Begun(
         spec=plan.spec,
-        keeper=kept.detach(old),
+        keeper=kept.detach(sight.old),
         backend=kept.backend,
         drain=drain,
         warnings=tuple(warnings),
@@ -145,21 +136,18 @@ class _Release:
         self._outcome = Outcome.READY
         self._warnings: list[str] = []
         self._error: SynplugError | None = None
-        self._watch: ListenerWatch | None = None
+        self._sight = sight_of(
+            kept.spec, tools=tools, drain=DrainPlan(), warn=self._warnings.append
+        )
+        self._sight.old = list(kept.old)
         self._waiting: ReadyWait | None = None
 
     def wait(self) -> None:
         """Until somebody listens where somebody listened before, and the probes have passed."""
-        self._watch = ListenerWatch(
-            endpoints=self._kept.spec.endpoints,
-            old=self._kept.old,
-            settle_s=self._ready.settle_s,
-            require_new=False,
-        )
         self._waiting = ReadyWait(
             plan=WrapPlan(argv=(), spec=self._kept.spec, ready=self._ready),
             tools=self._tools,
-            watch=self._watch,
+            watch=self._sight.watch_for_the_new(self._ready),
             service_pids=(),
             interrupted=lambda: False,
             hold_ended=self._kept.ended,
@@ -205,18 +193,10 @@ class _Release:
             self._waiting.stop()
         self._kept.close()
 
-    def _listeners_now(self) -> list[Listener]:
-        try:
-            return self._tools.sockets.listeners(self._kept.spec.endpoints)
-        except Exception as error:  # noqa: BLE001 -- no reason to say nothing of the rest
-            self._warnings.append(f"the new listeners could not be read: {unforeseen(error)}")
-            return []
-
     def report(self) -> Report:
         """The account of it all."""
         spec, result = self._kept.spec, self._kept.result
-        listeners = self._listeners_now()
-        missing = self._watch.missing(listeners) if self._watch else []
+        listeners = self._sight.listeners_now()
         outcome = Outcome.ERROR if self._error else self._outcome
         return Report(
             run_id=spec.run_id,
@@ -229,12 +209,12 @@ class _Release:
             phases=self._timeline.phases(),
             old_listeners=tuple(OwnedListener(listener=listener) for listener in self._kept.old),
             new_listeners=with_owners(listeners, self._tools.processes),
-            readiness=self._watch.verdict.value if self._watch else "",
+            readiness=self._sight.readiness,
             warnings=(
                 *self._warnings,
                 *(result.warnings if result else ()),
                 *overflow_warnings(result, spec),
-                *unserved_warnings((*spec.endpoints, *missing), listeners),
+                *self._sight.unserved(listeners),
             ),
             error=self._error.message if self._error else "",
             remedy=self._error.remedy if self._error else "",

@@ -13,7 +13,7 @@ from synplug.kernel.nfqueue import queue_states
 from synplug.kernel.nft import tables
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.kernel.xtables import describe
-from synplug.model import BackendName
+from synplug.model import BackendName, Hook
 
 _SYSCTLS = ("net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_syncookies")
 _MIGRATE = "net.ipv4.tcp_migrate_req"
@@ -45,6 +45,7 @@ def examine() -> list[Finding]:
         _try("python-iptables", describe, "can be imported", needed=False),
         _self_test(BackendName.NFQUEUE_IPTABLES, needed=False),
         _self_test(BackendName.PLUG, needed=False),
+        _self_test(BackendName.NFQUEUE, Hook.PREROUTING, needed=False),
         *(_sysctl(name) for name in _SYSCTLS),
         _migration(),
     ]
@@ -67,10 +68,11 @@ def _listeners() -> None:
     diagnostics.close()
 
 
-def _self_test(backend: BackendName, *, needed: bool) -> Finding:
-    failure = try_hold(backend)
+def _self_test(backend: BackendName, hook: Hook = Hook.INPUT, *, needed: bool) -> Finding:
+    failure = try_hold(backend, hook)
+    where = "" if hook is Hook.INPUT else hook.value
     return Finding(
-        name=f"self-test {backend.value}",
+        name=f"self-test {where or backend.value}",
         ok=not failure,
         detail=failure or "a SYN waited, was released and connected, IPv4 and IPv6",
         remedy="see the lines above, and docs/kernels.md" if failure else "",

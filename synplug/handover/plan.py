@@ -19,11 +19,13 @@ class DrainPlan:
 
     :param timeout_s: for its accept queues and request sockets to be empty.
     :param quiesce_s: for its established connections to be idle.
+    :param netns: of a listener that is not here: a name, a path or a pid; may be empty.
     """
 
     timeout_s: float = 1.0
     on_timeout: OnDrainTimeout = OnDrainTimeout.PROCEED
     quiesce_s: float = 1.0
+    netns: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -283,6 +285,7 @@ class Tools:
 
     :param clock: monotonic seconds; the clock of the keeper, too.
     :param wall: seconds since the epoch.
+    :param sockets_in: those of the network namespace of that name, path or pid.
     :param recover: cleans up after dead runs; what it did, a line each.
     :param hold: makes the hold, armed later, that shares these locks.
     :param spawn: starts an argv; the second one captures its output; the third one gives it an
@@ -296,6 +299,7 @@ class Tools:
     clock: Callable[[], float]
     wall: Callable[[], float]
     sockets: SocketTable
+    sockets_in: Callable[[str], SocketTable]
     processes: ProcessTable
     signals: Signals
     locks: Locks

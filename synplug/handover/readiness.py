@@ -12,6 +12,9 @@ Two ways to be ready (besides the probes):
 - *partial*: the same, but something that was served is not: ten times the settle time is waited
   for it, since a service may bind one address long after another. Then it is taken for gone (a
   port that a new configuration has dropped), and the others need not wait any longer.
+
+Where the listeners cannot be seen, the command's success is all there is to observe (*unseen*), and
+the probes say the rest.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address
+from typing import Protocol
 
 from synplug.model import Endpoint, Listener
 
@@ -30,10 +34,71 @@ class Readiness(enum.Enum):
     REPLACED = "replaced"
     SETTLED = "settled"
     PARTIAL = "partial"
+    UNSEEN = "unseen"
 
 
 #: How many settle times are waited for an address that was served, and is not.
 _PARTIAL_SETTLES = 10
+
+
+class Watch(Protocol):
+    """Watches a restart: observations in, a verdict out."""
+
+    @property
+    def verdict(self) -> Readiness:
+        """The last verdict."""
+
+    @property
+    def gap_s(self) -> float | None:
+        """Seconds for which at least one old address was served by nobody; None: not one."""
+
+    def observe(
+        self,
+        *,
+        now_s: float,
+        listeners: Collection[Listener],
+        processes: Collection[int],
+        succeeded: bool,
+    ) -> Readiness:
+        """One look.
+
+        :param processes: the service's pids. :param succeeded: the command has exited with 0.
+        """
+
+    def missing(self, listeners: Collection[Listener]) -> list[Endpoint]:
+        """What the old listeners served, or was asked for if there were none, and nobody serves."""
+
+    def complaint(self, listeners: Collection[Listener]) -> str:
+        """What was not there in time."""
+
+
+class UnseenWatch:
+    """For listeners that cannot be seen. Who answers before the command ends may be the old one."""
+
+    gap_s: float | None = None
+
+    def __init__(self) -> None:
+        self.verdict = Readiness.NOT_YET
+
+    def observe(
+        self,
+        *,
+        now_s: float,  # noqa: ARG002
+        listeners: Collection[Listener],  # noqa: ARG002
+        processes: Collection[int],  # noqa: ARG002
+        succeeded: bool,
+    ) -> Readiness:
+        """Whether the command has succeeded is all that counts."""
+        self.verdict = Readiness.UNSEEN if succeeded else Readiness.NOT_YET
+        return self.verdict
+
+    def missing(self, listeners: Collection[Listener]) -> list[Endpoint]:  # noqa: ARG002
+        """Nothing is known."""
+        return []
+
+    def complaint(self, listeners: Collection[Listener]) -> str:  # noqa: ARG002
+        """The probe was never asked."""
+        return "the command had not ended in time, and the readiness check is asked only then"
 
 
 class ListenerWatch:
@@ -118,6 +183,15 @@ class ListenerWatch:
                 if not any(listener.serves(endpoint) for listener in listeners)
             ),
             key=str,
+        )
+
+    def complaint(self, listeners: Collection[Listener]) -> str:
+        """What was not there in time."""
+        if not listeners:
+            return "the service had no listener in time"
+        return (
+            "no new listener in time, and the old ones were not still for --settle after the "
+            "command's success"
         )
 
     def _is_partial(self, now_s: float, listeners: Collection[Listener]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from synplug.handover.drain import POLL_S
 from synplug.handover.own_connections import OwnConnections
 from synplug.handover.plan import Command, Tools, WrapPlan
-from synplug.handover.readiness import ListenerWatch, Readiness
+from synplug.handover.readiness import Readiness, Watch
 from synplug.model import Flow, HoldResult, Outcome, ReleaseReason
 
 _PROCESSES_EVERY_S = 0.01
@@ -25,7 +25,7 @@ class ReadyWait:
         *,
         plan: WrapPlan,
         tools: Tools,
-        watch: ListenerWatch,
+        watch: Watch,
         service_pids: Collection[int],
         interrupted: Callable[[], bool],
         hold_ended: Callable[[], HoldResult | None],
@@ -117,12 +117,8 @@ class ReadyWait:
 
     def _complain(self) -> None:
         if not self._probing:
-            self.complaint = (
-                "no new listener in time, and the old ones were not still for --settle after the "
-                "command's success"
-                if self._tools.sockets.listeners(self._plan.spec.endpoints)
-                else "the service had no listener in time"
-            )
+            listeners = self._tools.sockets.listeners(self._plan.spec.endpoints)
+            self.complaint = self._watch.complaint(listeners)
         elif self._probe is not None:
             self.complaint = (
                 f"the readiness check did not pass in time: {self._probe.complaint or 'no answer'}"

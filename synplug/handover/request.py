@@ -9,12 +9,20 @@ from dataclasses import dataclass, field, replace
 from synplug.errors import UsageError
 from synplug.handover.clues import clue_of
 from synplug.handover.plan import DrainPlan, HoldPlan, ReadyPlan, WrapPlan
-from synplug.handover.target import Target, TargetRequest, find_target, is_named
+from synplug.handover.target import Target, TargetRequest, find_target, is_named, without_covered
 from synplug.holding.names import check_name
 from synplug.kernel import procfs
 from synplug.kernel.namespaces import network_inode
 from synplug.kernel.sock_diag import SocketDiagnostics
-from synplug.model import PACKETS_PER_QUEUE, BackendName, Endpoint, HoldSpec, OnFull, ReleaseMode
+from synplug.model import (
+    PACKETS_PER_QUEUE,
+    BackendName,
+    Endpoint,
+    HoldSpec,
+    Hook,
+    OnFull,
+    ReleaseMode,
+)
 
 #: Pacing looks at each port by itself, and each look may walk the kernel's whole hash table.
 _MOST_ENDPOINTS = 64
@@ -32,6 +40,7 @@ class HoldOptions:
     on_full: OnFull = OnFull.DROP
     release: ReleaseMode = ReleaseMode.PACED
     backend: BackendName = BackendName.AUTO
+    hook: Hook = Hook.INPUT
     devices: tuple[str, ...] = ()
     loopback_egress: bool = False
     lock_timeout_s: float = 0.0
@@ -64,6 +73,7 @@ def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions, *, name: st
         raise UsageError("only the backend plug goes by device; add --backend plug")
     if options.devices and options.loopback_egress:
         raise UsageError("--loopback-egress is about lo alone; leave out --dev")
+    check_hook(options, endpoints)
     if len(endpoints) > _MOST_ENDPOINTS:
         raise UsageError(f"{len(endpoints)} endpoints are more than {_MOST_ENDPOINTS}")
     return HoldSpec(
@@ -71,6 +81,7 @@ def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions, *, name: st
         run_id=os.urandom(4).hex(),
         name=name,
         backend=options.backend,
+        hook=options.hook,
         max_hold_s=options.max_hold_s,
         max_held_packets=options.max_held,
         max_held_per_source=options.max_held_per_source,
@@ -79,6 +90,59 @@ def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions, *, name: st
         devices=options.devices,
         loopback_egress=options.loopback_egress,
     )
+
+
+def check_hook(options: HoldOptions, endpoints: tuple[Endpoint, ...]) -> None:
+    """See that the endpoints can be met where they are to be.
+
+    :raises UsageError: they cannot.
+    """
+    hook = f"--hook {options.hook.value}"
+    if options.hook is Hook.INPUT:
+        return
+    if options.backend is BackendName.PLUG:
+        raise UsageError(
+            f"backend plug holds only what is delivered on this host, so {hook} cannot be",
+            remedy="leave out --backend",
+        )
+    if options.hook is Hook.FORWARD and not all(one.exact_address for one in endpoints):
+        raise UsageError(
+            f"{hook} would hold what this host forwards to anybody's port",
+            remedy="name the address that it has after DNAT: -p ADDRESS:PORT",
+        )
+
+
+def check_far(target: TargetRequest, hold: HoldOptions, drain: DrainPlan) -> None:
+    """See that what is asked of a listener that is not in this network namespace can be.
+
+    :raises UsageError: it cannot.
+    """
+    if hold.hook is Hook.INPUT:
+        if drain.netns:
+            raise UsageError("--drain-netns is for --hook forward and prerouting")
+        return
+    check_hook(hold, target.endpoints)
+    if not target.endpoints or target.units or target.pids or target.pidfiles:
+        raise UsageError(
+            f"with --hook {hold.hook.value} the listeners are not here to be found",
+            remedy="name the endpoints, with -p alone",
+        )
+
+
+def check_far_ready(hook: Hook, ready: ReadyPlan) -> None:
+    """See that there is something to tell when a listener is ready that cannot be seen.
+
+    :raises UsageError: there is not.
+    """
+    if hook is Hook.INPUT:
+        return
+    if not (ready.http or ready.command):
+        raise UsageError(
+            f"with --hook {hook.value} the new listener cannot be seen: only a probe can tell",
+            remedy="add --ready-http URL or --ready-cmd CMD",
+        )
+    if ready.require_new:
+        raise UsageError(f"--require-new needs listeners that can be seen: not --hook {hook.value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +155,10 @@ class HoldRequest:
     drain: DrainPlan = field(default_factory=DrainPlan)
 
 
-def find_here(request: TargetRequest) -> Target:
-    """The target, as it stands in this network namespace now."""
+def find_here(request: TargetRequest, hook: Hook = Hook.INPUT) -> Target:
+    """The target, as it stands in this network namespace now; of another hook, as it is named."""
+    if hook is not Hook.INPUT:
+        return Target(endpoints=without_covered(request.endpoints))
     with closing(SocketDiagnostics()) as sockets:
         return find_target(request, sockets=sockets, processes=procfs, here=network_inode())
 
@@ -104,7 +170,8 @@ def plan_hold(request: HoldRequest) -> tuple[HoldPlan, Target]:
     :raises TargetError: the endpoints cannot be found out.
     """
     check_name(request.name)
-    target = find_here(request.target)
+    check_far(request.target, request.hold, request.drain)
+    target = find_here(request.target, request.hold.hook)
     plan = HoldPlan(
         spec=hold_spec(target.endpoints, request.hold, name=request.name),
         lock_timeout_s=request.hold.lock_timeout_s,
@@ -120,6 +187,8 @@ def check_wrap(request: WrapRequest) -> None:
     """
     if not request.target.argv:
         raise UsageError("no restart command", remedy="write it behind --: synplug wrap -- CMD")
+    check_far(request.target, request.hold, request.drain)
+    check_far_ready(request.hold.hook, request.ready)
     longest_s = request.hold.max_hold_s
     for name, wait_s in (("settle", request.ready.settle_s), ("ready", request.ready.timeout_s)):
         if wait_s is not None and wait_s > longest_s:
@@ -153,7 +222,7 @@ def plan_wrap(request: WrapRequest) -> tuple[WrapPlan, Target]:
     """
     check_wrap(request)
     try:
-        target, unheld = find_here(request.target), ""
+        target, unheld = find_here(request.target, request.hold.hook), ""
     except UsageError as error:
         if not request.best_effort or not is_named(request.target):
             raise

@@ -144,7 +144,7 @@ def _served_by(
         key=lambda endpoint: (endpoint.port, str(endpoint)),
     )
     if found:
-        return _without_covered(found)
+        return without_covered(found)
     hidden = [pid for pid in pids if processes.hides_its_sockets(pid)]
     if hidden:
         raise PrivilegeError(
@@ -239,10 +239,10 @@ def _as_served(
         served = (own.endpoint() for own in listeners if own.port == endpoint.port)
         return next((own for own in served if own.address is None), endpoint)
 
-    return _without_covered([widened(endpoint) for endpoint in endpoints])
+    return without_covered([widened(endpoint) for endpoint in endpoints])
 
 
-def _without_covered(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
+def without_covered(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
     """Each once, and none that another one contains: its SYNs would meet two rules."""
     unique = list(dict.fromkeys(endpoints))
     return tuple(

@@ -16,20 +16,14 @@ from synplug.errors import (
     SynplugError,
     unforeseen,
 )
-from synplug.handover.account import (
-    exit_code,
-    overflow_warnings,
-    unserved_warnings,
-    with_owners,
-)
-from synplug.handover.drain import Drain
+from synplug.handover.account import exit_code, overflow_warnings
 from synplug.handover.plan import Command, Tools, WrapPlan
 from synplug.handover.process import reached_the_command_too
-from synplug.handover.readiness import ListenerWatch
 from synplug.handover.ready_wait import ReadyWait
 from synplug.handover.run_hold import RunHold
+from synplug.handover.sight import sight_of
 from synplug.handover.timeline import Step, Timeline
-from synplug.model import Listener, OnDrainTimeout, Outcome, OwnedListener, Report
+from synplug.model import OnDrainTimeout, Outcome, Report
 from synplug.steps import CommandResult, DrainResult
 
 _LONG_S = 3600.0
@@ -74,9 +68,7 @@ class _Run:
         self._outcome = Outcome.READY
         self._error: SynplugError | None = None
         self._warnings: list[str] = []
-        self._old: list[Listener] = []
-        self._old_owned: tuple[OwnedListener, ...] = ()
-        self._watch: ListenerWatch | None = None
+        self._sight = sight_of(plan.spec, tools=tools, drain=plan.drain, warn=self._warnings.append)
 
     # --- before anything is held
 
@@ -110,7 +102,8 @@ class _Run:
                     interrupted=lambda: self._take_signals() is not None,
                 )
                 self._warnings += self._tools.recover()
-                self._look_at_the_old()  # not before: another run may just have replaced them
+                self._sight.look_at_the_old()  # not before: another run may just have replaced them
+                self._sight.warn_of_the_start()
                 self._hold.arm()
             except SynplugError as error:
                 self._do_without(error)
@@ -124,13 +117,6 @@ class _Run:
             raise error
         self._warnings.append(f"nothing is held (--best-effort): {error}")
         self._hold.close(error)
-
-    def _look_at_the_old(self) -> None:
-        self._old = self._tools.sockets.listeners(self._plan.spec.endpoints)
-        self._old_owned = with_owners(self._old, self._tools.processes)
-        for endpoint in self._plan.spec.endpoints:
-            if not any(listener.serves(endpoint) for listener in self._old):
-                self._warnings.append(f"nobody listened on {endpoint} before the command")
 
     # --- held
 
@@ -158,14 +144,7 @@ class _Run:
         if status and self._outcome is Outcome.READY:
             self._outcome = Outcome.COMMAND_FAILED
         if self._outcome is Outcome.READY:
-            now = self._listeners_now()
-            missing = self._watch.missing(now) if self._watch else []
-            self._warnings += unserved_warnings((*self._plan.spec.endpoints, *missing), now)
-            if missing:
-                self._warnings.append(
-                    "what was served and is not was waited for ten times --settle; "
-                    "--require-new waits until the deadline"
-                )
+            self._sight.look_at_the_end()
         if self._outcome is Outcome.DEADLINE and waiting.complaint:
             self._warnings.append(waiting.complaint)
 
@@ -176,24 +155,16 @@ class _Run:
         except SynplugError as error:
             self._do_without(error)
             return
-        drain = Drain(
-            plan=self._plan.drain,
-            endpoints=self._plan.spec.endpoints,
-            old=self._old,
-            sockets=self._tools.sockets,
-        )
         with self._timeline.phase(Step.DRAIN):
-            self._drain = drain.wait(
-                clock=self._tools.clock,
-                pause=self._tools.signals.pause,
-                stopped=lambda: self._take_signals() is not None or self._hold.ended() is not None,
+            self._drain = self._sight.drain(
+                lambda: self._take_signals() is not None or self._hold.ended() is not None
             )
         if self._hold.ended() is not None:
             raise DrainError(
                 "the hold ended before the old listener had run empty",
                 remedy="raise --max-hold, or lower --drain-timeout and --quiesce",
             )
-        if not self._drain.empty:
+        if self._drain is not None and not self._drain.empty:
             words = f"{self._drain.left} connections were still in the old listener's queues"
             if self._plan.drain.on_timeout is OnDrainTimeout.ABORT:
                 raise DrainError(words, remedy="raise --drain-timeout, or see why it is stuck")
@@ -201,18 +172,11 @@ class _Run:
 
     def _ready_wait(self) -> ReadyWait:
         plan = self._plan
-        self._watch = ListenerWatch(
-            endpoints=plan.spec.endpoints,
-            old=self._old,
-            settle_s=plan.ready.settle_s,
-            require_new=plan.ready.require_new,
-            must_last=plan.ready.must_last,
-        )
-        owners = {owner.pid for owned in self._old_owned for owner in owned.owners}
+        owners = {owner.pid for owned in self._sight.old_owned for owner in owned.owners}
         return ReadyWait(
             plan=plan,
             tools=self._tools,
-            watch=self._watch,
+            watch=self._sight.watch_for_the_new(plan.ready),
             service_pids=owners | set(plan.service_pids),
             interrupted=lambda: self._take_signals() is not None,
             hold_ended=self._hold.ended,
@@ -270,6 +234,7 @@ class _Run:
     def close(self) -> None:
         """Whatever happened: nothing is held any more."""
         try:
+            self._sight.close()
             self._close_hold()
         finally:
             self._tools.locks.drop()
@@ -301,10 +266,10 @@ class _Run:
             hold=result,
             drain=self._drain,
             phases=self._timeline.phases(),
-            old_listeners=self._old_owned,
-            new_listeners=self._new_owned(),
-            readiness=self._watch.verdict.value if self._watch else "",
-            gap_s=self._watch.gap_s if self._watch else None,
+            old_listeners=self._sight.old_owned,
+            new_listeners=self._sight.new_owned(),
+            readiness=self._sight.readiness,
+            gap_s=self._sight.gap_s,
             warnings=(
                 *self._warnings,
                 *(result.warnings if result else ()),
@@ -313,21 +278,3 @@ class _Run:
             error=self._error.message if self._error else "",
             remedy=self._error.remedy if self._error else "",
         )
-
-    def _new_owned(self) -> tuple[OwnedListener, ...]:
-        """Those that the report calls new, and whose they are."""
-        try:
-            return with_owners(self._listeners_now(), self._tools.processes)
-        except Exception as error:  # noqa: BLE001 -- as below
-            self._warnings.append(
-                f"the new listeners' owners could not be read: {unforeseen(error)}"
-            )
-            return ()
-
-    def _listeners_now(self) -> list[Listener]:
-        """A failure to look, whatever it is, is no reason to say nothing of all the rest."""
-        try:
-            return self._tools.sockets.listeners(self._plan.spec.endpoints)
-        except Exception as error:  # noqa: BLE001
-            self._warnings.append(f"the new listeners could not be read: {unforeseen(error)}")
-            return []

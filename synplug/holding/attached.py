@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from synplug.holding.channel import endpoint_from_wire, listener_from_wire
+from synplug.holding.channel import listener_from_wire, spec_from_wire
 from synplug.holding.link import KeeperLink
 from synplug.holding.names import call, no_such_hold
 from synplug.holding.recover import recover
-from synplug.model import HoldSpec
 
 #: It may be letting go of tens of thousands, or wait for a lock.
 _GREETING_S = 5.0
@@ -18,7 +17,7 @@ _GREETING_S = 5.0
 class AttachedHold(KeeperLink):
     """That hold, in force.
 
-    :ivar spec: its endpoints, run id, name and longest time.
+    :ivar spec: its endpoints, hook, run id, name and longest time.
     :ivar old: the listeners that stood when it began.
     :raises NoSuchHoldError: there is none of that name.
     :raises KeeperError: its keeper does not answer; it is ended, and what it held is dropped.
@@ -38,12 +37,7 @@ class AttachedHold(KeeperLink):
         self.backend = greeting["backend"]
         self._held_at_s = float(greeting["at_s"])
         self._deadline_s = self._held_at_s + float(greeting["max_hold_s"])
-        self.spec = HoldSpec(
-            endpoints=tuple(map(endpoint_from_wire, greeting["endpoints"])),
-            run_id=greeting["run_id"],
-            name=name,
-            max_hold_s=float(greeting["max_hold_s"]),
-        )
+        self.spec = spec_from_wire(greeting, name)
         self.old = tuple(map(listener_from_wire, greeting["old"]))
         self._releasing = bool(greeting["releasing"])
 

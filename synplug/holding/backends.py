@@ -7,7 +7,7 @@ from collections.abc import Callable
 from synplug.holding.base import Backend
 from synplug.holding.gates import NftGate
 from synplug.holding.nfqueue import QueueBackend
-from synplug.model import BackendName, HoldSpec
+from synplug.model import BackendName, HoldSpec, Hook
 
 MakeBackend = Callable[[HoldSpec], Backend]
 
@@ -39,6 +39,11 @@ _MAKERS: dict[BackendName, tuple[MakeBackend, ...]] = {
 }
 
 
-def backends_for(name: BackendName) -> tuple[MakeBackend, ...]:
-    """The makers of the backends to try: the first that this kernel has is taken."""
-    return _MAKERS[name]
+def backends_for(name: BackendName, hook: Hook = Hook.INPUT) -> tuple[MakeBackend, ...]:
+    """The makers of the backends to try: the first that this kernel has is taken.
+
+    :param hook: the plug holds only what is delivered on this host.
+    """
+    if hook is Hook.INPUT:
+        return _MAKERS[name]
+    return tuple(make for make in _MAKERS[name] if make is not plug)

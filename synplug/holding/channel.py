@@ -10,7 +10,7 @@ from typing import Any
 
 from synplug import errors
 from synplug.errors import KeeperError, PrivilegeError, SynplugError
-from synplug.model import Endpoint, HoldCounts, HoldResult, Listener, ReleaseReason
+from synplug.model import Endpoint, HoldCounts, HoldResult, HoldSpec, Hook, Listener, ReleaseReason
 
 _MESSAGE_BYTES = 1 << 16
 
@@ -79,6 +79,27 @@ def error_from_wire(data: dict[str, str]) -> SynplugError:
     error = kind(data["message"], remedy=data["remedy"])
     assert isinstance(error, SynplugError)
     return error
+
+
+def spec_to_wire(spec: HoldSpec) -> dict[str, Any]:
+    """What somebody else needs to know of a hold."""
+    return {
+        "run_id": spec.run_id,
+        "endpoints": [endpoint_to_wire(endpoint) for endpoint in spec.endpoints],
+        "hook": spec.hook.value,
+        "max_hold_s": spec.max_hold_s,
+    }
+
+
+def spec_from_wire(wire: dict[str, Any], name: str) -> HoldSpec:
+    """Its opposite, of the hold of that name."""
+    return HoldSpec(
+        endpoints=tuple(map(endpoint_from_wire, wire["endpoints"])),
+        run_id=wire["run_id"],
+        name=name,
+        hook=Hook(wire["hook"]),
+        max_hold_s=float(wire["max_hold_s"]),
+    )
 
 
 def endpoint_to_wire(endpoint: Endpoint) -> list[Any]:

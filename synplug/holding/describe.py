@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from synplug.holding.nfqueue import queue_plan
 from synplug.kernel.nft_rules import BALANCE_SHIFT
-from synplug.model import BackendName, Endpoint, HoldSpec
+from synplug.model import BackendName, Endpoint, HoldSpec, Hook
+
+#: Where SYNs are met, and which of them, for each hook.
+_BASE_CHAINS = {
+    Hook.INPUT: {"input": ""},
+    Hook.FORWARD: {"forward": ""},
+    Hook.PREROUTING: {"prerouting": "iif != lo ", "output": ""},
+}
 
 
 def equivalent_commands(spec: HoldSpec) -> list[str]:
@@ -19,7 +26,8 @@ def equivalent_commands(spec: HoldSpec) -> list[str]:
         f"    {_nft_share(index, queues)}counter queue num {_number(index)} bypass;"
         for index in range(queues)
     ]
-    matches = [f"    {_nft_match(endpoint)}jump queues;" for endpoint in spec.endpoints]
+    matches = [f"    {_nft_match(endpoint, spec.hook)}jump queues;" for endpoint in spec.endpoints]
+    chains = _BASE_CHAINS[spec.hook]
     return [
         "# prepare; a program must be bound to the queue and hold its verdicts back",
         f"nft 'table {table} {{",
@@ -29,13 +37,19 @@ def equivalent_commands(spec: HoldSpec) -> list[str]:
         "  chain hold {",
         *matches,
         "  }",
-        "  chain input { type filter hook input priority mangle; policy accept; }",
+        *(
+            f"  chain {chain} {{ type filter hook {chain} priority mangle; policy accept; }}"
+            for chain in chains
+        ),
         "}'",
         "# hold",
-        f"nft 'add rule {table} input tcp flags & (fin|syn|rst|ack) == syn "
-        f"meta mark != {spec.probe_mark:#x} jump hold'",
+        *(
+            f"nft 'add rule {table} {chain} {more}tcp flags & (fin|syn|rst|ack) == syn "
+            f"meta mark != {spec.probe_mark:#x} jump hold'"
+            for chain, more in chains.items()
+        ),
         "# release: no new SYN waits; give the verdicts; when the queue is empty, remove",
-        f"nft 'flush chain {table} input'",
+        *(f"nft 'flush chain {table} {chain}'" for chain in chains),
         f"nft 'delete table {table}'",
     ]
 
@@ -44,13 +58,15 @@ def _number(index: int) -> str:
     return f"N+{index}" if index else "N"
 
 
-def _nft_match(endpoint: Endpoint) -> str:
+def _nft_match(endpoint: Endpoint, hook: Hook) -> str:
     match = ""
     if endpoint.exact_address is not None:
         family = "ip" if endpoint.exact_address.version == 4 else "ip6"
         match = f"{family} daddr {endpoint.exact_address} "
     elif endpoint.address is not None:
         match = f"meta nfproto ipv{endpoint.address.version} "
+    if hook is Hook.PREROUTING and endpoint.exact_address is None:
+        match += "fib daddr type local "
     return f"{match}tcp dport {endpoint.port} "
 
 
@@ -108,6 +124,8 @@ def _iptables(spec: HoldSpec) -> list[str]:
         for family in endpoint.families:
             tool = "iptables-legacy" if family.value == 4 else "ip6tables-legacy"
             address = f"-d {endpoint.exact_address} " if endpoint.exact_address else ""
+            if spec.hook is Hook.PREROUTING and not address:
+                address = "-m addrtype --dst-type LOCAL "
             lines.append(
                 f"{tool} -t mangle -A {chain} -p tcp {address}--dport {endpoint.port} "
                 "-j NFQUEUE --queue-num N --queue-bypass"
@@ -117,14 +135,18 @@ def _iptables(spec: HoldSpec) -> list[str]:
         f"-m mark ! --mark {spec.probe_mark:#x} "
         f'-m comment --comment "synplug run {spec.run_id}" -j {chain}'
     )
+    jumps = [
+        f"{chain.upper()} {'! -i lo ' if more else ''}{jump}"
+        for chain, more in _BASE_CHAINS[spec.hook].items()
+    ]
     return [
         "# prepare (each for ip6tables-legacy, too, where IPv6 is held)",
         f"iptables-legacy -t mangle -N {chain}",
         *lines,
         "# hold",
-        f"iptables-legacy -t mangle -I INPUT {jump}",
+        *(f"iptables-legacy -t mangle -I {rule}" for rule in jumps),
         "# release; give the verdicts; then remove",
-        f"iptables-legacy -t mangle -D INPUT {jump}",
+        *(f"iptables-legacy -t mangle -D {rule}" for rule in jumps),
         f"iptables-legacy -t mangle -F {chain}",
         f"iptables-legacy -t mangle -X {chain}",
     ]

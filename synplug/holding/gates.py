@@ -81,7 +81,8 @@ class NftGate:
 
     def prepare(self, queues: tuple[int, ...]) -> None:
         self._made = HoldTable(f"synplug-{self._spec.run_id}")
-        self._table.prepare(self._spec.endpoints, queues, probe_mark=self._spec.probe_mark)
+        spec = self._spec
+        self._table.prepare(spec.endpoints, queues, probe_mark=spec.probe_mark, hook=spec.hook)
 
     def hold(self) -> None:
         self._table.hold(f"synplug run {self._spec.run_id}")

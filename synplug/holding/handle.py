@@ -95,7 +95,7 @@ class KeptHold(KeeperLink):
         super().__init__()
         self._spec = spec
         self._locks = locks
-        self._backends = backends_for(spec.backend)
+        self._backends = backends_for(spec.backend, spec.hook)
 
     def arm(self) -> None:
         """Start the keeper, and let it do all that can fail."""

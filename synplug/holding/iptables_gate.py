@@ -10,6 +10,9 @@ The kernel does not remove these rules with their maker. After a SIGKILL they le
 pass (nobody is bound to the queue: bypass) and stay until :meth:`clean_up_after_death`. What
 stays for good in the network namespace is an empty mangle table, if there was none, and the
 lock file of iptables(8), as after any use of that program.
+
+In the place of INPUT there may be FORWARD; or PREROUTING for what devices other than loopback
+bring (``! -i lo``), and OUTPUT for what local clients send.
 """
 
 from __future__ import annotations
@@ -22,9 +25,13 @@ from synplug.errors import LockError, ReleaseError, SynplugError, UnsupportedErr
 from synplug.holding.base import ANY_BACKEND
 from synplug.kernel.xt_rules import SynMatch, jump_target, queue_target
 from synplug.kernel.xtables import TABLE, MangleTable, MangleTables, has_ipv6, is_in_use
-from synplug.model import BackendName, Family, HoldSpec
+from synplug.model import BackendName, Family, HoldSpec, Hook
 
-_BASE_CHAIN = "INPUT"
+_BASE_CHAINS = {
+    Hook.INPUT: ("INPUT",),
+    Hook.FORWARD: ("FORWARD",),
+    Hook.PREROUTING: ("PREROUTING", "OUTPUT"),
+}
 _PATIENCE_S = 5.0
 _LOOK_S = 0.2
 _PORTS = 1 << 16
@@ -64,6 +71,7 @@ class IptablesGate:
         self.outlives_its_keeper = True  # a rule that lets packets pass
         self.patience_s = _PATIENCE_S
         self._spec = spec
+        self._bases = _BASE_CHAINS[spec.hook]
         self._chain = f"synplug-{spec.run_id}"
         self._comment = f"synplug run {spec.run_id}"
         self._tables = MangleTables()
@@ -89,7 +97,7 @@ class IptablesGate:
         with self._tables.locked(patience_s=_PATIENCE_S):
             try:
                 for family in self._touched:
-                    self._insert_jump(family)
+                    self._insert_jumps(family)
             except SynplugError:
                 self._delete_jumps()
                 raise
@@ -108,13 +116,13 @@ class IptablesGate:
         rules = self._rules[family]
 
         def is_whole(table: MangleTable) -> bool:
-            return table.is_whole(_BASE_CHAIN, self._chain, len(rules))
+            return all(table.is_whole(base, self._chain, len(rules)) for base in self._bases)
 
         def put_back(table: MangleTable) -> None:
             if table.has_chain(self._chain):
                 self._erase_from(table)
             table.create_chain(self._chain, rules)
-            table.insert_first(_BASE_CHAIN, self._jump(family))
+            self._insert_into(table, family)
 
         if self._tables.read(family, is_whole):
             return False
@@ -129,21 +137,24 @@ class IptablesGate:
 
         self._tables.change(family, create)
 
-    def _insert_jump(self, family: Family) -> None:
-        rule = self._jump(family)
-
+    def _insert_jumps(self, family: Family) -> None:
         def insert(table: MangleTable) -> None:
             if not table.has_chain(self._chain):
                 raise SynplugError(
                     f"somebody removed chain {self._chain} from table {TABLE}, IPv{family.value}"
                 )
-            table.insert_first(_BASE_CHAIN, rule)
+            self._insert_into(table, family)
 
         self._tables.change(family, insert)
 
-    def _jump(self, family: Family) -> bytes:
-        match = SynMatch(probe_mark=self._spec.probe_mark, comment=self._comment)
-        return match.rule(family, jump_target(self._chain))
+    def _insert_into(self, table: MangleTable, family: Family) -> None:
+        for base in self._bases:
+            match = SynMatch(
+                probe_mark=self._spec.probe_mark,
+                comment=self._comment,
+                not_from_loopback=base == "PREROUTING",  # it has come through OUTPUT
+            )
+            table.insert_first(base, match.rule(family, jump_target(self._chain)))
 
     def open(self) -> None:
         """Delete the jumps.
@@ -187,6 +198,7 @@ class IptablesGate:
         families = [family for family in Family if is_in_use(family)]
         if not families:
             return
+        self._bases = tuple(base for bases in _BASE_CHAINS.values() for base in bases)
         try:
             with self._tables.locked(patience_s=_PATIENCE_S):
                 self._erase(families)
@@ -230,17 +242,19 @@ class IptablesGate:
             ) from cause
 
     def _erase_from(self, table: MangleTable) -> None:
-        table.delete_jumps(_BASE_CHAIN, self._chain)
+        self._delete_jumps_from(table)
         table.delete_chain(self._chain)
+
+    def _delete_jumps_from(self, table: MangleTable) -> None:
+        for base in self._bases:
+            table.delete_jumps(base, self._chain)
 
     def _delete_jumps(self) -> None:
         """Out of every table, even if one fails."""
         failures: list[SynplugError] = []
         for family in self._touched:
             try:
-                self._tables.change(
-                    family, lambda table: table.delete_jumps(_BASE_CHAIN, self._chain)
-                )
+                self._tables.change(family, self._delete_jumps_from)
             except SynplugError as error:
                 failures.append(error)
         if failures:
@@ -266,8 +280,14 @@ class IptablesGate:
                         port=endpoint.port,
                         address=endpoint.exact_address,
                         source_ports=source_ports,
+                        to_this_host=self._meets_others and not endpoint.exact_address,
                     )
                     yield match.rule(family, queue_target(number))
+
+    @property
+    def _meets_others(self) -> bool:
+        """Whether what is sent to others passes the rules, too."""
+        return self._spec.hook is Hook.PREROUTING
 
     def _packets(self, table: MangleTable) -> int:
         return table.packets(self._chain) if table.has_chain(self._chain) else 0

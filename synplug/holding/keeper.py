@@ -19,7 +19,7 @@ from synplug.errors import KeeperError, SynplugError, unforeseen
 from synplug.holding.arming import arm_first, entry_of
 from synplug.holding.audience import Audience
 from synplug.holding.base import Backend
-from synplug.holding.channel import Channel, endpoint_to_wire, error_to_wire, result_to_wire
+from synplug.holding.channel import Channel, error_to_wire, result_to_wire, spec_to_wire
 from synplug.holding.keeper_process import limit
 from synplug.holding.ledger import Ledger
 from synplug.holding.locks import FlushGuard, RunLocks
@@ -28,7 +28,7 @@ from synplug.holding.remarks import burst_remark, loss_remark
 from synplug.kernel.deadman import Deadman
 from synplug.kernel.procfs import sysctl
 from synplug.kernel.sock_diag import SocketDiagnostics
-from synplug.model import Flow, HoldResult, HoldSpec, Listener, ReleaseReason
+from synplug.model import Flow, HoldResult, HoldSpec, Hook, Listener, ReleaseReason
 
 _ANOTHER_HOLD = "another synplug run holds connections in this network namespace"
 #: How long an empty table may stay for the packets of somebody who is no synplug.
@@ -220,12 +220,10 @@ class Keeper:
     def _greeting(self) -> dict[str, Any]:
         """What somebody needs to know who asks for the hold by its name."""
         return {
-            "run_id": self._spec.run_id,
-            "endpoints": [endpoint_to_wire(endpoint) for endpoint in self._spec.endpoints],
+            **spec_to_wire(self._spec),
             "old": self._old,
             "backend": self._backend.name,
             "at_s": self._held_at_s,
-            "max_hold_s": self._spec.max_hold_s,
             "releasing": self._is_releasing,
         }
 
@@ -245,6 +243,7 @@ class Keeper:
             pacer = Pacer(
                 endpoints=self._spec.endpoints,
                 mode=self._spec.release,
+                is_blind=self._spec.hook is not Hook.INPUT,
                 rooms=diagnostics,
                 clock=self._clock,
                 somaxconn=int(sysctl("net.core.somaxconn") or 0),

@@ -14,6 +14,9 @@ from synplug.model import Endpoint, Listener, ReleaseMode
 _DEBT_WINDOW_S = 0.5
 #: Round trips are shorter; a SYN-ACK that got lost is sent again after a second.
 _HANDSHAKE_WINDOW_S = 1.5
+#: The pace where nobody tells how far the listener is: what any backlog in use takes, and what
+#: most services accept (docs/containers.md).
+_BLIND_STEP, _BLIND_EVERY_S = 64, 0.01
 _HANDSHAKES = ", filled by handshakes that wait for their clients"
 
 
@@ -61,6 +64,7 @@ class Pacer:
 
     :param clock: monotonic seconds.
     :param somaxconn: the kernel's limit of a backlog; 0: not known.
+    :param is_blind: the listeners cannot be seen; steps of 64 go, one every 10 ms.
     """
 
     def __init__(
@@ -71,12 +75,14 @@ class Pacer:
         rooms: Rooms,
         clock: Callable[[], float],
         somaxconn: int = 0,
+        is_blind: bool = False,
     ) -> None:
         self._mode = mode
         self._ports: dict[int, _PortPacer] = {}
         for port in sorted({endpoint.port for endpoint in endpoints}):
             wanted = tuple(endpoint for endpoint in endpoints if endpoint.port == port)
-            self._ports[port] = _PortPacer(wanted, rooms, clock, somaxconn)
+            make = _BlindPortPacer if is_blind else _PortPacer
+            self._ports[port] = make(wanted, rooms, clock, somaxconn)
         self.steps = 0
 
     @property
@@ -127,6 +133,7 @@ class _PortPacer:
         self._rooms = rooms
         self._clock = clock
         self._somaxconn = somaxconn
+        self._backlog = 0
         self._lowest: int | None = None
         self._lowest_at_s = 0.0
         self._has_begun = False
@@ -144,26 +151,31 @@ class _PortPacer:
         if reason:
             self.limit += f"; opened at once, since {reason}"
             self._has_given_up = True
-        if self._has_given_up:
+        room = None if self._has_given_up else self._look()
+        if room is None:  # nothing to wait for
             return _Step(waiting, fits=True)
-        # A handshake that completes in between counts twice; in the other order, not at all.
-        requests = self._rooms.request_sockets(self._endpoints) if self._has_begun else 0
-        listeners = self._rooms.listeners(self._endpoints)
-        if not listeners:  # nothing to wait for
-            return _Step(waiting, fits=True)
-        room = room_of(listeners, requests)
         self._awaits_clients = room.awaits_clients
         if waiting <= room.free // 2 and room.free >= room.total // 2:
             return _Step(waiting, fits=True)
-        self._note_limit(listeners)
+        self._note_limit()
         released = min(waiting, room.free)
         if released:
             self._has_begun = True
             self._released_at_s = self._clock()
         return _Step(released, fits=False)
 
-    def _note_limit(self, listeners: list[Listener]) -> None:
-        backlog = min(listener.backlog for listener in listeners)
+    def _look(self) -> Room | None:
+        """The room that there is now; None: nobody listens."""
+        # A handshake that completes in between counts twice; in the other order, not at all.
+        requests = self._rooms.request_sockets(self._endpoints) if self._has_begun else 0
+        listeners = self._rooms.listeners(self._endpoints)
+        if not listeners:
+            return None
+        self._backlog = min(listener.backlog for listener in listeners)
+        return room_of(listeners, requests)
+
+    def _note_limit(self) -> None:
+        backlog = self._backlog
         if not self.limit:
             self.limit = f"backlog of {backlog}"
             if backlog == self._somaxconn:
@@ -187,3 +199,16 @@ class _PortPacer:
             return "clients did not complete their handshakes"
         goes_on = now - self._released_at_s < _DEBT_WINDOW_S / 2
         return "newcomers outpaced the service" if goes_on and since_s > _DEBT_WINDOW_S else ""
+
+
+class _BlindPortPacer(_PortPacer):
+    """For a listener that cannot be seen: a step that fits, and then a pause."""
+
+    def _look(self) -> Room:
+        is_due = self._clock() - self._released_at_s >= _BLIND_EVERY_S
+        return Room(free=_BLIND_STEP if is_due else 0, total=_BLIND_STEP)
+
+    def _note_limit(self) -> None:
+        if not self.limit:
+            every_ms = round(_BLIND_EVERY_S * 1000)
+            self.limit = f"{_BLIND_STEP} every {every_ms} ms, since the listener cannot be seen"

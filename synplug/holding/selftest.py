@@ -16,7 +16,7 @@ from synplug.holding.locks import RunLocks
 from synplug.kernel.namespaces import unshare_network
 from synplug.kernel.nfqueue import queue_states
 from synplug.kernel.nft import tables
-from synplug.model import BackendName, Endpoint, HoldSpec
+from synplug.model import BackendName, Endpoint, HoldSpec, Hook
 
 _STILL_WAITING_MS = 50
 #: A SYN that had to be retransmitted takes a second (RFC 6298, 2.1).
@@ -25,15 +25,15 @@ _MESSAGE_BYTES = 4096
 _PASSED = "passed"
 
 
-def try_hold(backend: BackendName) -> str:
+def try_hold(backend: BackendName, hook: Hook = Hook.INPUT) -> str:
     """Run the test; what went wrong, or ``""``.
 
-    :param backend: the one to try.
+    :param backend: the one to try. :param hook: where.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
-        _live_as_tester(backend, writer)
+        _live_as_tester(backend, hook, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         words = pipe.read(_MESSAGE_BYTES)
@@ -42,11 +42,12 @@ def try_hold(backend: BackendName) -> str:
     return "" if failure == _PASSED else failure
 
 
-def _live_as_tester(backend: BackendName, writer: int) -> None:
+def _live_as_tester(backend: BackendName, hook: Hook, writer: int) -> None:
     """The forked child's whole life; never returns."""
     try:
         unshare_network()
-        words = "; ".join(_failure(backend, host) for host in ("127.0.0.1", "::1")).strip("; ")
+        failures = (_failure(backend, hook, host) for host in ("127.0.0.1", "::1"))
+        words = "; ".join(failures).strip("; ")
     except SynplugError as error:
         words = str(error)
     except BaseException as error:  # noqa: BLE001 -- above every other in this process
@@ -56,7 +57,7 @@ def _live_as_tester(backend: BackendName, writer: int) -> None:
         os._exit(0)
 
 
-def _failure(backend: BackendName, host: str) -> str:
+def _failure(backend: BackendName, hook: Hook, host: str) -> str:
     """Hold, release and look, for one address; what went wrong, or ``""``."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener, socket.socket(family) as client:
@@ -69,6 +70,7 @@ def _failure(backend: BackendName, host: str) -> str:
             endpoints=(Endpoint(port=port),),
             run_id=os.urandom(4).hex(),
             backend=backend,
+            hook=hook,
             max_hold_s=5.0,
             max_held_packets=16,
         )

@@ -10,6 +10,8 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from synplug.errors import KernelError, PrivilegeError, UsageError
@@ -69,6 +71,20 @@ def enter_network(path: str) -> None:
             _raise(f"enter the network namespace {path}", ctypes.get_errno(), path)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def in_network(path: str) -> Iterator[None]:
+    """Have the calling thread in the network namespace at *path* for a moment.
+
+    :raises PrivilegeError, UsageError: as :func:`enter_network`.
+    """
+    with open("/proc/thread-self/ns/net") as home:
+        enter_network(path)
+        try:
+            yield
+        finally:
+            enter_network(f"/proc/thread-self/fd/{home.fileno()}")
 
 
 def unshare_network() -> None:

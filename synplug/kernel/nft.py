@@ -12,6 +12,9 @@ when the socket that made it is closed, SIGKILL included, and refuses others to 
         chain input { type filter hook input priority mangle; policy accept;
             meta l4proto tcp, not marked as probe, a bare SYN → jump hold      } this rule holds
     }
+
+In the place of ``input`` there may be ``forward``; or ``prerouting`` for what devices other than
+loopback bring, and ``output`` for what local clients send, both before any DNAT (priority -100).
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from synplug.kernel.netlink import (
 )
 from synplug.kernel.nft_rules import (
     bare_syn,
+    chains_of,
     comment,
     compat_queue,
     expression,
@@ -40,13 +44,13 @@ from synplug.kernel.nft_rules import (
     one_share,
     sent_to,
 )
-from synplug.model import Endpoint
+from synplug.model import Endpoint, Hook
 
 _SUBSYSTEM = 10
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _GETRULE, _DELRULE = 0, 1, 2, 3, 6, 7, 8
 _INET = bytes((1, 0, 0, 0))  # NFPROTO_INET
 _TABLE_F_OWNER = 0x2
-_HOOK_LOCAL_IN = 1
+_HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3}
 _NF_ACCEPT = 1
 PRIORITY_MANGLE = -150
 
@@ -63,7 +67,12 @@ class HoldTable:
         self._socket = NetlinkSocket(NETLINK_NETFILTER)
 
     def prepare(
-        self, endpoints: Sequence[Endpoint], queues: Sequence[int], *, probe_mark: int
+        self,
+        endpoints: Sequence[Endpoint],
+        queues: Sequence[int],
+        *,
+        probe_mark: int,
+        hook: Hook = Hook.INPUT,
     ) -> None:
         """Create the table with everything in it but the rule that holds.
 
@@ -75,6 +84,8 @@ class HoldTable:
         :raises UnsupportedError: the kernel lacks owner tables, or both ways to queue.
         """
         self._probe_mark = probe_mark
+        self._hook = hook
+        self._chains = chains_of(hook)
         for queue in (native_queue, compat_queue):
             try:
                 self._create_rules(endpoints, queues, queue)
@@ -87,8 +98,13 @@ class HoldTable:
                 if error.errno != errno.ENOENT:
                     raise
                 continue
-            self._create_base_chain()
+            self._create_base_chains()
             return
+        if hook is Hook.PREROUTING:
+            raise UnsupportedError(
+                "this kernel's nftables has no queue statement, or no fib expression",
+                remedy="load nft_queue and nft_fib_inet, or name each address: -p ADDRESS:PORT",
+            )
         raise UnsupportedError(
             "this kernel's nftables has neither the queue statement nor the NFQUEUE target",
             remedy="load nft_queue or xt_NFQUEUE, or use --backend nfqueue-iptables",
@@ -112,27 +128,33 @@ class HoldTable:
             share = one_share(index, len(queues))
             requests.append(self._rule("queues", share + expression("counter") + queue(number)))
         requests += [
-            self._rule("hold", sent_to(endpoint) + jump("queues")) for endpoint in endpoints
+            self._rule("hold", sent_to(endpoint, self._hook) + jump("queues"))
+            for endpoint in endpoints
         ]
         self._transact("create the nftables table", requests)
 
-    def _create_base_chain(self) -> None:
-        """The chain that every packet for this host passes; without a rule so far."""
-        hook = nested(4, be32(1, _HOOK_LOCAL_IN), be32(2, PRIORITY_MANGLE))
-        body = text(1, self.name) + text(3, "input") + hook
-        body += be32(5, _NF_ACCEPT) + text(7, "filter")
-        self._transact("create the nftables chain", [(_NEWCHAIN, NLM_F_CREATE, body)])
+    def _create_base_chains(self) -> None:
+        """The chains that every packet of their hooks passes; without a rule so far."""
+        for chain in self._chains:
+            hook = nested(4, be32(1, _HOOKS[chain]), be32(2, PRIORITY_MANGLE))
+            body = text(1, self.name) + text(3, chain) + hook
+            body += be32(5, _NF_ACCEPT) + text(7, "filter")
+            self._transact("create the nftables chain", [(_NEWCHAIN, NLM_F_CREATE, body)])
 
     def hold(self, words: str) -> None:
         """The one change that makes SYNs wait. *words* is the rule's comment."""
-        rule = self._rule("input", bare_syn(self._probe_mark) + jump("hold"), words)
-        self._transact("add the holding rule", [rule])
+        match = bare_syn(self._probe_mark)
+        rules = [
+            self._rule(chain, match + more + jump("hold"), words)
+            for chain, more in self._chains.items()
+        ]
+        self._transact("add the holding rule", rules)
 
     def open(self) -> None:
         """Take the holding rule out; the chain stays, so nothing that is held is dropped."""
-        self._transact(
-            "delete the holding rule", [(_DELRULE, 0, text(1, self.name) + text(2, "input"))]
-        )
+        name = text(1, self.name)
+        rules = [(_DELRULE, 0, name + text(2, chain)) for chain in self._chains]
+        self._transact("delete the holding rule", rules)
 
     def matched(self) -> int:
         """How many packets the queue statements have met so far.

@@ -8,11 +8,14 @@ from __future__ import annotations
 import struct
 
 from synplug.kernel.netlink import attribute, be16, be32, nested, text
-from synplug.model import Endpoint
+from synplug.model import Endpoint, Hook
 
 _NFPROTO_IPV4, _NFPROTO_IPV6 = 2, 10
+_RTN_LOCAL = 2
+_LOOPBACK_INDEX = 1
 _REGISTER = 1
-_META_NFPROTO, _META_L4PROTO, _META_MARK = 15, 16, 3
+_META_NFPROTO, _META_L4PROTO, _META_MARK, _META_IIF = 15, 16, 3, 4
+_FIB_RESULT_ADDRTYPE, _FIB_DADDR = 3, 0x2
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _EQUAL, _NOT_EQUAL = 0, 1
 _JUMP = -3
@@ -87,8 +90,28 @@ def bare_syn(probe_mark: int) -> bytes:
     )
 
 
-def sent_to(endpoint: Endpoint) -> bytes:
-    """What is sent to the endpoint."""
+def _to_this_host() -> bytes:
+    """``fib daddr type local``."""
+    fib = be32(1, _REGISTER), be32(2, _FIB_RESULT_ADDRTYPE), be32(3, _FIB_DADDR)
+    return expression("fib", *fib) + _compare(_EQUAL, struct.pack("=I", _RTN_LOCAL))
+
+
+def _not_from_loopback() -> bytes:
+    return _meta(_META_IIF) + _compare(_NOT_EQUAL, struct.pack("=I", _LOOPBACK_INDEX))
+
+
+def chains_of(hook: Hook) -> dict[str, bytes]:
+    """The base chains, and what each matches besides.
+
+    What local clients send passes ``output``; over loopback it would come again to ``prerouting``.
+    """
+    if hook is Hook.PREROUTING:
+        return {"prerouting": _not_from_loopback(), "output": b""}
+    return {hook.value: b""}
+
+
+def sent_to(endpoint: Endpoint, hook: Hook) -> bytes:
+    """What is sent to the endpoint, as seen at this hook."""
     match = b""
     if endpoint.address is not None:
         proto = _NFPROTO_IPV4 if endpoint.address.version == 4 else _NFPROTO_IPV6
@@ -98,6 +121,8 @@ def sent_to(endpoint: Endpoint) -> bytes:
         offset = 16 if address.version == 4 else 24
         match += _payload(_NETWORK_HEADER, offset, len(address.packed))
         match += _compare(_EQUAL, address.packed)
+    elif hook is Hook.PREROUTING:  # where what is for others passes, too
+        match += _to_this_host()
     return (
         match
         + _payload(_TRANSPORT_HEADER, 2, 2)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from synplug.kernel.namespaces import in_network, network_of
 from synplug.kernel.netlink import NETLINK_SOCK_DIAG, NetlinkSocket, attributes
 from synplug.model import Endpoint, Family, Flow, Listener
 
@@ -132,6 +133,17 @@ class SocketDiagnostics:
         for body in self._netlink.dump("list sockets", kind, request):
             if len(body) >= _ANSWER_BYTES:
                 yield body
+
+
+def diagnostics_in(network: str) -> SocketDiagnostics:
+    """The sockets of the network namespace of this name, path or pid.
+
+    A netlink socket stays in the one in which it was made, and keeps that alive until it is closed.
+
+    :raises PrivilegeError, UsageError: there is none, or it cannot be entered.
+    """
+    with in_network(network_of(network)):
+        return SocketDiagnostics()
 
 
 def _identity(source_port: int, destination_port: int) -> bytes:

@@ -1,7 +1,8 @@
 """Rules of legacy iptables, as the kernel's structures.
 
 Source: ``include/uapi/linux/netfilter_ipv4/ip_tables.h``, ``…_ipv6/ip6_tables.h``,
-``…/netfilter/x_tables.h``, ``xt_tcpudp.h``, ``xt_mark.h``, ``xt_comment.h``, ``xt_NFQUEUE.h``;
+``…/netfilter/x_tables.h``, ``xt_tcpudp.h``, ``xt_mark.h``, ``xt_comment.h``, ``xt_addrtype.h``,
+``xt_NFQUEUE.h``;
 iptables-extensions(8).
 """
 
@@ -19,6 +20,9 @@ _FLAGS_MASK, _FLAGS_SYN = 0x17, 0x02  # FIN, SYN, RST, ACK
 _IPPROTO_TCP = 6
 _IP6T_F_PROTO = 1
 _NFQUEUE_BYPASS = 1
+_ADDRTYPE_LOCAL = 1 << 2
+_INVERT_INPUT_DEVICE = 0x01
+_LOOPBACK = b"lo\0"
 
 
 def _extension(name: str, revision: int, data: bytes) -> bytes:
@@ -44,6 +48,8 @@ class SynMatch:
     :param comment: at most 255 bytes are kept.
     :param port: destination port; None for any. :param address: destination; None for any.
     :param source_ports: the first and the last one.
+    :param to_this_host: ``-m addrtype --dst-type LOCAL``.
+    :param not_from_loopback: ``! -i lo``.
     """
 
     probe_mark: int
@@ -51,6 +57,8 @@ class SynMatch:
     port: int | None = None
     address: Address | None = None
     source_ports: tuple[int, int] = _ANY_PORT
+    to_this_host: bool = False
+    not_from_loopback: bool = False
 
     def rule(self, family: Family, target: bytes) -> bytes:
         """The whole rule: ``struct ipt_entry`` or ``ip6t_entry``, matches, target."""
@@ -61,19 +69,27 @@ class SynMatch:
             + _extension("mark", 1, struct.pack("@IIB", self.probe_mark, 0xFFFFFFFF, 1))
             + _extension("comment", 0, self.comment.encode()[:255].ljust(256, b"\0"))
         )
-        return _entry(family, self.address, len(matches), len(target)) + matches + target
+        if self.to_this_host:  # source types, destination types, flags
+            matches += _extension("addrtype", 1, struct.pack("@HHI", 0, _ADDRTYPE_LOCAL, 0))
+        device = _LOOPBACK if self.not_from_loopback else b""
+        return _entry(family, self.address, device, len(matches), len(target)) + matches + target
 
 
-def _entry(family: Family, address: Address | None, matches_size: int, target_size: int) -> bytes:
+def _entry(
+    family: Family, address: Address | None, not_device: bytes, matches_size: int, target_size: int
+) -> bytes:
     width = 4 if family is Family.IPV4 else 16
     packed, mask = (address.packed, b"\xff" * width) if address else (b"", b"")
+    device_mask, inverted = b"\xff" * len(not_device), _INVERT_INPUT_DEVICE if not_device else 0
     addresses = struct.pack(
-        f"@{width}s{width}s{width}s{width}s64x", b"", packed, b"", mask
-    )  # source and destination, then their masks; no interfaces
+        f"@{width}s{width}s{width}s{width}s16s16x16s16x",
+        *(b"", packed, b"", mask),
+        *(not_device, device_mask),
+    )  # source and destination, then their masks; input device, and output; their masks
     if family is Family.IPV4:
-        head = addresses + struct.pack("@HBB", _IPPROTO_TCP, 0, 0)
+        head = addresses + struct.pack("@HBB", _IPPROTO_TCP, 0, inverted)
     else:
-        head = addresses + struct.pack("@HBBB3x", _IPPROTO_TCP, 0, _IP6T_F_PROTO, 0)
+        head = addresses + struct.pack("@HBBB3x", _IPPROTO_TCP, 0, _IP6T_F_PROTO, inverted)
     size = struct.calcsize(f"@{len(head)}sIHHIQQ")
     offset = size + matches_size
     return struct.pack(f"@{len(head)}sIHHIQQ", head, 0, offset, offset + target_size, 0, 0, 0)

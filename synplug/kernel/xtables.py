@@ -225,8 +225,10 @@ def _meaning(action: str, family: Family, code: int) -> SynplugError:
         )
     if action == "commit" and code == errno.ENOENT:
         return UnsupportedError(
-            f"{words}: this kernel lacks one of the extensions tcp, mark, comment and NFQUEUE",
-            remedy="load xt_tcpudp, xt_mark, xt_comment and xt_NFQUEUE, or use --backend nfqueue",
+            f"{words}: this kernel lacks one of the extensions tcp, mark, comment, addrtype (where "
+            "it is asked for) and NFQUEUE",
+            remedy="load xt_tcpudp, xt_mark, xt_comment, xt_addrtype and xt_NFQUEUE, or use "
+            "--backend nfqueue",
         )
     return KernelError(words, code)
 

@@ -469,6 +469,7 @@ class Restart:
         self.old = listener(1)
         self.new = listener(2)
         self.sockets = FakeSockets(self.world, [self.old])
+        self.far: dict[str, FakeSockets] = {}
         self.processes = FakeProcesses(inodes={77: {self.old.inode}})
         self.signals = FakeSignals(self.world)
         self.locks = FakeLocks(self.world)
@@ -530,6 +531,7 @@ class Restart:
             clock=self.world.clock,
             wall=lambda: 1_700_000_000.5,
             sockets=self.sockets,
+            sockets_in=lambda path: self.far[path],
             processes=self.processes,
             signals=self.signals,
             locks=self.locks,

@@ -31,6 +31,7 @@ def test_it_is_left_to_its_keeper_when_the_old_listener_has_run_empty(restart: R
     steps = ["lock", "recover", "arm", "hold", "look at the queues", "detach", "close", "unlock"]
     assert [log.index(step) for step in steps] == sorted(log.index(step) for step in steps)
     assert restart.world.now_s >= 1000.2
+    assert begun.drain is not None
     assert begun.drain.empty
     assert begun.keeper == 4711
     assert "release" not in log

@@ -84,6 +84,15 @@ options:
   loopback_egress:
     description: Backend plug, only what local clients send.
     type: bool
+  hook:
+    description:
+      - Hold what is delivered on the host, what it forwards, or what is sent to a port that it
+        publishes; but for the first of them, I(ready_http) or I(ready_cmd) is needed.
+    type: str
+    choices: [input, forward, prerouting]
+  drain_netns:
+    description: With the other hooks, the network namespace of the old listener; name, path or pid.
+    type: str
   drain_timeout:
     description: Wait so long for the old listener's queues.
     type: str
@@ -222,7 +231,7 @@ _SWITCHES = ("loopback_egress", "require_new", "best_effort")
 _TEXTS = (
     "netns", "config", "max_hold", "max_held", "max_held_per_source", "on_full", "backend",
     "release", "drain_timeout", "on_drain_timeout", "quiesce", "ready_http", "ready_timeout",
-    "settle", "lock_timeout", "jitter", "metrics",
+    "settle", "lock_timeout", "jitter", "metrics", "hook", "drain_netns",
 )  # fmt: skip
 
 
@@ -241,6 +250,7 @@ def argument_spec():
         spec[name] = {"type": "int"}
     spec["on_full"]["choices"] = ["drop", "pass"]
     spec["backend"]["choices"] = ["auto", "nfqueue", "nfqueue-iptables", "plug"]
+    spec["hook"]["choices"] = ["input", "forward", "prerouting"]
     spec["release"]["choices"] = ["paced", "burst"]
     spec["on_drain_timeout"]["choices"] = ["proceed", "abort"]
     spec["action"] = {
