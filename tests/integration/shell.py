@@ -32,8 +32,13 @@ class Outcome:
 
 def run(namespace: Namespace, *argv: str, timeout_s: float = 60) -> Outcome:
     """Run ``synplug`` with these arguments."""
+    return run_plainly(namespace, [*SYNPLUG, *argv], timeout_s=timeout_s)
+
+
+def run_plainly(namespace: Namespace, argv: Sequence[str], *, timeout_s: float = 60) -> Outcome:
+    """Run any command."""
     done = subprocess.run(
-        namespace.command([*SYNPLUG, *argv]),
+        namespace.command(argv),
         capture_output=True,
         text=True,
         timeout=timeout_s,
