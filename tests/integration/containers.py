@@ -90,14 +90,16 @@ class Engine:
     def replace_argv(self, *options: str) -> list[str]:
         """A command that replaces the container, in the order in which engines do it.
 
-        The port leads to the new one before its server listens there.
+        The port leads to the new one before its server listens there; and always to the same
+        address, if they have the same.
         """
+        moves = self.old.addresses != self.new.addresses
         steps = (
             "set -e",
             self.old.remove(),
-            self.unpublish(self.old),
+            self.unpublish(self.old) if moves else "",
             self.new.plug_in(),
-            self.publish(self.new),
+            self.publish(self.new) if moves else "",
             self.new.start(*options),
         )
         return ["sh", "-c", "\n".join(steps)]
