@@ -33,10 +33,13 @@ def name(data: bytes) -> str:
 
 @dataclass
 class Packet:
-    """A packet at the input hook."""
+    """A packet at a hook (``enum nf_inet_hooks``), that a device has brought."""
 
     data: bytes
     mark: int = 0
+    hook: int = 1
+    device: int = 2
+    is_for_us: bool = True
 
     @property
     def is_ipv4(self) -> bool:
@@ -106,7 +109,9 @@ class Machine:
 
     def queue_for(self, packet: Packet) -> int | None:
         """The queue that the packet goes to; None: it is accepted."""
-        for chain, (table, _, _) in self.hooks.items():
+        for chain, (table, hook, _) in self.hooks.items():
+            if hook != packet.hook:
+                continue
             found = self._run(table, chain, packet)
             if found is not None:
                 return found
@@ -125,6 +130,9 @@ class Machine:
             match kind:
                 case "meta":
                     register = self._meta(number(said[2]), packet)
+                case "fib":
+                    assert (number(said[2]), number(said[3])) == (3, 2), "daddr type"
+                    register = struct.pack("=I", 2 if packet.is_for_us else 1)
                 case "payload":
                     base = {1: 0, 2: packet.transport}[number(said[2])] + number(said[3])
                     register = packet.data[base : base + number(said[4])]
@@ -167,4 +175,5 @@ class Machine:
             15: bytes((2 if packet.is_ipv4 else 10,)),
             16: bytes((packet.data[9] if packet.is_ipv4 else packet.data[6],)),
             3: struct.pack("=I", packet.mark),
+            4: struct.pack("=I", packet.device),
         }[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -12,7 +13,7 @@ from synplug.errors import KernelError, PrivilegeError, UnsupportedError
 from synplug.kernel import nft
 from synplug.kernel.netlink import attribute, nested, text
 from synplug.kernel.nft import HoldTable
-from synplug.model import PROBE_MARK, Endpoint
+from synplug.model import PROBE_MARK, Endpoint, Hook
 from tests.unit.nft_machine import Machine, Packet
 from tests.unit.packets import ipv4, ipv6, tcp
 
@@ -56,14 +57,14 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     return made
 
 
-def hold(*endpoints: str, queues: Sequence[int] = (20_000,)) -> HoldTable:
+def hold(*endpoints: str, queues: Sequence[int] = (20_000,), hook: Hook = Hook.INPUT) -> HoldTable:
     parsed = []
     for name in endpoints:
         host, _, port = name.rpartition(":")
         address = None if host == "*" else ip_address(host.strip("[]"))
         parsed.append(Endpoint(port=int(port), address=address))
     table = HoldTable("synplug-0123abcd")
-    table.prepare(parsed, queues, probe_mark=PROBE_MARK)
+    table.prepare(parsed, queues, probe_mark=PROBE_MARK, hook=hook)
     table.hold("synplug run 0123abcd")
     return table
 
@@ -101,6 +102,59 @@ def test_syns_to_the_endpoint_wait_and_no_others(
     assert [to for to in waits if machine.queue_for(syn(to)) != 20_000] == []
     assert [to for to in passes if machine.queue_for(syn(to)) is not None] == []
     assert machine.queue_for(syn(waits[0], port=81)) is None
+
+
+PREROUTING, INPUT, FORWARD, OUTPUT = range(4)
+
+
+def test_before_dnat_what_others_bring_and_what_local_clients_send_waits(kernel: Kernel) -> None:
+    hold("*:80", hook=Hook.PREROUTING)
+    machine = kernel.machine
+    assert {chain: of[1:] for chain, of in machine.hooks.items()} == {
+        "prerouting": (PREROUTING, -150),
+        "output": (OUTPUT, -150),
+    }
+    for address in ("10.0.0.1", "fd00::1"):
+        packet = syn(address)
+        assert machine.queue_for(replace(packet, hook=PREROUTING)) == 20_000
+        assert machine.queue_for(replace(packet, hook=OUTPUT)) == 20_000
+        # it has come through OUTPUT
+        assert machine.queue_for(replace(packet, hook=PREROUTING, device=1)) is None
+        for hook in (PREROUTING, OUTPUT):
+            assert machine.queue_for(replace(packet, hook=hook, is_for_us=False)) is None
+            assert machine.queue_for(replace(packet, hook=hook, mark=PROBE_MARK)) is None
+        for hook in (INPUT, FORWARD):
+            assert machine.queue_for(replace(packet, hook=hook)) is None
+
+
+def test_before_dnat_a_named_address_need_not_be_ours(kernel: Kernel) -> None:
+    """One that is routed to a container, say; and no fib expression is needed for it."""
+    kernel.refuse = {text(1, "fib"): KernelError("create", errno.ENOENT)}
+    hold("10.0.0.1:80", hook=Hook.PREROUTING)
+    packet = replace(syn("10.0.0.1"), hook=PREROUTING, is_for_us=False)
+    assert kernel.machine.queue_for(packet) == 20_000
+    with pytest.raises(UnsupportedError, match="no fib expression") as error:
+        hold("*:80", hook=Hook.PREROUTING)
+    assert "-p ADDRESS:PORT" in error.value.remedy
+
+
+def test_what_is_forwarded_waits_by_its_address(kernel: Kernel) -> None:
+    table = hold("10.0.0.1:80", hook=Hook.FORWARD)
+    machine = kernel.machine
+    packet = replace(syn("10.0.0.1"), hook=FORWARD, is_for_us=False)
+    assert machine.queue_for(packet) == 20_000
+    for hook in (PREROUTING, INPUT, OUTPUT):
+        assert machine.queue_for(replace(packet, hook=hook)) is None
+    table.open()
+    assert machine.queue_for(packet) is None
+
+
+def test_both_chains_are_opened_at_once(kernel: Kernel) -> None:
+    table = hold("*:80", hook=Hook.PREROUTING)
+    table.open()
+    assert kernel.batches[-1] == ("delete the holding rule", [8, 8])
+    for hook in (PREROUTING, OUTPUT):
+        assert kernel.machine.queue_for(replace(syn("10.0.0.1"), hook=hook)) is None
 
 
 def test_with_ip_options_the_ports_are_still_found(kernel: Kernel) -> None:

@@ -309,3 +309,48 @@ def test_slow_handshakes_are_waited_for_as_long_as_some_complete() -> None:
         assert released == 10
         waiting -= released
         world.wait(0.3)
+
+
+# --- listeners that cannot be seen
+
+
+def test_a_listener_that_cannot_be_seen_gets_a_step_and_a_pause() -> None:
+    world = World(0.0)
+    somebody_else = Listening(listener(1, backlog=1, accept_queue=1))
+    paced = Pacer(
+        endpoints=(HTTP,),
+        mode=ReleaseMode.PACED,
+        rooms=somebody_else,
+        clock=world.clock,
+        is_blind=True,
+    )
+    waiting, steps = 300, []
+    while (released := step(paced, waiting)) is not None:
+        waiting -= released
+        if released:
+            steps.append((round(world.now_s * 1000), released))
+        world.now_s += 0.001
+    assert steps[:4] == [(0, 64), (10, 64), (20, 64), (30, 64)]
+    assert waiting <= 64
+    assert paced.limit == "64 every 10 ms, since the listener cannot be seen"
+
+
+def test_few_are_let_go_to_it_at_once_and_newcomers_do_not_keep_it_from_opening() -> None:
+    world = World(0.0)
+
+    def blind() -> Pacer:
+        return Pacer(
+            endpoints=(HTTP,),
+            mode=ReleaseMode.PACED,
+            rooms=Listening(),
+            clock=world.clock,
+            is_blind=True,
+        )
+
+    assert step(blind(), 32) is None
+    paced = blind()
+    for _ in range(2000):
+        if step(paced, 1000) is None:
+            break
+        world.now_s += 0.001
+    assert "newcomers outpaced the service" in paced.limit

@@ -5,15 +5,19 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
 from synplug import errors
 from synplug.api import _endpoints
 from synplug.errors import KernelError, PrivilegeError, SynplugError, UsageError
-from synplug.handover.plan import ReadyPlan
+from synplug.handover.plan import DrainPlan, ReadyPlan
 from synplug.handover.request import HoldOptions, WrapRequest, hold_spec, plan_wrap
 from synplug.handover.target import TargetRequest
+from synplug.holding.backends import backends_for
 from synplug.holding.channel import (
     Channel,
     error_from_wire,
@@ -27,6 +31,7 @@ from synplug.model import (
     Endpoint,
     HoldCounts,
     HoldResult,
+    Hook,
     ReleaseReason,
 )
 from tests.unit.fakes import HTTP
@@ -58,6 +63,55 @@ def test_only_the_plug_goes_by_device(options: HoldOptions) -> None:
         hold_spec((HTTP,), options)
     spec = hold_spec((HTTP,), HoldOptions(devices=("eth0",), backend=BackendName.PLUG))
     assert spec.devices == ("eth0",)
+
+
+AT = Endpoint(port=80, address=ip_address("10.0.0.1"))
+PROBED = ReadyPlan(http="http://10.0.0.1/")
+
+
+@pytest.mark.parametrize(
+    ("hook", "changes", "words"),
+    [
+        ("forward", {"endpoints": (HTTP,)}, "would hold what this host forwards to anybody's port"),
+        ("prerouting", {"backend": BackendName.PLUG}, "plug holds only what is delivered"),
+        ("prerouting", {"ready": ReadyPlan()}, "only a probe can tell"),
+        ("forward", {"ready": ReadyPlan()}, "only a probe can tell"),
+        ("prerouting", {"ready": replace(PROBED, require_new=True)}, "not --hook prerouting"),
+        ("prerouting", {"endpoints": ()}, "are not here to be found"),
+        ("prerouting", {"units": ("web",)}, "are not here to be found"),
+        ("input", {"netns": "web"}, "--drain-netns is for --hook forward and prerouting"),
+    ],
+)
+def test_listeners_elsewhere_need_what_can_tell_of_them(
+    hook: str, changes: dict[str, Any], words: str
+) -> None:
+    request = WrapRequest(
+        target=TargetRequest(
+            endpoints=changes.get("endpoints", (AT,)),
+            units=changes.get("units", ()),
+            argv=("replace",),
+        ),
+        hold=HoldOptions(hook=Hook(hook), backend=changes.get("backend", BackendName.AUTO)),
+        ready=changes.get("ready", PROBED),
+        drain=DrainPlan(netns=changes.get("netns", "")),
+    )
+    with pytest.raises(UsageError, match=re.escape(words)):
+        plan_wrap(request)
+
+
+def test_listeners_elsewhere_are_as_they_are_named() -> None:
+    """``kill`` returns early, but there is nothing to be seen after it."""
+    target = TargetRequest(endpoints=(AT, HTTP), argv=("kill", "1"))
+    request = WrapRequest(target=target, hold=HoldOptions(hook=Hook.PREROUTING), ready=PROBED)
+    plan, found = plan_wrap(request)
+    assert plan.spec.endpoints == (HTTP,), "the other one is contained"
+    assert plan.spec.hook is Hook.PREROUTING
+    assert (found.unserved, plan.ready.require_new) == ((), False)
+
+
+def test_the_plug_is_not_tried_for_listeners_elsewhere() -> None:
+    assert len(backends_for(BackendName.AUTO)) == 3
+    assert len(backends_for(BackendName.AUTO, Hook.PREROUTING)) == 2
 
 
 def test_every_run_has_an_id_of_its_own() -> None:

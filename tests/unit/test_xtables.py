@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address
 from itertools import pairwise
 
 import pytest
@@ -25,11 +27,12 @@ from synplug.holding import iptables_gate
 from synplug.holding.iptables_gate import IptablesGate, port_shares
 from synplug.kernel import xtables
 from synplug.kernel.namespaces import unshare_network
-from synplug.model import Endpoint, Family, HoldSpec
+from synplug.model import Endpoint, Family, HoldSpec, Hook
 from tests.unit.legacy_tables import (
     apart,
     cycle,
     iptables,
+    open_patiently,
     put_foreign_rules,
     rules_only,
     saved,
@@ -41,6 +44,50 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("iptc") is None,
     reason="python-iptables (synplug[iptables]) is not installed",
 )
+
+
+# --- where the rules stand
+
+
+@pytest.mark.parametrize(
+    ("hook", "port", "jumps", "match"),
+    [
+        (Hook.INPUT, "*", ["INPUT -p tcp"], "-p tcp -m tcp --dport 80"),
+        (Hook.FORWARD, "10.0.0.1", ["FORWARD -p tcp"], "-d 10.0.0.1/32 -p tcp -m tcp --dport 80"),
+        (Hook.PREROUTING, "*", ["PREROUTING ! -i lo -p tcp", "OUTPUT -p tcp"], "dst-type LOCAL"),
+        (
+            Hook.PREROUTING,
+            "10.0.0.1",
+            ["PREROUTING ! -i lo -p tcp", "OUTPUT -p tcp"],
+            "-d 10.0.0.1/32 -p tcp -m tcp --dport 80",
+        ),
+    ],
+)
+def test_each_hook_has_its_chains(hook: Hook, port: str, jumps: list[str], match: str) -> None:
+    address = None if port == "*" else ip_address(port)
+
+    def body() -> None:
+        put_foreign_rules()
+        before = saved()
+        gate = IptablesGate(replace(spec_of(Endpoint(port=80, address=address)), hook=hook))
+        gate.prepare((20_000,))
+        assert rules_only(saved_one("iptables-legacy-save")) != rules_only(before)
+        gate.hold()
+        lines = saved_one("iptables-legacy-save").splitlines()
+        found = [line for line in lines if line.endswith("-j synplug-0badcafe")]
+        assert sorted(line.split(" -m ")[0] for line in found) == sorted(f"-A {j}" for j in jumps)
+        (queued,) = (line for line in lines if line.startswith("-A synplug-0badcafe"))
+        assert match in queued
+        assert ("addrtype" in queued) is ("LOCAL" in match)
+        iptables("-F", jumps[-1].split()[0])
+        gate._looked_at_s = 0.0
+        assert gate.restore() == 1
+        assert gate.restore() == 0
+        open_patiently(gate)
+        gate.remove()
+        assert "synplug" not in saved()
+
+    apart(body)
 
 
 # --- what can go wrong
