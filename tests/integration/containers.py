@@ -158,13 +158,7 @@ def engine(directory: Path, *, same_address: bool = False) -> Iterator[Engine]:
             stack.enter_context(Namespace(label)) for label in ("client", "host", "old", "new")
         )
         stack.enter_context(VethPair(client, host))
-        for name in ("all", "default"):
-            host.set_sysctl(f"net.ipv6.conf.{name}.accept_dad", 0)
         host.run(["ip", "link", "add", "br0", "type", "bridge"])
-        # A bridge whose own link-local address is still tentative asks for no neighbour on behalf
-        # of others. One that has been there for long, with another container, has that behind it.
-        stack.enter_context(VethPair(host, host, first_interface="by0", second_interface="by1"))
-        host.run(["ip", "link", "set", "by0", "master", "br0"])
         made = []
         for number, namespace in enumerate(inner):
             device = f"vc{number}"
