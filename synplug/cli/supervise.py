@@ -16,12 +16,13 @@ from synplug.errors import UsageError
 from synplug.handover.assembly import real_tools
 from synplug.handover.generation import Generation
 from synplug.handover.notify import OWN_VARIABLES, Notifier
-from synplug.handover.plan import ReadyPlan, SwapPlan, Tools
+from synplug.handover.plan import ReadyPlan, SwapPlan
 from synplug.handover.process import Signals
 from synplug.handover.request import hold_spec
 from synplug.handover.supervise import SupervisePlan, Surroundings, supervise
 from synplug.handover.supervisor_signals import ENDING, PASSED_ON
 from synplug.handover.swap_request import spec_of
+from synplug.handover.tools import Tools
 from synplug.holding.names import check_name
 from synplug.holding.supervisors import SupervisorFile
 from synplug.kernel import procfs

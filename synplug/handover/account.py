@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from synplug.errors import SynplugError
-from synplug.handover.plan import ProcessTable
+from synplug.handover.tools import ProcessTable
 from synplug.model import Endpoint, HoldResult, HoldSpec, Listener, OnFull, Outcome, OwnedListener
 
 EXIT_DEADLINE = 124

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from functools import partial
 
 from synplug.handover import process
-from synplug.handover.plan import Probe, ReadyPlan, Signals, SocketTable, Tools
+from synplug.handover.plan import ReadyPlan
 from synplug.handover.post import Post
+from synplug.handover.tools import Probe, Signals, SocketTable, Tools
 from synplug.holding.handle import KeptHold
 from synplug.holding.locks import RunLocks
 from synplug.holding.migration import Migration

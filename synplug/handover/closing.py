@@ -15,7 +15,8 @@ from synplug.fate import Fate
 from synplug.handover.drain import POLL_S, Drain
 from synplug.handover.generation import Generation
 from synplug.handover.own_connections import OwnConnections
-from synplug.handover.plan import REFUSED, Command, DrainPlan, StopMethod, Tools
+from synplug.handover.plan import DrainPlan, StopMethod
+from synplug.handover.tools import REFUSED, Command, Tools
 from synplug.model import Endpoint, Flow, Listener, OnDrainTimeout, OwnedListener
 from synplug.steps import DrainResult
 

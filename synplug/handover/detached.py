@@ -13,10 +13,11 @@ from functools import partial
 
 from synplug.errors import DrainError, SynplugError, unforeseen
 from synplug.handover.account import exit_code, overflow_warnings, with_owners
-from synplug.handover.plan import DrainPlan, HoldPlan, ReadyPlan, Tools, WrapPlan
+from synplug.handover.plan import DrainPlan, HoldPlan, ReadyPlan, WrapPlan
 from synplug.handover.ready_wait import ReadyWait
 from synplug.handover.sight import sight_of
 from synplug.handover.timeline import Step, Timeline
+from synplug.handover.tools import Tools
 from synplug.holding.attached import AttachedHold
 from synplug.holding.handle import Hold
 from synplug.holding.names import check_name

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from synplug.handover.plan import DrainPlan, SocketTable
+from synplug.handover.plan import DrainPlan
+from synplug.handover.tools import SocketTable
 from synplug.kernel.sock_diag import Connection
 from synplug.model import Endpoint, Listener, OnDrainTimeout
 from synplug.steps import DrainResult

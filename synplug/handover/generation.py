@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 
 from synplug.errors import SynplugError
 from synplug.fate import Fate
-from synplug.handover.plan import Command, ProcessTable, RetirePlan, Tools
+from synplug.handover.plan import RetirePlan
+from synplug.handover.tools import Command, ProcessTable, Tools
 from synplug.model import Endpoint, Listener
 
 #: Processes that outlive SIGKILL for so long wait for a device, and are left to the kernel.

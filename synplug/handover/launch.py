@@ -8,7 +8,8 @@ from functools import partial
 
 from synplug.errors import CheckError
 from synplug.handover.generation import Generation, Lineage
-from synplug.handover.plan import ReadyPlan, Tools
+from synplug.handover.plan import ReadyPlan
+from synplug.handover.tools import Tools
 from synplug.model import Listener, Outcome
 
 _POLL_S = 0.005

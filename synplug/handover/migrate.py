@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from synplug.errors import SynplugError
-from synplug.handover.plan import Migration, SwapPlan, Tools
+from synplug.handover.plan import SwapPlan
+from synplug.handover.tools import Migration, Tools
 
 
 class OptionalMigration:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from synplug.handover.plan import ProcessTable, SocketTable
+from synplug.handover.tools import ProcessTable, SocketTable
 from synplug.model import Flow
 
 _EVERY_S = 0.005

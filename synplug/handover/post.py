@@ -12,7 +12,7 @@ import socket
 from contextlib import suppress
 
 from synplug.errors import StopError, UsageError
-from synplug.handover.plan import REFUSED
+from synplug.handover.tools import REFUSED
 
 _SO_MARK = getattr(socket, "SO_MARK", 36)
 _UNIX = re.compile(r"unix:(?P<socket>/[^:]+):(?P<path>/\S*)")

@@ -17,8 +17,8 @@ from contextlib import suppress
 from functools import partial
 
 from synplug.errors import CommandError, CommandNotFoundError
-from synplug.handover.plan import HasDescriptor
-from synplug.handover.plan import Signals as TakesSignals
+from synplug.handover.tools import HasDescriptor
+from synplug.handover.tools import Signals as TakesSignals
 from synplug.kernel import procfs
 
 #: Python ignores these at its start (Modules/signalmodule.c, signal_install_handlers), and what

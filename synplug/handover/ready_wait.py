@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection
 
 from synplug.handover.drain import POLL_S
 from synplug.handover.own_connections import OwnConnections
-from synplug.handover.plan import Command, Tools, WrapPlan
+from synplug.handover.plan import WrapPlan
 from synplug.handover.readiness import Readiness, Watch
+from synplug.handover.tools import Command, Tools
 from synplug.model import Flow, HoldResult, Outcome, ReleaseReason
 
 _PROCESSES_EVERY_S = 0.01

@@ -11,8 +11,9 @@ from collections.abc import Collection
 from synplug.errors import unforeseen
 from synplug.handover.closing import Closing
 from synplug.handover.generation import Generation, Retirement
-from synplug.handover.plan import DrainPlan, RetirePlan, StopMethod, SwapPlan, Tools
+from synplug.handover.plan import DrainPlan, RetirePlan, StopMethod, SwapPlan
 from synplug.handover.run_hold import RunHold
+from synplug.handover.tools import Tools
 from synplug.model import Listener
 
 _POLL_S = 0.05

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from synplug.errors import KeeperError, SynplugError, unforeseen
-from synplug.handover.plan import Tools
 from synplug.handover.timeline import Step, Timeline
+from synplug.handover.tools import Tools
 from synplug.holding.handle import Hold
 from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
 

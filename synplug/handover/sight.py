@@ -12,8 +12,9 @@ from collections.abc import Callable
 from synplug.errors import unforeseen
 from synplug.handover.account import unserved_warnings, with_owners
 from synplug.handover.drain import Drain
-from synplug.handover.plan import DrainPlan, ReadyPlan, SocketTable, Tools
+from synplug.handover.plan import DrainPlan, ReadyPlan
 from synplug.handover.readiness import ListenerWatch, UnseenWatch, Watch
+from synplug.handover.tools import SocketTable, Tools
 from synplug.model import Endpoint, HoldSpec, Hook, Listener, OwnedListener
 from synplug.steps import DrainResult
 

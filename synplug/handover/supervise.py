@@ -18,9 +18,10 @@ from synplug.handover.closing import filled
 from synplug.handover.generation import VARIABLE, Generation, Lineage, Retirement
 from synplug.handover.launch import Launch, run_check
 from synplug.handover.notify import Notifier
-from synplug.handover.plan import SwapPlan, Tools
+from synplug.handover.plan import SwapPlan
 from synplug.handover.supervisor_signals import SupervisorSignals
 from synplug.handover.swap import Swap
+from synplug.handover.tools import Tools
 from synplug.holding.supervisors import SupervisorState
 from synplug.model import Endpoint, HoldSpec, Listener, Outcome, Report
 

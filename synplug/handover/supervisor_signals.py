@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 
 from synplug.handover.drain import POLL_S
-from synplug.handover.plan import HasDescriptor, Signals
+from synplug.handover.tools import HasDescriptor, Signals
 
 #: Of the signals that come, those that end nothing and only go on to the generations.
 PASSED_ON = (signal.SIGUSR1,)

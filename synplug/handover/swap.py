@@ -20,12 +20,13 @@ from synplug.handover.generation import Generation, Lineage, Retirement
 from synplug.handover.launch import Launch, has_ended_early, run_check
 from synplug.handover.migrate import OptionalMigration
 from synplug.handover.pidfile import Pidfile
-from synplug.handover.plan import SwapPlan, Tools
+from synplug.handover.plan import SwapPlan
 from synplug.handover.process import NotedSignals
 from synplug.handover.readiness import ListenerWatch, Readiness
 from synplug.handover.rollback import roll_back
 from synplug.handover.run_hold import RunHold
 from synplug.handover.timeline import Step, SwapStep, Timeline
+from synplug.handover.tools import Tools
 from synplug.model import Listener, Outcome, OwnedListener, Report
 from synplug.steps import CommandResult, DrainResult
 

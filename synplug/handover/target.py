@@ -15,7 +15,7 @@ from typing import Protocol
 
 from synplug.errors import PrivilegeError, TargetError, UsageError
 from synplug.handover.clues import Clue, beginning_of, clue_of, output_of
-from synplug.handover.plan import ProcessTable, SocketTable
+from synplug.handover.tools import ProcessTable, SocketTable
 from synplug.kernel.procfs import is_alive
 from synplug.model import Endpoint, Listener, Process
 

@@ -17,12 +17,13 @@ from synplug.errors import (
     unforeseen,
 )
 from synplug.handover.account import exit_code, overflow_warnings
-from synplug.handover.plan import Command, Tools, WrapPlan
+from synplug.handover.plan import WrapPlan
 from synplug.handover.process import reached_the_command_too
 from synplug.handover.ready_wait import ReadyWait
 from synplug.handover.run_hold import RunHold
 from synplug.handover.sight import sight_of
 from synplug.handover.timeline import Step, Timeline
+from synplug.handover.tools import Command, Tools
 from synplug.model import OnDrainTimeout, Outcome, Report
 from synplug.steps import CommandResult, DrainResult
 

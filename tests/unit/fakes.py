@@ -13,7 +13,8 @@ from ipaddress import ip_address
 from itertools import count
 
 from synplug.errors import CommandNotFoundError, KeeperError, SynplugError
-from synplug.handover.plan import HasDescriptor, Probe, ReadyPlan, Tools, WrapPlan
+from synplug.handover.plan import ReadyPlan, WrapPlan
+from synplug.handover.tools import HasDescriptor, Probe, Tools
 from synplug.kernel.sock_diag import Connection
 from synplug.model import (
     Endpoint,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from synplug.errors import StopError, UsageError
-from synplug.handover.plan import REFUSED
 from synplug.handover.post import Post, check_post_url
+from synplug.handover.tools import REFUSED
 
 
 @pytest.mark.parametrize(

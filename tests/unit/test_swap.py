@@ -12,8 +12,9 @@ import pytest
 from synplug.errors import CommandError, KernelError, LockError, UnsupportedError
 from synplug.fate import Fate
 from synplug.handover.generation import Generation, Lineage
-from synplug.handover.plan import REFUSED, DrainPlan, ReadyPlan, RetirePlan, StopMethod, SwapPlan
+from synplug.handover.plan import DrainPlan, ReadyPlan, RetirePlan, StopMethod, SwapPlan
 from synplug.handover.swap import swap
+from synplug.handover.tools import REFUSED
 from synplug.model import Endpoint, OnDrainTimeout, Outcome, ReleaseReason, Report
 from tests.unit.fakes import FakeCommand, FakeHold, FakeProbe, Restart, connection, listener
 
