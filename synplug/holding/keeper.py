@@ -12,7 +12,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from typing import Any
 
 from synplug.errors import KeeperError, SynplugError, unforeseen
@@ -23,18 +23,15 @@ from synplug.holding.channel import Channel, error_to_wire, result_to_wire, spec
 from synplug.holding.keeper_process import limit
 from synplug.holding.ledger import Ledger
 from synplug.holding.locks import FlushGuard, RunLocks
-from synplug.holding.pace import Pacer
+from synplug.holding.paced import Paced, let_go_in_steps
 from synplug.holding.remarks import burst_remark, loss_remark
 from synplug.kernel.deadman import Deadman
-from synplug.kernel.procfs import sysctl
-from synplug.kernel.sock_diag import SocketDiagnostics
-from synplug.model import Flow, HoldResult, HoldSpec, Hook, Listener, ReleaseReason
+from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
 
 _ANOTHER_HOLD = "another synplug run holds connections in this network namespace"
 #: How long an empty table may stay for the packets of somebody who is no synplug.
 LINGER_S = 60.0
 _LINGER_POLL_MS = 20
-_PACE_POLL_MS = 1
 _LOSS_CHECK_S = 0.05
 #: A keeper that has not opened so long after its deadline is ended by the kernel, and new
 #: connections pass; letting go of tens of thousands may take longer.
@@ -237,43 +234,26 @@ class Keeper:
 
     # --- releasing
 
-    def _pace(self) -> tuple[int, str, list[Listener]]:
-        """Let go in steps; how many, what bounded them, and who listened at the end."""
-        with closing(SocketDiagnostics()) as diagnostics:
-            pacer = Pacer(
-                endpoints=self._spec.endpoints,
-                mode=self._spec.release,
-                is_blind=self._spec.hook is not Hook.INPUT,
-                rooms=diagnostics,
-                clock=self._clock,
-                somaxconn=int(sysctl("net.core.somaxconn") or 0),
-            )
-            while self._backend.absorb() and self._clock() < self._deadline_s:
-                pass  # one that was slow must not take what has come before for newcomers
-            may_pace = self._backend.can_pace
-            while may_pace and not self._is_open_asked and self._clock() < self._deadline_s:
-                room = pacer.step(self._backend.waiting_by_port())
-                if room is None:
-                    break
-                released = [self._backend.release_next(port, free) for port, free in room.items()]
-                self._turn(0 if any(released) else _PACE_POLL_MS)
-            return pacer.steps, pacer.limit, diagnostics.listeners(self._spec.endpoints)
-
     def _release(self) -> None:
         """Let go at the listeners' pace, then open."""
         self._is_releasing = True
         self._audience.say("releasing")
-        steps, limit_words = 0, ""
-        listeners: list[Listener] = []
+        paced = Paced()
         try:
-            steps, limit_words, listeners = self._pace()
+            paced = let_go_in_steps(
+                self._backend,
+                self._spec,
+                clock=self._clock,
+                is_over=lambda: self._is_open_asked or self._clock() >= self._deadline_s,
+                turn=self._turn,
+            )
         except SynplugError as error:  # no reason to drop what waits
             self._warnings.append(f"let go at once, since the listeners could not be read: {error}")
         left_s = max(0.0, self._deadline_s - self._clock())
         opening_s = self._backend.patience_s + self._backend.waiting() / _SLOWEST_RELEASE_PER_S
         self._deadman.set(left_s + _DEADMAN_S + opening_s)
         released = self._backend.open()
-        burst = () if self._backend.can_pace else burst_remark(released, listeners)
+        burst = () if self._backend.can_pace else burst_remark(released, paced.listeners)
         opened_at_s = self._clock()
         self._deadman.set(_CONFIRM_S)  # new connections pass already
         self._backend.confirm_empty()
@@ -286,8 +266,8 @@ class Keeper:
             held_at_s=self._held_at_s,
             opened_at_s=opened_at_s,
             counts=self._backend.counts(),
-            release_steps=steps,
-            release_limit=limit_words if steps else "",
+            release_steps=paced.steps,
+            release_limit=paced.limit,
             warnings=(*self._warnings, *remarks),
         )
         self._audience.close_door()

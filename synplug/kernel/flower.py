@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
-from synplug.kernel.netlink import attribute, be16, nested, text
+from synplug.kernel.netlink_codec import attribute, be16, nested, text
 
 #: The sides of clsact: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS); an ingress qdisc has the first.
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3

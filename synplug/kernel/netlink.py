@@ -1,4 +1,4 @@
-"""A minimal netlink codec: attributes, requests, dumps and acknowledged batches.
+"""Netlink sockets: requests, dumps and acknowledged batches.
 
 Source of the formats: ``include/uapi/linux/netlink.h`` and
 ``include/uapi/linux/netfilter/nfnetlink.h``, netlink(7). Multi-byte fields of the headers
@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from synplug.errors import KernelError, OverrunError, PrivilegeError, UnsupportedError
 from synplug.kernel.abi import architecture, buffer_force_options
+from synplug.kernel.netlink_codec import (
+    HEADER,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    Message,
+    error_of,
+    messages,
+)
 
 NETLINK_SOCK_DIAG = 4
 NETLINK_NETFILTER = 12
@@ -28,14 +33,7 @@ NLM_F_DUMP = 0x300
 NLM_F_CREATE = 0x400
 NLM_F_EXCL = 0x200
 
-_NLMSG_ERROR = 2
-_NLMSG_DONE = 3
 _NLM_F_DUMP_INTR = 0x10
-_NLM_F_CAPPED = 0x100
-_NLM_F_ACK_TLVS = 0x200
-_NLMSGERR_ATTR_MSG = 1
-_NLA_F_NESTED = 0x8000
-_NLA_TYPE_MASK = 0x3FFF
 
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
@@ -45,96 +43,8 @@ _NETLINK_GET_STRICT_CHK = 12
 _NFNL_BATCH_BEGIN = 0x10
 _NFNL_BATCH_END = 0x11
 
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
 _RECEIVE_BYTES = 1 << 17
 _DUMP_TRIES = 10
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    """Encode one attribute, padded to four bytes."""
-    return _ATTRIBUTE.pack(len(payload) + 4, kind) + payload + bytes(-len(payload) % 4)
-
-
-def nested(kind: int, *children: bytes) -> bytes:
-    """Encode an attribute that contains attributes."""
-    return attribute(kind | _NLA_F_NESTED, b"".join(children))
-
-
-def text(kind: int, value: str) -> bytes:
-    """Encode a string attribute, with its terminating NUL."""
-    return attribute(kind, value.encode() + b"\0")
-
-
-def be16(kind: int, value: int) -> bytes:
-    """Encode a 16-bit attribute in network byte order."""
-    return attribute(kind, value.to_bytes(2, "big"))
-
-
-def be32(kind: int, value: int) -> bytes:
-    """Encode a 32-bit attribute in network byte order; negative values as two's complement."""
-    return attribute(kind, (value & 0xFFFFFFFF).to_bytes(4, "big"))
-
-
-def attributes(data: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Decode a run of attributes as ``(kind, payload)``.
-
-    Stops at the first attribute whose length does not fit what is left, as the kernel's own
-    ``nla_for_each_attr`` does, so hostile or truncated input ends the walk and never loops.
-    """
-    view = memoryview(data)
-    offset = 0
-    while len(view) - offset >= 4:
-        length, kind = _ATTRIBUTE.unpack_from(view, offset)
-        if length < 4 or length > len(view) - offset:
-            return
-        yield kind & _NLA_TYPE_MASK, view[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One netlink message: its type, flags, sequence number and the bytes behind the header."""
-
-    kind: int
-    flags: int
-    sequence: int
-    body: memoryview
-
-
-def messages(data: bytes | memoryview) -> Iterator[Message]:
-    """Decode a datagram; stops at the first message whose length does not fit."""
-    view = memoryview(data)
-    offset = 0
-    while len(view) - offset >= 16:
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(view, offset)
-        if length < 16 or length > len(view) - offset:
-            return
-        yield Message(kind, flags, sequence, view[offset + 16 : offset + length])
-        offset += (length + 3) & ~3
-
-
-def error_of(message: Message) -> tuple[int, str]:
-    """The positive errno of an NLMSG_ERROR or NLMSG_DONE, and the kernel's own words.
-
-    0 is an acknowledgement, or the good end of a dump. Behind the errno an error repeats the
-    request, or its header; the end of a dump does not (``net/netlink/af_netlink.c``).
-    """
-    if len(message.body) < 4:
-        return errno.EBADMSG, "truncated error message"
-    code = -int.from_bytes(message.body[:4], sys.byteorder, signed=True)
-    words = ""
-    start = 4
-    if message.kind == _NLMSG_ERROR:
-        if len(message.body) < 20:
-            return code, ""
-        (original,) = struct.unpack_from("=I", message.body, 4)
-        start = 20 if message.flags & _NLM_F_CAPPED else 4 + ((original + 3) & ~3)
-    if message.flags & _NLM_F_ACK_TLVS:
-        for kind, payload in attributes(message.body[start:]):
-            if kind == _NLMSGERR_ATTR_MSG:
-                words = bytes(payload).rstrip(b"\0").decode(errors="replace")
-    return code, words
 
 
 class NetlinkSocket:
@@ -215,7 +125,7 @@ class NetlinkSocket:
     def message(self, kind: int, flags: int, body: bytes) -> bytes:
         """Encode one message with the next sequence number."""
         self._sequence = (self._sequence + 1) & 0x7FFFFFFF
-        return _HEADER.pack(16 + len(body), kind, flags, self._sequence, 0) + body
+        return HEADER.pack(16 + len(body), kind, flags, self._sequence, 0) + body
 
     def acknowledged(self, action: str, kind: int, body: bytes, *, flags: int = 0) -> None:
         """Send one request and wait for its acknowledgement.
@@ -275,7 +185,7 @@ class NetlinkSocket:
                 if message.sequence != self._sequence:
                     continue
                 interrupted |= bool(message.flags & _NLM_F_DUMP_INTR)
-                if message.kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                if message.kind in (NLMSG_DONE, NLMSG_ERROR):
                     _refuse(action, *error_of(message))
                     return found, interrupted
                 found.append(message.body)
@@ -291,7 +201,7 @@ class NetlinkSocket:
             except BlockingIOError:
                 raise KernelError(action, errno.ENOMSG, detail="no acknowledgement") from None
             for message in answers:
-                if message.kind != _NLMSG_ERROR or message.sequence < first:
+                if message.kind != NLMSG_ERROR or message.sequence < first:
                     continue
                 _refuse(action, *error_of(message))
                 if message.sequence == last:

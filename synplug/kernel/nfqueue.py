@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from synplug.errors import KernelError, PrivilegeError, UnsupportedError
-from synplug.kernel.netlink import NETLINK_NETFILTER, NLM_F_REQUEST, NetlinkSocket, attribute, be32
+from synplug.kernel.netlink import NETLINK_NETFILTER, NLM_F_REQUEST, NetlinkSocket
+from synplug.kernel.netlink_codec import attribute, be32
 from synplug.model import Flow
 
 _SUBSYSTEM = 3

@@ -23,16 +23,8 @@ import errno
 from collections.abc import Callable, Iterable, Sequence
 
 from synplug.errors import KernelError, UnsupportedError
-from synplug.kernel.netlink import (
-    NETLINK_NETFILTER,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NetlinkSocket,
-    attributes,
-    be32,
-    nested,
-    text,
-)
+from synplug.kernel.netlink import NETLINK_NETFILTER, NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket
+from synplug.kernel.netlink_codec import attributes, be32, nested, text
 from synplug.kernel.nft_rules import (
     bare_syn,
     chains_of,

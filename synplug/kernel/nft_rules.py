@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from synplug.kernel.netlink import attribute, be16, be32, nested, text
+from synplug.kernel.netlink_codec import attribute, be16, be32, nested, text
 from synplug.model import Endpoint, Hook
 
 _NFPROTO_IPV4, _NFPROTO_IPV6 = 2, 10

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from synplug.kernel.namespaces import in_network, network_of
-from synplug.kernel.netlink import NETLINK_SOCK_DIAG, NetlinkSocket, attributes
+from synplug.kernel.netlink import NETLINK_SOCK_DIAG, NetlinkSocket
+from synplug.kernel.netlink_codec import attributes
 from synplug.model import Endpoint, Family, Flow, Listener
 
 _TCPDIAG_GETSOCK, _SOCK_DIAG_BY_FAMILY = 18, 20

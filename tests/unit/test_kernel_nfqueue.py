@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from synplug.errors import UnsupportedError
 from synplug.kernel import nfqueue
-from synplug.kernel.netlink import attribute, be32
+from synplug.kernel.netlink_codec import attribute, be32
 from synplug.kernel.nfqueue import NO_SYN, Notice, QueueState, _notice, flow_of, queue_states
 from tests.unit.packets import extension, ipv4, ipv6, tcp
 

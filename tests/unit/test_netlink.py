@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from synplug.errors import KernelError, OverrunError, PrivilegeError, SynplugError, UnsupportedError
 from synplug.kernel import netlink
-from synplug.kernel.netlink import (
+from synplug.kernel.netlink import NetlinkSocket
+from synplug.kernel.netlink_codec import (
     Message,
-    NetlinkSocket,
     attribute,
     attributes,
     be16,

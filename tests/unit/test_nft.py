@@ -11,7 +11,7 @@ import pytest
 
 from synplug.errors import KernelError, PrivilegeError, UnsupportedError
 from synplug.kernel import nft
-from synplug.kernel.netlink import attribute, nested, text
+from synplug.kernel.netlink_codec import attribute, nested, text
 from synplug.kernel.nft import HoldTable
 from synplug.model import PROBE_MARK, Endpoint, Hook
 from tests.unit.nft_machine import Machine, Packet

@@ -16,7 +16,7 @@ from synplug.holding.ledger import Entry
 from synplug.holding.plug import PlugBackend
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, Prefix, SynFilter
-from synplug.kernel.netlink import attributes
+from synplug.kernel.netlink_codec import attributes
 from synplug.kernel.traffic_control import Device, PlugState
 from synplug.model import BackendName, Endpoint, Flow, HoldSpec, OnFull
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from synplug.errors import SynplugError
 from synplug.kernel import netlink, nft, sock_diag
-from synplug.kernel.netlink import Message, NetlinkSocket, attributes, error_of, messages
+from synplug.kernel import netlink_codec as codec
+from synplug.kernel.netlink import NetlinkSocket
+from synplug.kernel.netlink_codec import Message, attributes, error_of, messages
 from synplug.kernel.nfqueue import _notice, flow_of
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import Family
@@ -271,7 +273,7 @@ def test_no_flow_is_read_that_is_not_there(packet: bytes) -> None:
 def test_a_notice_is_made_of_its_own_attributes(
     head: bytes, parts: list[tuple[int, bytes]], data: st.DataObject
 ) -> None:
-    body = head + b"".join(netlink.attribute(kind, payload) for kind, payload in parts)
+    body = head + b"".join(codec.attribute(kind, payload) for kind, payload in parts)
     body = body[: data.draw(st.integers(4, len(body)))]
     found = _notice(memoryview(body))
     given_ = oracles.attributes(body[4:])
@@ -295,9 +297,11 @@ def test_a_notice_is_made_of_its_own_attributes(
 
 @given(st.binary(min_size=8, max_size=8), BYTES)
 def test_a_rules_counter_is_read(count: bytes, other: bytes) -> None:
-    counter = netlink.nested(
-        1, netlink.text(1, "counter"), netlink.nested(2, netlink.attribute(2, count))
+    counter = codec.nested(
+        1,
+        codec.text(1, "counter"),
+        codec.nested(2, codec.attribute(2, count)),
     )
-    before = netlink.nested(1, netlink.text(1, "cmp"), netlink.attribute(2, other))
-    rule = bytes(4) + netlink.text(1, "name") + netlink.nested(4, before, counter)
+    before = codec.nested(1, codec.text(1, "cmp"), codec.attribute(2, other))
+    rule = bytes(4) + codec.text(1, "name") + codec.nested(4, before, counter)
     assert nft._packets_counted(memoryview(rule)) == int.from_bytes(count, "big")

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from synplug.kernel import sock_diag
-from synplug.kernel.netlink import attribute
+from synplug.kernel.netlink_codec import attribute
 from synplug.kernel.sock_diag import Connection, SocketDiagnostics
 from synplug.model import Endpoint, Listener
 
