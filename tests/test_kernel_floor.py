@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import select
 import socket
 import subprocess
@@ -163,6 +164,53 @@ def test_request_sockets_and_connections_are_those_of_the_address(
             for host in here + elsewhere:
                 made = diagnostics.connections([Endpoint(port=port, address=ip_address(host))])
                 assert len(made) == (host in here), host
+
+
+_WAYS = [
+    ("0.0.0.0", "127.0.0.1"),
+    ("::", "127.0.0.1"),
+    (_MAPPED_V4, "127.0.0.1"),
+    ("::", "::1"),
+]
+
+
+@pytest.mark.parametrize(("bound_to", "connected_to"), _WAYS)
+def test_a_connection_is_found_again_by_its_key_in_whatever_state(
+    bound_to: str, connected_to: str
+) -> None:
+    """Unaccepted, accepted, with unread bytes, gone: each look asks for that one alone."""
+    with (
+        closing(SocketDiagnostics()) as diagnostics,
+        listening(bound_to) as listener,
+    ):
+        port = listener.getsockname()[1]
+        with socket.create_connection((connected_to, port)) as client:
+            (made,) = diagnostics.inbound([Endpoint(port=port)])
+            assert not made.accepted
+            (now,) = diagnostics.again([made])
+            assert (now.key, now.accepted) == (made.key, False)
+            accepted, _ = listener.accept()
+            with accepted:
+                client.sendall(b"hello")
+                (now,) = diagnostics.again([made])
+                assert now.inode == os.fstat(accepted.fileno()).st_ino
+                assert now.unread_bytes == 5
+                assert now.key == made.key
+                accepted.recv(5)
+        assert diagnostics.again([made]) == []
+    with closing(SocketDiagnostics()) as diagnostics:
+        assert diagnostics.again([made]) == [], "nor is there a listener any more"
+
+
+@pytest.mark.parametrize(("bound_to", "connected_to"), _WAYS)
+def test_a_handshake_is_found_again_by_its_key(bound_to: str, connected_to: str) -> None:
+    with (
+        closing(SocketDiagnostics()) as diagnostics,
+        half_open(bound_to, connected_to) as port,
+    ):
+        (made,) = diagnostics.inbound([Endpoint(port=port)], established=False)
+        assert made.is_handshake
+        assert diagnostics.again([made]) == [made]
 
 
 # --- dumps that are interrupted

@@ -16,8 +16,8 @@ from synplug.handover.drain import POLL_S, Drain
 from synplug.handover.generation import Generation
 from synplug.handover.own_connections import OwnConnections
 from synplug.handover.plan import DrainPlan, StopMethod
-from synplug.handover.tools import REFUSED, Command, Tools
-from synplug.model import Endpoint, Flow, Listener, OnDrainTimeout, OwnedListener
+from synplug.handover.tools import REFUSED, Command, Held, Tools
+from synplug.model import Endpoint, Listener, OnDrainTimeout, OwnedListener
 from synplug.steps import DrainResult
 
 #: What a stop that failed may take to show that it was heard.
@@ -29,7 +29,7 @@ class Closing:
 
     :param leaving: its listeners there that nobody else has open.
     :param mark: of packets that pass the hold.
-    :param let_through: lets a connection of the stop command's pass it.
+    :param hold: lets a connection of the stop command's pass.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Closing:
         stop: StopMethod,
         tools: Tools,
         mark: int,
-        let_through: Callable[[Flow], None],
+        hold: Held,
     ) -> None:
         self._generation = generation
         self._mark = mark
@@ -52,7 +52,7 @@ class Closing:
         self._ports = sorted({endpoint.port for endpoint in endpoints})
         self._stop = stop
         self._tools = tools
-        self._let_through = let_through
+        self._hold = hold
         self._drain = Drain(
             plan=drain,
             endpoints=endpoints,
@@ -122,7 +122,7 @@ class Closing:
         while left := self._left():
             if command is not None:
                 if command.pid:
-                    own.look([command.pid], self._let_through)
+                    own.look([command.pid], self._hold)
                 if self._has_failed(command, left):
                     command = None
                     next_s = min(next_s, self._tools.clock() + _GRACE_S)

@@ -151,8 +151,7 @@ class _Release:
             watch=self._sight.watch_for_the_new(self._ready),
             service_pids=(),
             interrupted=lambda: False,
-            hold_ended=self._kept.ended,
-            let_through=self._kept.let_through,
+            hold=self._kept,
         )
         with self._timeline.phase(Step.READY):
             self._outcome = self._waiting.until_ready(None)

@@ -16,6 +16,9 @@ from synplug.steps import DrainResult
 
 POLL_S = 0.001
 _RECENT_MS = 100
+#: So many connections are looked up one by one for less than a walk through all costs.
+_FEW = 64
+_FRESH_S = _RECENT_MS / 1000
 #: So long after the hold has begun a SYN that had passed its rule before has its request socket:
 #: both happen in one softirq (``net/ipv4/tcp_ipv4.c``, tcp_v4_rcv).
 _ON_ITS_WAY_S = 0.001
@@ -34,6 +37,61 @@ def is_busy(connection: Connection) -> bool:
     if min(received, sent) < _RECENT_MS or received < sent:
         return True
     return received == sent and connection.received_bytes > 0 and connection.acked_bytes <= 1
+
+
+class Unfinished:
+    """The connections of an old listener that would lose something if it closed now.
+
+    The kernel's table of connections has no index by port. It is walked once: while SYNs are held
+    nothing is added to it, so from then on the few that had something to finish are looked up.
+
+    :param established: whether they count besides handshakes.
+    """
+
+    def __init__(
+        self, sockets: SocketTable, endpoints: Collection[Endpoint], *, established: bool
+    ) -> None:
+        self._sockets = sockets
+        self._endpoints = endpoints
+        self._established = established
+        self._walked_at_s = float("-inf")
+        #: As of the last look; handshakes, too.
+        self.found: list[Connection] = []
+        #: Whether the last look was a walk.
+        self.was_walk = False
+
+    def look(self, now_s: float) -> None:
+        """See what has become of them; of all, where there was nobody to look up."""
+        self.was_walk = not self.is_few
+        if self.was_walk:
+            self._walked_at_s = now_s
+            seen = self._sockets.inbound(self._endpoints, established=self._established)
+        else:
+            seen = self._sockets.again(self.found)
+        self.found = [connection for connection in seen if is_busy(connection)]
+
+    def keep(self, inodes: Collection[int]) -> None:
+        """Count these sockets only."""
+        self.found = [connection for connection in self.found if connection.inode in inodes]
+
+    @property
+    def is_few(self) -> bool:
+        """Whether the next look is no walk."""
+        return 0 < len(self.found) <= _FEW
+
+    def is_old(self, now_s: float) -> bool:
+        """Whether a connection that was idle at the last walk may long be busy again."""
+        return now_s - self._walked_at_s > _FRESH_S
+
+    @property
+    def handshakes(self) -> int:
+        """How many are in SYN_RECV."""
+        return sum(connection.is_handshake for connection in self.found)
+
+    @property
+    def busy(self) -> int:
+        """How many are established."""
+        return len(self.found) - self.handshakes
 
 
 class Drain:
@@ -60,6 +118,7 @@ class Drain:
         ]
         self._cookies = {listener.cookie for listener in old}
         self._sockets = sockets
+        self._unfinished = Unfinished(sockets, self._served, established=bool(plan.quiesce_s))
 
     def wait(
         self,
@@ -70,8 +129,8 @@ class Drain:
     ) -> DrainResult:
         """Wait for empty queues, then for quiet connections, each within its own time.
 
-        A look that costs much is followed by a longer pause, so that looking never takes more
-        than a fifth of a processor from the service that is to finish.
+        A look that costs much is followed by a longer pause, so that looking takes no more than
+        a fifth of a processor from the service that is to finish; unless the next one is cheap.
 
         :param stopped: says that the wait has lost its point.
         """
@@ -81,13 +140,13 @@ class Drain:
         left = self._until(self._unaccepted, self._plan.timeout_s, clock, pause, stopped)
         busy = 0
         aborts = bool(left) and self._plan.on_timeout is OnDrainTimeout.ABORT
-        if self._plan.quiesce_s and not aborts:
+        if self._plan.quiesce_s and not aborts and (left or self._unfinished.found):
             busy = self._until(self._busy, self._plan.quiesce_s, clock, pause, stopped)
         return DrainResult(empty=not left, left=left, quiet=not busy, busy=busy)
 
     def _until(
         self,
-        count: Callable[[], int],
+        count: Callable[[float], int],
         limit_s: float,
         clock: Callable[[], float],
         pause: Callable[[float], None],
@@ -97,18 +156,23 @@ class Drain:
         deadline_s = clock() + limit_s
         while True:
             began_s = clock()
-            found = count()
+            found = count(began_s)
             now_s = clock()
             if not found or now_s >= deadline_s or stopped():
                 return found
-            pause(min(max(POLL_S, 4 * (now_s - began_s)), deadline_s - now_s))
+            is_next_cheap = self._unfinished.was_walk and self._unfinished.is_few
+            pause_s = POLL_S if is_next_cheap else max(POLL_S, 4 * (now_s - began_s))
+            pause(min(pause_s, deadline_s - now_s))
 
-    def _unaccepted(self) -> int:
+    def _unaccepted(self, now_s: float) -> int:
         """Connections that would die with the old listeners; looks no further than it must.
 
         The queues are the last that it looks at: a handshake that has just completed is there.
         """
-        return self._queued() or self._sockets.request_sockets(self._served) or self._queued()
+        if queued := self._queued():
+            return queued
+        self._unfinished.look(now_s)
+        return self._unfinished.handshakes or self._queued()
 
     def _queued(self) -> int:
         return sum(
@@ -117,9 +181,14 @@ class Drain:
             if listener.cookie in self._cookies
         )
 
-    def _busy(self) -> int:
-        connections = self._sockets.connections(self._served)
+    def _busy(self, now_s: float) -> int:
+        """Connections that somebody waits on; all that were in a queue have come to a process."""
+        self._look_at_mine(now_s)
+        if not self._unfinished.found and self._unfinished.is_old(now_s):
+            self._look_at_mine(now_s)
+        return self._unfinished.busy
+
+    def _look_at_mine(self, now_s: float) -> None:
+        self._unfinished.look(now_s)
         if self._mine is not None:
-            inodes = self._mine()
-            connections = [own for own in connections if own.inode in inodes]
-        return sum(map(is_busy, connections))
+            self._unfinished.keep(self._mine())

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from synplug.handover.tools import ProcessTable, SocketTable
-from synplug.model import Flow
+from synplug.handover.tools import Held, ProcessTable, SocketTable
 
 _EVERY_S = 0.005
 #: A look that costs much is repeated the more seldom, so that it takes a fifth of a processor.
@@ -47,10 +46,11 @@ class OwnConnections:
         self._clock = clock
         self._next_s = self._group_at_s = float("-inf")
 
-    def look(self, roots: Collection[int], let_through: Callable[[Flow], None]) -> None:
+    def look(self, roots: Collection[int], hold: Held) -> None:
         """Let the connections of *roots* and of their children pass.
 
-        A child stays one of them when its parent ends before it does.
+        A child stays one of them when its parent ends before it does. Connections are looked
+        for only where some from this host wait: that reads the kernel's whole table.
         """
         now_s = self._clock()
         if now_s < self._next_s:
@@ -61,10 +61,10 @@ class OwnConnections:
         self._roots = self._processes.descendants(self._roots | set(roots))
         inodes = {inode for pid in self._roots for inode in self._processes.socket_inodes(pid)}
         self._passed &= inodes
-        if inodes - self._passed:
+        if inodes - self._passed and hold.may_hold_local:
             for inode, flow in self._sockets.connecting(self._ports):
                 if inode in inodes - self._passed:
                     self._passed.add(inode)
-                    let_through(flow)
+                    hold.let_through(flow)
         cost_s = self._clock() - now_s
         self._next_s = now_s + max(_EVERY_S, _SPARE * cost_s)

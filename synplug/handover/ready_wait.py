@@ -8,8 +8,8 @@ from synplug.handover.drain import POLL_S
 from synplug.handover.own_connections import OwnConnections
 from synplug.handover.plan import WrapPlan
 from synplug.handover.readiness import Readiness, Watch
-from synplug.handover.tools import Command, Tools
-from synplug.model import Flow, HoldResult, Outcome, ReleaseReason
+from synplug.handover.tools import Command, Held, Tools
+from synplug.model import Outcome, ReleaseReason
 
 _PROCESSES_EVERY_S = 0.01
 
@@ -18,7 +18,6 @@ class ReadyWait:
     """Polls listeners, command, probes, signals and the hold, every millisecond.
 
     :param service_pids: whose process tree must be still before unchanged listeners count.
-    :param hold_ended: the hold's result, if it has ended by itself.
     """
 
     def __init__(
@@ -29,16 +28,14 @@ class ReadyWait:
         watch: Watch,
         service_pids: Collection[int],
         interrupted: Callable[[], bool],
-        hold_ended: Callable[[], HoldResult | None],
-        let_through: Callable[[Flow], None],
+        hold: Held,
     ) -> None:
         self._plan = plan
         self._tools = tools
         self._watch = watch
         self._service_pids = service_pids
         self._interrupted = interrupted
-        self._hold_ended = hold_ended
-        self._let_through = let_through
+        self._hold = hold
         self._probe = tools.probe(plan.ready, plan.spec.probe_mark)
         self._probing = False
         self._processes: frozenset[int] = frozenset()
@@ -64,7 +61,7 @@ class ReadyWait:
             if outcome is not None:
                 return outcome
             own = () if command is None else (command.pid,)
-            self._own.look([*own, *self._probe_pids()], self._let_through)
+            self._own.look([*own, *self._probe_pids()], self._hold)
             self._tools.signals.pause(POLL_S)
 
     def stop(self) -> None:
@@ -75,7 +72,7 @@ class ReadyWait:
     def _look(self, command: Command | None, began_s: float) -> Outcome | None:
         if self._interrupted():
             return Outcome.INTERRUPTED
-        result = self._hold_ended()
+        result = self._hold.ended()
         if result is not None:
             self._complain()
             is_late = result.reason is ReleaseReason.DEADLINE

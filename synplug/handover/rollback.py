@@ -75,7 +75,7 @@ def _close_listeners(
         stop=StopMethod(timeout_s=plan.retire.kill_after_s),
         tools=tools,
         mark=plan.spec.probe_mark,
-        let_through=hold.let_through,
+        hold=hold,
     )
     closing.drain(lambda: hold.ended() is not None)
     closing.stop()

@@ -78,6 +78,11 @@ class RunHold:
             self.result = self._hold.ended()
         return self.result
 
+    @property
+    def may_hold_local(self) -> bool:
+        """Whether a connection from this host may wait, as far as is known."""
+        return self._hold is not None and self._hold.may_hold_local
+
     def let_through(self, flow: Flow) -> None:
         """Let this connection pass."""
         if self._hold is not None:

@@ -188,7 +188,7 @@ class Swap:
             stop=self._plan.stop,
             tools=self._tools,
             mark=self._plan.spec.probe_mark,
-            let_through=self._hold.let_through,
+            hold=self._hold,
         )
         self._hold.begin()
         with self.timeline.phase(Step.DRAIN):

@@ -9,7 +9,14 @@ from typing import Protocol
 from synplug.handover.plan import ReadyPlan
 from synplug.holding.handle import Hold
 from synplug.kernel.sock_diag import Connection
-from synplug.model import Endpoint, Flow, HoldSpec, Listener, Process
+from synplug.model import (
+    Endpoint,
+    Flow,
+    HoldResult,
+    HoldSpec,
+    Listener,
+    Process,
+)
 
 
 class SocketTable(Protocol):
@@ -21,8 +28,13 @@ class SocketTable(Protocol):
     def listeners(self, endpoints: Iterable[Endpoint] | None = None) -> list[Listener]:
         """The listening sockets that serve the endpoints; all for None."""
 
-    def request_sockets(self, endpoints: Iterable[Endpoint]) -> int:
-        """Connections to the endpoints in SYN_RECV."""
+    def inbound(
+        self, endpoints: Iterable[Endpoint], *, established: bool = True
+    ) -> list[Connection]:
+        """Connections to the endpoints in SYN_RECV, and established ones."""
+
+    def again(self, connections: Iterable[Connection]) -> list[Connection]:
+        """Those of these that are still there, as they are now."""
 
     def connections(self, endpoints: Iterable[Endpoint]) -> list[Connection]:
         """Established connections to the endpoints."""
@@ -66,6 +78,20 @@ class HasDescriptor(Protocol):
 
     def fileno(self) -> int:
         """Its descriptor."""
+
+
+class Held(Protocol):
+    """What goes on beside a hold needs to know of it; :class:`synplug.holding.handle.Hold`."""
+
+    @property
+    def may_hold_local(self) -> bool:
+        """Whether a connection from this host may wait, as far as is known."""
+
+    def ended(self) -> HoldResult | None:
+        """The result, if the hold has ended by itself."""
+
+    def let_through(self, flow: Flow) -> None:
+        """Let this connection pass."""
 
 
 #: The status of a POST that was answered, but not by 2xx: it has done nothing.

@@ -180,8 +180,7 @@ class _Run:
             watch=self._sight.watch_for_the_new(plan.ready),
             service_pids=owners | set(plan.service_pids),
             interrupted=lambda: self._take_signals() is not None,
-            hold_ended=self._hold.ended,
-            let_through=self._hold.let_through,
+            hold=self._hold,
         )
 
     def _take_signals(self) -> int | None:

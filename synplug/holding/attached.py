@@ -40,6 +40,7 @@ class AttachedHold(KeeperLink):
         self.spec = spec_from_wire(greeting, name)
         self.old = tuple(map(listener_from_wire, greeting["old"]))
         self._releasing = bool(greeting["releasing"])
+        self.may_hold_local = bool(greeting["local"])
 
     def close(self) -> None:
         """Hang up. The hold stays as it is."""

@@ -68,6 +68,10 @@ class Backend(ABC):
     def let_through(self, flow: Flow) -> None:
         """Let the SYN of this connection pass, whether it waits already or is still to come."""
 
+    def may_hold_local(self) -> bool:
+        """Whether a SYN that was sent on this host may wait; False: certainly none does."""
+        return True
+
     @abstractmethod
     def waiting(self) -> int:
         """How many connections wait."""

@@ -41,6 +41,10 @@ class Hold(Protocol):
     def result(self) -> HoldResult | None:
         """The result, if the hold has ended, as far as is known."""
 
+    @property
+    def may_hold_local(self) -> bool:
+        """Whether a connection from this host may wait, as far as is known."""
+
     def arm(self) -> None:
         """Do all that can fail; nothing is held.
 

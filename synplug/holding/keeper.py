@@ -74,6 +74,7 @@ class Keeper:
         self._loss_checked_at_s = 0.0
         self._lost = 0
         self._is_open_asked = False
+        self._told_of_local = False
         self._warnings: list[str] = []
 
     def run(self) -> None:
@@ -160,6 +161,7 @@ class Keeper:
                 self._listen(descriptor)
             elif self._held_at_s:
                 self._backend.absorb()
+                self._tell_of_local()
         now = self._clock()
         if self._held_at_s:
             if now >= self._deadline_s:
@@ -212,7 +214,14 @@ class Keeper:
         self._deadline_s = self._held_at_s + self._spec.max_hold_s
         self._deadman.set(self._spec.max_hold_s + _DEADMAN_S)
         self._audience.say("holding", at_s=self._held_at_s)
+        self._tell_of_local()
         self._audience.admit()
+
+    def _tell_of_local(self) -> None:
+        """Say once that connections from this host may wait: some may be the restart's own."""
+        if not self._told_of_local and self._backend.may_hold_local():
+            self._told_of_local = True
+            self._audience.say("holds local")
 
     def _greeting(self) -> dict[str, Any]:
         """What somebody needs to know who asks for the hold by its name."""
@@ -222,6 +231,7 @@ class Keeper:
             "backend": self._backend.name,
             "at_s": self._held_at_s,
             "releasing": self._is_releasing,
+            "local": self._told_of_local,
         }
 
     def _check_for_loss(self) -> None:

@@ -37,6 +37,8 @@ class KeeperLink:
         self._releasing = False
         self._gone = False
         self._lingering = ""
+        #: Whether a connection from this host may wait: the keeper tells when one does.
+        self.may_hold_local = False
         self.backend = ""
         #: The keeper's pid; 0 when there is none.
         self.keeper_pid = 0
@@ -138,6 +140,8 @@ class KeeperLink:
             self._result = result_from_wire(message["result"])
         elif event == "releasing":
             self._releasing = True
+        elif event == "holds local":
+            self.may_hold_local = True
         elif event == "lingering":
             self._lingering = f"{message['obstacle']}; pid {message['pid']} waits for that"
         elif event == "gone":

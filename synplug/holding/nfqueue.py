@@ -29,7 +29,7 @@ from synplug.kernel.nfqueue import (
     PacketQueues,
     queue_states,
 )
-from synplug.model import PACKETS_PER_QUEUE, Flow, HoldCounts, HoldSpec, OnFull
+from synplug.model import PACKETS_PER_QUEUE, Flow, HoldCounts, HoldSpec, Hook, OnFull
 
 _NOTICES_PER_TURN = 4096
 _SETTLE_ROUNDS = 200
@@ -76,6 +76,7 @@ class QueueBackend(Backend):
         )
         self._foreign = 0  # packets that are no SYNs, or go elsewhere
         self._restored = 0
+        self._has_local_come = False
         self._refused = 0  # beyond the limit of all; where queues are as long as that, none
         self._peak = 0
         self._open = False
@@ -123,6 +124,7 @@ class QueueBackend(Backend):
     def _take(self, notice: Notice) -> None:
         """Enter one packet into the books."""
         count = self._count
+        self._has_local_come |= notice.local
         flow: Flow | bytes | None = notice.flow
         if flow is not None and not self._held.has_port_of(flow):
             self._bound.verdict(notice.queue, notice.packet, NF_ACCEPT)
@@ -178,6 +180,10 @@ class QueueBackend(Backend):
             self._count["let_through"] += 1
             self._count["held"] -= 1
             self._count["held_local"] -= place.local
+
+    def may_hold_local(self) -> bool:
+        # Elsewhere what is sent here does not come in over loopback, or not only.
+        return self._has_local_come or self._spec.hook is not Hook.INPUT
 
     def waiting(self) -> int:
         return len(self._held)

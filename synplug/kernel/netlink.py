@@ -155,6 +155,23 @@ class NetlinkSocket:
         self.send(action, data)
         self._settle(action, first, last)
 
+    def ask(self, action: str, kind: int, body: bytes) -> memoryview | None:
+        """Send a request for one object; the body of the answer, or None where there is none.
+
+        :raises KernelError: what else the kernel answered.
+        """
+        self.send(action, self.message(kind, NLM_F_REQUEST, body))
+        while True:
+            for message in self._receive(action):
+                if message.sequence != self._sequence:
+                    continue
+                if message.kind != NLMSG_ERROR:
+                    return message.body
+                code, words = error_of(message)
+                if code != errno.ENOENT:
+                    _refuse(action, code, words)
+                return None
+
     def dump(
         self, action: str, kind: int, body: bytes, *, complete: bool = True
     ) -> list[memoryview]:

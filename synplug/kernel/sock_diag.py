@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from synplug.kernel.namespaces import in_network, network_of
@@ -19,8 +19,10 @@ from synplug.kernel.netlink_codec import attributes
 from synplug.model import Endpoint, Family, Flow, Listener
 
 _TCPDIAG_GETSOCK, _SOCK_DIAG_BY_FAMILY = 18, 20
+_NO_COOKIE = b"\xff" * 8
 _TCP = 6
 _ESTABLISHED, _SYN_SENT, _SYN_RECV, _LISTEN = 1, 2, 3, 10
+_UNDER_WAY = (_ESTABLISHED, _SYN_RECV)
 _INET_DIAG_INFO, _INET_DIAG_SKV6ONLY = 2, 11
 _REQUEST = struct.Struct("=BBBxI")
 _STATES = struct.Struct("=II")  # idiag_states, idiag_dbs
@@ -36,15 +38,18 @@ _TCP_INFO = struct.Struct("=44xI4xI64xQQ")
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """An established connection of a listener's port.
+    """A connection that came in to a listener's port: established, or still a handshake.
 
+    :param is_handshake: it is in SYN_RECV, so all else about it is 0.
     :param accepted: a process has it; otherwise it still waits in an accept queue.
     :param unread_bytes: received, not yet read. :param unsent_bytes: not yet acknowledged.
     :param since_sent_ms: since data was last sent; of the resolution of a jiffy, as the next.
     :param acked_bytes: sent by us and acknowledged by the peer, 0 where the kernel does not tell.
     :param inode: of its socket, as in ``/proc/PID/fd``; 0 while it is not accepted.
+    :param key: family, ports, addresses and device, by which the kernel finds it again.
     """
 
+    is_handshake: bool
     accepted: bool
     unread_bytes: int
     unsent_bytes: int
@@ -53,6 +58,7 @@ class Connection:
     acked_bytes: int
     received_bytes: int
     inode: int
+    key: bytes = field(default=b"", compare=False)
 
 
 class SocketDiagnostics:
@@ -88,6 +94,30 @@ class SocketDiagnostics:
             _connection(body)
             for body in self._made_to(endpoints, 1 << _ESTABLISHED, extension=_INET_DIAG_INFO)
         ]
+
+    def inbound(
+        self, endpoints: Iterable[Endpoint], *, established: bool = True
+    ) -> list[Connection]:
+        """The connections to *endpoints* in SYN_RECV, and the established ones, by one walk."""
+        states = 1 << _SYN_RECV | (1 << _ESTABLISHED if established else 0)
+        bodies = self._made_to(endpoints, states, extension=_INET_DIAG_INFO)
+        return [_connection(body) for body in bodies]
+
+    def again(self, connections: Iterable[Connection]) -> list[Connection]:
+        """Those of them that are still there, as they are now: each is looked up by its key.
+
+        A look-up costs some 0.02 ms however many sockets the kernel has. Where there is no such
+        connection any more, it finds the listener (inet_diag_find_one_icsk).
+        """
+        found = []
+        for connection in connections:
+            family, identity = connection.key[:1], connection.key[1:]
+            request = _REQUEST.pack(family[0], _TCP, 1 << (_INET_DIAG_INFO - 1), 0)
+            request += identity + _NO_COOKIE
+            body = self._netlink.ask("look up a socket", _SOCK_DIAG_BY_FAMILY, request)
+            if body is not None and len(body) >= _ANSWER_BYTES and body[1] in _UNDER_WAY:
+                found.append(_connection(body))
+        return found
 
     def _made_to(
         self, endpoints: Iterable[Endpoint], states: int, *, extension: int = 0
@@ -149,7 +179,7 @@ def diagnostics_in(network: str) -> SocketDiagnostics:
 
 def _identity(source_port: int, destination_port: int) -> bytes:
     """A struct inet_diag_sockid of any socket with these ports."""
-    return _ID.pack(source_port, destination_port, b"", b"") + bytes(4) + b"\xff" * 8
+    return _ID.pack(source_port, destination_port, b"", b"") + bytes(4) + _NO_COOKIE
 
 
 def _listener(body: memoryview) -> Listener:
@@ -213,6 +243,7 @@ def _connection(body: memoryview) -> Connection:
     info = info.ljust(_TCP_INFO.size, b"\0")  # older kernels tell less
     sent, received, acked_bytes, received_bytes = _TCP_INFO.unpack_from(info)
     return Connection(
+        is_handshake=body[1] == _SYN_RECV,
         accepted=inode != 0,
         unread_bytes=unread,
         unsent_bytes=unsent,
@@ -221,4 +252,5 @@ def _connection(body: memoryview) -> Connection:
         acked_bytes=acked_bytes,
         received_bytes=received_bytes,
         inode=inode,
+        key=bytes(body[:1]) + bytes(body[4:44]),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from itertools import count
 
@@ -65,6 +65,7 @@ def connection(
 ) -> Connection:
     """An established connection; idle, and answered, unless told otherwise."""
     return Connection(
+        is_handshake=False,
         accepted=accepted,
         unread_bytes=unread,
         unsent_bytes=unsent,
@@ -74,6 +75,9 @@ def connection(
         received_bytes=received,
         inode=inode if accepted else 0,
     )
+
+
+HANDSHAKE = replace(connection(accepted=False), is_handshake=True)
 
 
 class World:
@@ -201,10 +205,22 @@ class FakeSockets:
         wanted = list(endpoints)
         return [own for own in self.now if any(own.serves(endpoint) for endpoint in wanted)]
 
-    def request_sockets(self, endpoints: Iterable[Endpoint]) -> int:
-        self._world.note("look at the queues")
+    def inbound(
+        self, endpoints: Iterable[Endpoint], *, established: bool = True
+    ) -> list[Connection]:
+        self._world.note("walk all connections" if established else "walk the handshakes")
         self.asked.append(tuple(endpoints))
-        return self.requests
+        return self._inbound(established)
+
+    def again(self, connections: Iterable[Connection]) -> list[Connection]:
+        """By inode; of handshakes as many as there are."""
+        asked = list(connections)
+        self._world.note(f"look {len(asked)} connections up")
+        inodes = {own.inode for own in asked}
+        return [own for own in self._inbound(True) if own.is_handshake or own.inode in inodes]
+
+    def _inbound(self, established: bool) -> list[Connection]:
+        return [HANDSHAKE] * self.requests + (list(self.established) if established else [])
 
     def connections(self, endpoints: Iterable[Endpoint]) -> list[Connection]:
         self._world.note("look at the connections")
@@ -320,6 +336,7 @@ class FakeHold:
         self.held_at_s: float | None = None
         self.released_at_s: float | None = None
         self.passed: list[Flow] = []
+        self.may_hold_local = True
         self.closed = False
         #: The old listeners of a hold that was left to its keeper.
         self.left: tuple[Listener, ...] | None = None

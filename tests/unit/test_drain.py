@@ -87,21 +87,21 @@ def test_empty_queues_take_one_look() -> None:
     waited = Waited(listener(1))
     assert waited.result() == DrainResult()
     assert waited.pauses == [0.001]
-    assert waited.sockets.asked == [(HTTP,)] * 2  # once handshakes, once connections
+    assert waited.sockets.asked == [(HTTP,)]  # handshakes and connections together
 
 
 def test_a_handshake_that_completes_during_the_look_is_seen() -> None:
     """It was in no queue when the look began, and is no handshake any more later in it."""
     waited = Waited(listener(1), plan=DrainPlan(timeout_s=1.0, quiesce_s=0.0))
-    handshakes = waited.sockets.request_sockets
+    walk = waited.sockets.inbound
 
-    def completes(endpoints: Iterable[Endpoint]) -> int:
-        waited.sockets.request_sockets = handshakes  # type: ignore[method-assign]
+    def completes(endpoints: Iterable[Endpoint], *, established: bool = True) -> list[Connection]:
+        waited.sockets.inbound = walk  # type: ignore[method-assign]
         waited.sockets.now = [listener(1, accept_queue=1)]
         waited.world.after(0.1, lambda: setattr(waited.sockets, "now", [listener(1)]))
-        return handshakes(endpoints)
+        return walk(endpoints, established=established)
 
-    waited.sockets.request_sockets = completes  # type: ignore[method-assign]
+    waited.sockets.inbound = completes  # type: ignore[method-assign]
     assert waited.result().empty
     assert waited.world.now_s >= 0.1
 
@@ -183,7 +183,7 @@ def test_quiesce_off_looks_at_no_connection() -> None:
     waited = Waited(listener(1), plan=DrainPlan(quiesce_s=0.0))
     waited.sockets.established = [connection(unread=3)]
     assert waited.result().quiet
-    assert "look at the connections" not in waited.world.log
+    assert waited.world.log == ["walk the handshakes"]
 
 
 def test_it_ends_when_it_has_lost_its_point() -> None:
@@ -208,3 +208,69 @@ def test_a_look_that_costs_much_is_followed_by_a_longer_pause() -> None:
     waited.result()
     assert waited.pauses[1] == pytest.approx(0.08)
     assert waited.world.now_s <= 1.05
+
+
+def test_who_is_not_finished_is_looked_up_and_nobody_else() -> None:
+    """A walk reads the whole table of the kernel; a look-up does not."""
+    waited = Waited(listener(1))
+    waited.sockets.established = [connection(), connection(unread=3, inode=9001)]
+    idle = [connection(), connection(inode=9001)]
+    waited.world.after(0.05, lambda: setattr(waited.sockets, "established", idle))
+    assert waited.result().quiet
+    assert waited.world.log[0] == "walk all connections"
+    assert set(waited.world.log[1:]) == {"look 1 connections up"}
+    assert set(waited.pauses) == {0.001}
+
+
+def test_who_may_have_become_busy_meanwhile_is_not_forgotten() -> None:
+    """Where the walk is 0.1 s old, whoever was idle then is asked again before all is quiet."""
+    waited = Waited(listener(1))
+    waited.sockets.established = [connection(), connection(unread=3, inode=9001)]
+    swapped = [connection(unread=4), connection(inode=9001)]
+    waited.world.after(0.2, lambda: setattr(waited.sockets, "established", swapped))
+    waited.world.after(0.4, lambda: setattr(waited.sockets, "established", [connection()]))
+    assert waited.result().quiet
+    assert waited.world.now_s == pytest.approx(0.4, abs=0.01)
+    assert waited.world.log.count("walk all connections") == 3
+
+
+def test_many_who_are_not_finished_are_walked() -> None:
+    waited = Waited(listener(1))
+    waited.sockets.established = [connection(unread=3, inode=9001 + n) for n in range(65)]
+    waited.world.after(0.05, lambda: setattr(waited.sockets, "established", []))
+    assert waited.result().quiet
+    assert set(waited.world.log) == {"walk all connections"}
+
+
+def test_a_dear_walk_is_followed_by_cheap_look_ups_at_once() -> None:
+    waited = Waited(listener(1))
+    waited.sockets.established = [connection(unread=3)]
+    walk = waited.sockets.inbound
+
+    def dear(endpoints: Iterable[Endpoint], *, established: bool = True) -> list[Connection]:
+        waited.world.now_s += 0.02
+        return walk(endpoints, established=established)
+
+    waited.sockets.inbound = dear  # type: ignore[method-assign]
+    waited.world.after(0.03, lambda: setattr(waited.sockets, "established", [connection()]))
+    assert waited.result().quiet
+    assert waited.world.now_s == pytest.approx(0.03, abs=0.005)
+
+
+def test_other_generations_connections_are_not_waited_for() -> None:
+    """Those in its accept queue, neither: ours were accepted when our queues had run empty."""
+    waited = Waited(listener(1))
+    ours = connection(unread=1, inode=501)
+    theirs = [connection(unread=1, inode=601), connection(accepted=False)]
+    waited.sockets.established = [ours, *theirs]
+    waited.world.after(0.05, lambda: setattr(waited.sockets, "established", theirs))
+    drain = Drain(
+        plan=waited.plan,
+        endpoints=waited.endpoints,
+        old=waited.old,
+        sockets=waited.sockets,
+        mine=lambda: {501},
+    )
+    result = drain.wait(clock=waited.world.clock, pause=waited.world.wait, stopped=lambda: False)
+    assert result.quiet
+    assert waited.world.now_s == pytest.approx(0.05, abs=0.01)

@@ -47,6 +47,9 @@ class Notes:
         self.log.append("absorb")
         return False
 
+    def may_hold_local(self) -> bool:
+        return "absorb" in self.log
+
     def check_for_loss(self) -> int:
         return 0
 

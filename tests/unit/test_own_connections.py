@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from synplug.handover.own_connections import OwnConnections
-from synplug.model import Flow
-from tests.unit.fakes import FakeProcesses, FakeSockets, World
+from synplug.model import Flow, HoldSpec
+from tests.unit.fakes import HTTP, FakeHold, FakeProcesses, FakeSockets, World
 
 OURS, THEIRS, LATER = (Flow(letter * 12) for letter in (b"o", b"t", b"l"))
 
@@ -18,7 +18,7 @@ class Watched:
         self.world = World(0.0)
         self.sockets = FakeSockets(self.world)
         self.processes = FakeProcesses(children={10: {11}}, inodes={11: {501}, 20: {601}})
-        self.passed: list[Flow] = []
+        self.hold = FakeHold(self.world, HoldSpec(endpoints=(HTTP,), run_id="0123abcd"))
         self.own = OwnConnections(
             ports=[80],
             unit=unit,
@@ -29,7 +29,11 @@ class Watched:
 
     def look(self, roots: Iterable[int] = (10,), after_s: float = 0.01) -> None:
         self.world.now_s += after_s
-        self.own.look(list(roots), self.passed.append)
+        self.own.look(list(roots), self.hold)
+
+    @property
+    def passed(self) -> list[Flow]:
+        return self.hold.passed
 
 
 def test_connections_of_a_child_pass_and_those_of_others_do_not() -> None:
@@ -77,6 +81,19 @@ def test_no_sockets_no_look_at_the_connections() -> None:
     watched.processes.inodes = {}
     watched.look()
     assert watched.sockets.asked_ports == []
+
+
+def test_where_nobody_on_this_host_waits_no_look_at_the_connections() -> None:
+    """But at the processes: a child may be one of ours whose parent is gone by then."""
+    watched = Watched()
+    watched.hold.may_hold_local = False
+    watched.sockets.syn_sent = [(501, OURS)]
+    watched.look()
+    assert watched.sockets.asked_ports == []
+    watched.hold.may_hold_local = True
+    watched.processes.dead = {10}
+    watched.look()
+    assert watched.passed == [OURS]
 
 
 def test_it_looks_every_few_milliseconds_only() -> None:

@@ -17,7 +17,7 @@ from synplug.kernel.netlink_codec import attribute
 from synplug.kernel.sock_diag import Connection, SocketDiagnostics
 from synplug.model import Endpoint, Listener
 
-LISTEN, ESTABLISHED, SYN_SENT, SYN_RECV = 10, 1, 2, 3
+LISTEN, ESTABLISHED, SYN_SENT, SYN_RECV, TIME_WAIT = 10, 1, 2, 3, 6
 
 
 def answer(
@@ -55,7 +55,7 @@ def tcp_info(
 
 
 class Kernel:
-    """Answers dumps from a table, by family and states."""
+    """Answers dumps from a table, by family and states, and requests for one socket by its key."""
 
     def __init__(self) -> None:
         self.sockets: list[bytes] = []
@@ -84,6 +84,19 @@ class Kernel:
                 and destination in (0, struct.unpack_from("!H", found, 6)[0])
             )
         ]
+
+    def ask(self, action: str, kind: int, body: bytes) -> memoryview | None:
+        """Without a cookie; where there is no connection, a listener of the port, or nothing."""
+        family, protocol, extension, _ = struct.unpack_from("=BBBxI", body)
+        assert (kind, protocol, extension) == (20, socket.IPPROTO_TCP, 1 << 1)
+        assert body[48:] == b"\xff" * 8
+        for found in self.sockets:
+            if found[0] == family and found[4:44] == body[8:48]:
+                return memoryview(found)
+        for found in self.sockets:
+            if found[0] == family and found[1] == LISTEN and found[4:6] == body[8:10]:
+                return memoryview(found)
+        return None
 
     def close(self) -> None:
         pass
@@ -228,6 +241,7 @@ def test_a_connection(kernel: Kernel) -> None:
     ]
     assert SocketDiagnostics().connections([at("*:80")]) == [
         Connection(
+            is_handshake=False,
             accepted=True,
             unread_bytes=5,
             unsent_bytes=6,
@@ -245,6 +259,43 @@ def test_a_connection_that_nobody_has_accepted_has_no_inode(kernel: Kernel) -> N
     kernel.sockets = [answer(("10.0.0.1", 80), state=ESTABLISHED, inode=0)]
     (found,) = SocketDiagnostics().connections([at("*:80")])
     assert not found.accepted
+
+
+def test_what_came_in_is_seen_with_one_walk(kernel: Kernel) -> None:
+    kernel.sockets = [
+        answer(("10.0.0.1", 80), ("10.0.0.2", 1), state=ESTABLISHED),
+        answer(("10.0.0.1", 80), ("10.0.0.2", 2), state=SYN_RECV, inode=0),
+        answer(("10.0.0.1", 81), ("10.0.0.2", 3), state=SYN_RECV, inode=0),
+        answer(("10.0.0.1", 80), ("10.0.0.2", 4), state=TIME_WAIT, inode=0),
+    ]
+    diagnostics = SocketDiagnostics()
+    found = diagnostics.inbound([at("*:80")])
+    assert [own.is_handshake for own in found] == [False, True]
+    assert not found[1].accepted
+    assert len(kernel.requests) == 1
+    assert [own.is_handshake for own in diagnostics.inbound([at("*:80")], established=False)] == [
+        True
+    ]
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "fd00::1", "::ffff:10.0.0.1"])
+def test_connections_are_looked_up_again(kernel: Kernel, host: str) -> None:
+    """One that is finished is a TIME_WAIT, or the listener is found in its place, or nothing."""
+    peer = "10.0.0.2" if "." in host and ":" not in host else "fd00::2"
+    before = [answer((host, 80), (peer, n), state=SYN_RECV, inode=0) for n in range(5)]
+    kernel.sockets = before
+    diagnostics = SocketDiagnostics()
+    found = diagnostics.inbound([at("*:80")])
+    kernel.sockets = [
+        answer((host, 80), (peer, 0), state=ESTABLISHED, received=7),
+        before[1],
+        answer((host, 80), (peer, 2), state=TIME_WAIT, inode=0),
+        answer((host, 81), (peer, 3), state=ESTABLISHED),
+    ]
+    again = diagnostics.again(found)
+    assert [(own.is_handshake, own.unread_bytes) for own in again] == [(False, 7), (True, 0)]
+    kernel.sockets.append(answer((host, 80), ("::" if ":" in host else "0.0.0.0", 0)))
+    assert diagnostics.again(found) == again, "a listener is no connection"
 
 
 @pytest.mark.parametrize("size", [0, 44, 104, 120, 128])
