@@ -29,9 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Leave the machine's namespaces before anything else happens."""
     enter_private_namespaces()
     os.environ.pop("PYTHONUNBUFFERED", None)  # synplug's users do not have it set
-    # Whoever starts us in the background, or by nohup(1), has us ignore these, and what we start.
+    # Whoever starts us in the background, or by nohup(1), has us ignore some, and what we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
     config.stash[FIGURES] = []
 
 
