@@ -203,6 +203,9 @@ class ClientServer:
             for namespace in (self.client, self.server):
                 _prepare_for_load(namespace)
             stack.enter_context(VethPair(self.client, self.server))
+            for namespace in (self.client, self.server):
+                for interface in (self.interface, "lo"):
+                    _steer_by_flow(namespace, interface)
             _assign(self.client, self.interface, self.client_addresses)
             _assign(self.server, self.interface, self.server_addresses)
             self._stack = stack.pop_all()
@@ -217,6 +220,20 @@ def _prepare_for_load(namespace: Namespace) -> None:
     namespace.set_sysctl("net.ipv4.ip_local_port_range", "1024 65000")
     namespace.set_sysctl("net.ipv4.ip_local_reserved_ports", _RESERVED_PORTS)
     namespace.set_sysctl("net.ipv4.tcp_tw_reuse", 1)
+
+
+def _steer_by_flow(namespace: Namespace, interface: str) -> None:
+    """Have one processor see all packets of a connection, as with a network card (scaling.rst).
+
+    Otherwise the end of a handshake and the request behind it arrive on two at once here, since a
+    virtual cable delivers on the sender's; a kernel that replaces a request socket in two steps
+    (inet_ehash_nolisten) may then find neither, and answer with RST: one in some 50,000.
+    Without root of the machine it stays as it is (net-sysfs.c, store_rps_map).
+    """
+    mask = f"{(1 << (os.cpu_count() or 1)) - 1:x}"
+    path = f"/sys/class/net/{interface}/queues/rx-0/rps_cpus"
+    script = f"mount -t sysfs sysfs /sys && echo {mask} > {path}"
+    namespace.run(["unshare", "--mount", "sh", "-c", script], check=False)
 
 
 def _assign(namespace: Namespace, interface: str, addresses: Sequence[str]) -> None:
