@@ -17,6 +17,9 @@ _HANDSHAKE_WINDOW_S = 1.5
 #: The pace where nobody tells how far the listener is: what any backlog in use takes, and what
 #: most services accept (docs/containers.md).
 _BLIND_STEP, _BLIND_EVERY_S = 64, 0.01
+#: Room for newcomers that is enough, while nobody has had to wait for a place yet: a service that
+#: bears its load has none of its queue left in the time that so many take to come.
+_RESERVE = 128
 _HANDSHAKES = ", filled by handshakes that wait for their clients"
 
 
@@ -136,7 +139,9 @@ class _PortPacer:
         self._backlog = 0
         self._lowest: int | None = None
         self._lowest_at_s = 0.0
+        self._occupied = 0  # at the most: in a queue when it was counted, or let go since
         self._has_begun = False
+        self._has_queued = False
         self._released_at_s = float("-inf")
         self._awaits_clients = False
         self._has_given_up = False
@@ -151,28 +156,52 @@ class _PortPacer:
         if reason:
             self.limit += f"; opened at once, since {reason}"
             self._has_given_up = True
-        room = None if self._has_given_up else self._look()
+        room = None if self._has_given_up else self._look(waiting)
         if room is None:  # nothing to wait for
             return _Step(waiting, fits=True)
         self._awaits_clients = room.awaits_clients
-        if waiting <= room.free // 2 and room.free >= room.total // 2:
+        if self._may_open(room, waiting):
             return _Step(waiting, fits=True)
         self._note_limit()
         released = min(waiting, room.free)
+        self._has_queued |= released < waiting
         if released:
             self._has_begun = True
+            self._occupied += released
             self._released_at_s = self._clock()
         return _Step(released, fits=False)
 
-    def _look(self) -> Room | None:
-        """The room that there is now; None: nobody listens."""
-        # A handshake that completes in between counts twice; in the other order, not at all.
-        requests = self._rooms.request_sockets(self._endpoints) if self._has_begun else 0
+    def _may_open(self, room: Room, waiting: int) -> bool:
+        """Whether enough of the room is left to those who come after the opening."""
+        half = room.total // 2
+        reserve = half if self._has_queued else min(half, _RESERVE)
+        return waiting <= room.free // 2 and room.free >= reserve
+
+    def _look(self, waiting: int) -> Room | None:
+        """The room that there is now, or less; None: nobody listens.
+
+        To count the request sockets takes a walk through all the kernel's connections, so that is
+        done only where what we have let go ourselves leaves too little room to go on.
+        """
         listeners = self._rooms.listeners(self._endpoints)
         if not listeners:
             return None
+        if not self._has_begun:
+            self._occupied = _queued(listeners)
+        room = room_of(listeners, 0)
+        room = room._replace(free=min(room.free, max(0, room.total - self._occupied)))
+        if self._has_begun and not self._suffices(room, waiting):
+            # A handshake that completes in between counts twice; in the other order, not at all.
+            requests = self._rooms.request_sockets(self._endpoints)
+            listeners = self._rooms.listeners(self._endpoints) or listeners
+            self._occupied = requests + _queued(listeners)
+            room = room_of(listeners, requests)
         self._backlog = min(listener.backlog for listener in listeners)
-        return room_of(listeners, requests)
+        return room
+
+    def _suffices(self, room: Room, waiting: int) -> bool:
+        """Whether more room would change nothing now."""
+        return 0 < waiting <= room.free or self._may_open(room, waiting)
 
     def _note_limit(self) -> None:
         backlog = self._backlog
@@ -201,10 +230,14 @@ class _PortPacer:
         return "newcomers outpaced the service" if goes_on and since_s > _DEBT_WINDOW_S else ""
 
 
+def _queued(listeners: Iterable[Listener]) -> int:
+    return sum(listener.accept_queue for listener in listeners)
+
+
 class _BlindPortPacer(_PortPacer):
     """For a listener that cannot be seen: a step that fits, and then a pause."""
 
-    def _look(self) -> Room:
+    def _look(self, waiting: int) -> Room:  # noqa: ARG002
         is_due = self._clock() - self._released_at_s >= _BLIND_EVERY_S
         return Room(free=_BLIND_STEP if is_due else 0, total=_BLIND_STEP)
 

@@ -187,6 +187,36 @@ def test_request_sockets_are_counted_from_the_second_step_on() -> None:
     assert rooms.asked == [(HTTP,)]
 
 
+def test_where_all_fit_nobody_is_counted() -> None:
+    """The walk would take longer than all the rest of the release."""
+    rooms = Listening(listener(1, backlog=511), requests=300)
+    paced = pacer(rooms)
+    assert step(paced, 300) == 300
+    rooms.now = [listener(1, backlog=511, accept_queue=250)]
+    assert step(paced, 40) is None, "whatever became of the first ones, there is room for these"
+    assert rooms.asked == []
+
+
+def test_where_too_little_room_may_be_left_they_are_counted_once_nobody_waits() -> None:
+    rooms = Listening(listener(1, backlog=511), requests=200)
+    paced = pacer(rooms)
+    assert step(paced, 400) == 400
+    assert step(paced, 30) == 30
+    assert rooms.asked == []
+    assert step(paced, 0) is None, "of 511 there are 311 free"
+    assert rooms.asked == [(HTTP,)]
+
+
+def test_where_somebody_had_to_wait_half_of_the_room_must_be_free_again() -> None:
+    rooms = Listening(listener(1, backlog=511), requests=300)
+    paced = pacer(rooms)
+    assert step(paced, 600) == 511
+    assert step(paced, 50) == 50
+    assert step(paced, 0) == 0
+    rooms.requests = 255
+    assert step(paced, 0) is None
+
+
 def test_a_burst_is_not_paced() -> None:
     rooms = Listening(listener(1, backlog=1))
     paced = pacer(rooms, mode=ReleaseMode.BURST)
