@@ -157,8 +157,10 @@ def engine(directory: Path, *, same_address: bool = False) -> Iterator[Engine]:
         client, host, *inner = (
             stack.enter_context(Namespace(label)) for label in ("client", "host", "old", "new")
         )
+        for namespace in (client, host, *inner):  # nobody here waits for a second one to answer
+            namespace.set_sysctl("net.ipv6.conf.default.accept_dad", 0)
         stack.enter_context(VethPair(client, host))
-        host.run(["ip", "link", "add", "br0", "type", "bridge"])
+        host.run(["ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "0"])
         made = []
         for number, namespace in enumerate(inner):
             device = f"vc{number}"

@@ -68,7 +68,7 @@ def test_a_service_that_does_not_accept_holds_back_its_own_clients_alone(
         service = SimpleService(namespace=lab.server, directory=directory, port=port)
         services.append((service, service.start_argv("--delay", "1", *options)[2]))
     lines = "\n".join(line for _, line in services)
-    argv = ["wrap", "--json", "-", "-p", "8080,8090", "--max-hold", "8s", "--", "sh", "-c", lines]
+    argv = ["wrap", "--json", "-", "-p", "8080,8090", "--max-hold", "5s", "--", "sh", "-c", lines]
     run = shell.start(lab.server, *argv)
     wait_until(lambda: bool(holds_in_force(lab.server)), 10, "connections are held")
     loads = [
@@ -76,7 +76,7 @@ def test_a_service_that_does_not_accept_holds_back_its_own_clients_alone(
             lab.client,
             service.targets(lab),
             rate_per_s=100,
-            timeout_s=20.0,
+            timeout_s=9.0,
             duration_s=0.8,
             expect_ready=False,
         )
@@ -87,7 +87,7 @@ def test_a_service_that_does_not_accept_holds_back_its_own_clients_alone(
         served = fine.wait()
     report = json.loads(stdout)
     assert "port 8090: backlog of 4" in report["hold"]["release_limit"], stderr
-    assert report["hold"]["duration_s"] > 7, report["hold"]
+    assert report["hold"]["duration_s"] > 4, report["hold"]
     assert served.failures == 0, served.summary()
     assert served.attempted > 50
     assert served.connect_max_ms < 4000, "the others are not"
