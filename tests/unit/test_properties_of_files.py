@@ -51,6 +51,7 @@ RUN_IDS = st.sampled_from(
 GOOD: dict[str, Any] = {
     "format": 1,
     "run_id": "0123abcd",
+    "name": "web",
     "keeper": 4_194_303,
     "keeper_start": 1,
     "backend": "nfqueue",
@@ -101,7 +102,7 @@ def ledger(content: bytes) -> Iterator[Path]:
 
 def is_proper(entry: Entry) -> bool:
     """Whether every field is what a run may have written."""
-    texts = (entry.run_id, entry.backend, entry.state, *entry.endpoints)
+    texts = (entry.run_id, entry.name, entry.backend, entry.state, *entry.endpoints)
     return (
         all(type(text) is str for text in texts)
         and all(type(part) is str for pair in entry.traces.items() for part in pair)
@@ -128,6 +129,13 @@ def test_an_entry_that_is_accepted_has_proper_fields(content: bytes) -> None:
         assert entry.__dict__ == document | {"endpoints": tuple(document["endpoints"])}
 
 
+def test_what_the_cases_begin_with_is_accepted() -> None:
+    """The control: or the properties would be true of nothing at all."""
+    with ledger(json.dumps(GOOD).encode()):
+        (entry,) = entries()
+    assert is_proper(entry)
+
+
 @given(documents().map(json.dumps).map(str.encode) | contents())
 def test_recover_never_leaves_its_folder(content: bytes) -> None:
     cleaned: list[str] = []
@@ -136,7 +144,7 @@ def test_recover_never_leaves_its_folder(content: bytes) -> None:
         def __init__(self, spec: HoldSpec) -> None:
             self._run_id = spec.run_id
 
-        def clean_up_after_death(self) -> None:
+        def clean_up_after_death(self, traces: object) -> None:
             cleaned.append(self._run_id)
 
     with ledger(content) as parent, pytest.MonkeyPatch.context() as patch:
