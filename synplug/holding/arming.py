@@ -50,6 +50,7 @@ def arm_first(
         if backend.outlives_its_keeper:
             watcher.start(spec.run_id)
         try:
+            ledger.own()
             ledger.write(entry_of(spec, backend, "arming"))
             if spec.name:
                 audience.open_door(spec.name)

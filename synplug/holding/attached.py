@@ -26,7 +26,7 @@ class AttachedHold(KeeperLink):
     def __init__(self, name: str) -> None:
         super().__init__()
         self._channel, self.keeper_pid = call(name)
-        with suppress(ProcessLookupError):
+        with suppress(OSError):  # gone, or of another PID namespace
             self._pidfd = os.pidfd_open(self.keeper_pid)
         if not self._readable(_GREETING_S):
             self._kill("does not answer")

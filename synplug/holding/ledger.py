@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from synplug.errors import PrivilegeError, SynplugError
+from synplug.holding.life import Life, lives
 from synplug.holding.runtime import create, here, names_in, tidy
-from synplug.kernel import procfs
 
 _FORMAT = 1
+_RUN_ID = re.compile(r"[0-9a-f]{8}")
 _DRAFT_S = 5.0
 _CLAIM_S, _CLAIM_POLL_S = 5.0, 0.01
 #: Entries are files, and files can say anything.
@@ -43,7 +45,8 @@ class Entry:
     """A hold, as the ledger has it.
 
     :param name: of a hold that was left to its keeper; may be empty.
-    :param keeper: its keeper's pid. :param keeper_start: that process's start time in ticks.
+    :param keeper: its keeper's pid. :param keeper_start: that process's start time in ticks. Both
+        are for people: where another PID namespace shares ours, they name another process, or none.
     :param deadline_s: CLOCK_MONOTONIC of its end; 0 while it is only armed.
     :param traces: what stands in the kernel, by kind and name.
     """
@@ -60,20 +63,42 @@ class Entry:
 
     @property
     def is_live(self) -> bool:
-        """Whether its keeper still runs; a zombie, or another process of its pid, does not."""
-        return (
-            self.keeper_start != 0
-            and procfs.start_time(self.keeper) == self.keeper_start
-            and procfs.is_alive(self.keeper)
-        )
+        """Whether its keeper still runs, in whatever PID namespace.
+
+        :raises SynplugError: that cannot be found out, which is not "no".
+        """
+        if not is_run_id(self.run_id):
+            return False
+        try:
+            return lives(self.run_id)
+        except OSError as error:
+            raise SynplugError(
+                f"cannot see whether run {self.run_id} lives: {error.strerror}"
+            ) from error
+
+
+def is_run_id(text: str) -> bool:
+    """Whether it is one, and so a name within the folder."""
+    return _RUN_ID.fullmatch(text) is not None
 
 
 class Ledger:
     """The entry of one run."""
 
     def __init__(self, run_id: str) -> None:
+        self._life = Life(run_id)
         self._folder = here()
         self._path = f"{self._folder}/{run_id}.json"
+
+    def own(self) -> None:
+        """Be the one that the entry tells of, and alive, until it is removed or our process ends.
+
+        :raises SynplugError: that cannot be made known.
+        """
+        try:
+            self._life.begin()
+        except OSError as error:
+            raise SynplugError(f"cannot lock in {self._folder}: {error.strerror}") from error
 
     def write(self, entry: Entry) -> None:
         """Write it, for a crash of processes, not of the machine; a failure leaves the old one."""
@@ -95,6 +120,7 @@ class Ledger:
                 os.unlink(self._path)
         except OSError as error:
             raise SynplugError(f"cannot remove {self._path}: {error.strerror}") from error
+        self._life.end()
         tidy(self._folder)
 
 

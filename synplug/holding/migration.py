@@ -19,6 +19,7 @@ from synplug.kernel import sysctl
 
 NAME = "net.ipv4.tcp_migrate_req"
 _ATTEMPTS = 100
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Migration:
@@ -100,7 +101,7 @@ def _lock(kind: int) -> int | None:
     :raises BlockingIOError: another has it, and *kind* says not to wait.
     """
     try:
-        descriptor = os.open(_path(), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(_path(), _FLAGS)
     except FileNotFoundError:
         return None
     try:

@@ -1,23 +1,20 @@
 """Undo what dead runs left behind: the ledger says what that may be.
 
-A run is dead when its keeper is: a pid with another start time is another process. What lives
+A run is dead when its keeper is: nobody has its lock (:mod:`synplug.holding.life`). What lives
 is left alone, and so is everything that the ledger does not name.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from synplug.errors import ReleaseError, SynplugError
 from synplug.holding.backends import backends_for
-from synplug.holding.ledger import Entry, Ledger, claim, entries, remove_drafts
+from synplug.holding.ledger import Entry, Ledger, claim, entries, is_run_id, remove_drafts
 from synplug.holding.locks import remove_unused_locks
 from synplug.holding.migration import restore_unless_wanted
 from synplug.holding.supervisors import remove_dead_supervisors
 from synplug.model import BackendName, Endpoint, HoldSpec
-
-_RUN_ID = re.compile(r"[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +80,7 @@ def _recover(entry: Entry) -> Recovered | None:
 
 
 def _check_run_id(run_id: str) -> None:
-    if not _RUN_ID.fullmatch(run_id):
+    if not is_run_id(run_id):
         raise SynplugError(f"ledger entry with an impossible run id: {run_id!r}")
 
 

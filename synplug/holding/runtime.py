@@ -32,11 +32,19 @@ def _folder(path: str) -> None:
         raise  # its parent has gone just now: the caller tries again
     except OSError as error:
         raise SynplugError(f"cannot make {path}: {error.strerror}") from error
+    _check(path, (os.geteuid(),))
+
+
+def _check(path: str, owners: tuple[int, ...]) -> None:
+    """Whether one of these, and nobody else, can have put there what is found in it.
+
+    :raises SynplugError: it is a link, somebody else's, or writable by others.
+    """
     found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in owners or found.st_mode & 0o022:
         raise SynplugError(
-            f"{path} is not a folder that only its owner can write to",
-            remedy="look who made it, and remove it",
+            f"{path} is not a folder that only its owner can write to, or not ours",
+            remedy="look who made it, and remove it; or ask as the user that holds",
         )
 
 
@@ -50,8 +58,18 @@ def check_root() -> None:
 
 
 def here() -> str:
-    """The folder of the calling thread's network namespace; it need not exist."""
-    return f"{ROOT}/{network_inode()}"
+    """The folder of the calling thread's network namespace; it need not exist.
+
+    What is there has been looked at, so that nothing is read, or removed, below a link or in
+    somebody else's folder. Root's may be read by whoever can.
+
+    :raises SynplugError: it is a link, somebody else's, or writable by others.
+    """
+    folder = f"{ROOT}/{network_inode()}"
+    for path in (ROOT, folder):
+        with suppress(FileNotFoundError, PermissionError):  # who reads it meets that, too
+            _check(path, (0, os.geteuid()))
+    return folder
 
 
 def names_in(folder: str, ending: str) -> list[str]:

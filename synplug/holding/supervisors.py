@@ -74,9 +74,10 @@ def read_supervisor(name: str) -> SupervisorState:
 
     :raises NoSuchHoldError: none of that name runs in this network namespace.
     """
+    path, flags = _path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     for _ in range(_LOOKS):
         try:
-            descriptor = os.open(_path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(path, flags)
         except OSError:
             break
         try:
@@ -108,9 +109,10 @@ def _path(name: str) -> str:
 
 
 def _paths() -> Iterator[str]:
+    folder = here()
     with suppress(OSError):
-        names = [name for name in os.listdir(here()) if name.startswith(_PREFIX)]
-        yield from (f"{here()}/{name}" for name in names)
+        names = [name for name in os.listdir(folder) if name.startswith(_PREFIX)]
+        yield from (f"{folder}/{name}" for name in names)
 
 
 def _take(path: str) -> int | None:

@@ -112,6 +112,21 @@ def test_everything_is_killed(lab: ClientServer, simple: SimpleService) -> None:
     assert "cleaned up" in shell.run(lab.server, "recover").stdout
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_another_pid_namespaces_hold_is_no_dead_run(
+    lab: ClientServer, simple: SimpleService, backend: str
+) -> None:
+    """Its keeper's pid is nobody's there."""
+    options = ["--backend", backend, "--name", "web", "--max-hold", "30s"]
+    assert shell.run(lab.server, "hold", "-p", "8080", *options).status == 0
+    apart = ["unshare", "--pid", "--fork", "--mount-proc", *shell.SYNPLUG]
+    (seen,) = json.loads(lab.server.run([*apart, "status", "--json"]).stdout)
+    assert seen["live"]
+    assert "no dead run" in lab.server.run([*apart, "recover"]).stdout
+    assert not connects_within(lab.client, (lab.server_ipv4, 8080), 0.2), "it holds on"
+    assert shell.run(lab.server, "release", "--name", "web").status == 0
+
+
 def test_a_watcher_survives_its_control_group(lab: ClientServer, simple: SimpleService) -> None:
     """As by a unit's KillMode=control-group, or cgroup.kill(7)."""
     group = Path("/sys/fs/cgroup/unified/synplug-test")

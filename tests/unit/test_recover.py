@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from synplug.errors import ReleaseError
+from synplug.errors import ReleaseError, SynplugError
 from synplug.holding import recover as recover_module
 from synplug.holding import runtime
 from synplug.holding.ledger import Entry, Ledger, entries
 from synplug.holding.locks import RunLocks
 from synplug.holding.recover import recover
-from synplug.kernel import procfs
+from synplug.holding.supervisors import read_supervisor
 from synplug.model import BackendName, HoldSpec
 
 DEAD = Entry(
@@ -80,12 +80,44 @@ def test_a_dead_run_is_cleaned_up_once(root: Path, remains: Remains) -> None:
 
 
 def test_a_live_run_is_left_alone(root: Path, remains: Remains) -> None:
-    start = procfs.start_time(os.getpid())
-    live = replace(DEAD, keeper=os.getpid(), keeper_start=start)
-    Ledger(DEAD.run_id).write(live)
+    """Its pid may say nothing here: it may be another PID namespace's."""
+    ledger = Ledger(DEAD.run_id)
+    ledger.own()
+    ledger.write(DEAD)
     assert recover() == []
     assert remains.cleaned == []
-    assert list(entries()) == [live]
+    assert list(entries()) == [DEAD]
+    ledger.remove()
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("how", ["link", "writable", "foreign"])
+def test_nothing_is_read_or_removed_below_somebody_elses_folder(
+    root: Path, remains: Remains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    Ledger(DEAD.run_id).write(DEAD)
+    (Path(runtime.here()) / "supervisor-web").touch()
+    (Path(runtime.here()) / "port-80.lock").touch()
+    before = sorted(path.name for path in root.rglob("*"))
+    where = root
+    if how == "link":
+        where = root.rename(tmp_path / "elsewhere")
+        root.symlink_to(where)
+    elif how == "writable":
+        root.chmod(0o777)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        lstat = os.lstat
+        foreign = list(lstat(root))
+        foreign[4] = os.getuid() + 2
+        monkeypatch.setattr(os, "lstat", lambda path: os.stat_result(foreign))
+    for ask in (recover, lambda: list(entries()), lambda: read_supervisor("web")):
+        with pytest.raises(SynplugError, match="only its owner can write to") as error:
+            ask()
+        assert error.value.exit_code == 125
+    monkeypatch.undo()
+    assert remains.cleaned == []
+    assert sorted(path.name for path in where.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -166,34 +166,40 @@ def test_a_draft_that_is_a_link_is_not_followed(here: Path, tmp_path: Path) -> N
 # --- who is alive
 
 
-def test_this_process_is_alive() -> None:
+def test_who_owns_an_entry_is_alive_until_it_removes_it(root: Path) -> None:
+    ledger = Ledger(ENTRY.run_id)
+    ledger.own()
+    ledger.own()
+    ledger.write(ENTRY)
     assert ENTRY.is_live
+    remove_unused_locks()
+    assert ENTRY.is_live
+    ledger.remove()
+    assert not ENTRY.is_live
+    assert not root.exists()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"keeper_start": ENTRY.keeper_start + 1},
-        {"keeper_start": 0},
-        {"keeper": 4_194_303},
-        {"keeper": 4_194_303, "keeper_start": 0},
-    ],
-)
-def test_another_process_of_that_pid_is_not_the_keeper(changes: dict[str, int]) -> None:
-    assert not Entry(**(ENTRY.__dict__ | changes)).is_live
-
-
-def test_a_zombie_is_dead() -> None:
+def test_who_has_written_an_entry_and_ended_is_dead(root: Path) -> None:
+    """A zombie, too, and whoever has its pid and its start time in another PID namespace."""
     pid = os.fork()
     if pid == 0:
+        ledger = Ledger(ENTRY.run_id)
+        ledger.own()
+        ledger.write(ENTRY)
         os._exit(0)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     try:
-        assert procfs.start_time(pid) != 0
-        started = {"keeper": pid, "keeper_start": procfs.start_time(pid)}
-        assert not Entry(**(ENTRY.__dict__ | started)).is_live
+        (found,) = entries()
+        assert not found.is_live
     finally:
         os.waitpid(pid, 0)
+    remove_unused_locks()
+    assert not list(root.rglob("*.lock"))
+
+
+@pytest.mark.parametrize("run_id", ["", "../../x", "0123ABCD", "0123abcd\n"])
+def test_an_impossible_run_id_leads_nowhere(here: Path, run_id: str) -> None:
+    assert not Entry(**(ENTRY.__dict__ | {"run_id": run_id})).is_live
 
 
 # --- folders
