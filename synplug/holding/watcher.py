@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import os
 import select
-from contextlib import suppress
+import time
+from collections.abc import Callable
 
 from synplug.errors import SynplugError
 from synplug.holding.recover import recover_run
 from synplug.kernel import procfs
+
+#: Somebody else may have a lock that the clean-up needs, for long.
+_GIVE_UP_S = 120.0
+_PAUSE_MIN_S, _PAUSE_MAX_S = 0.1, 5.0
 
 
 def start(run_id: str) -> None:
@@ -35,5 +40,28 @@ def _watch(keeper: int, run_id: str) -> None:
     poll = select.poll()
     poll.register(keeper, select.POLLIN)
     poll.poll()
-    with suppress(SynplugError):  # the ledger keeps what is left for 'synplug recover'
-        recover_run(run_id)
+    clean_up(run_id)
+
+
+def clean_up(
+    run_id: str,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> bool:
+    """Clean up after that run, if need be again and again for two minutes; whether it is done.
+
+    If it is not, the ledger keeps what is left for 'synplug recover'.
+    """
+    give_up_s = clock() + _GIVE_UP_S
+    pause_s = _PAUSE_MIN_S
+    while True:
+        try:
+            recover_run(run_id)
+        except (SynplugError, OSError):
+            if clock() >= give_up_s:
+                return False
+        else:
+            return True
+        pause(pause_s)
+        pause_s = min(2 * pause_s, _PAUSE_MAX_S)
