@@ -8,6 +8,7 @@ import socket
 import struct
 from typing import Any, Protocol
 
+from synplug.cli.render import plain
 from synplug.cli.report_json import report_dict
 from synplug.errors import UsageError
 from synplug.model import Report
@@ -145,17 +146,17 @@ class _Journal:
 
 def _field(name: str, text: str) -> bytes:
     """A field; one with a line break is sent with its length."""
-    value = text.encode()
+    value = text.encode(errors="backslashreplace")  # a command line may have any bytes
     if b"\n" not in value:
         return name.encode() + b"=" + value + b"\n"
     return name.encode() + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"
 
 
 def sentence(event: dict[str, Any]) -> str:
-    """An event in one line."""
+    """An event in one line, of what can be printed alone."""
     who = event["service"] or ", ".join(event["endpoints"])
     if event["event"] == "started":
-        return f"{who}: run {event['run_id']} begins"
+        return plain(f"{who}: run {event['run_id']} begins")
     report = event["report"]
     hold = report["hold"]
     held = (
@@ -167,7 +168,7 @@ def sentence(event: dict[str, Any]) -> str:
     text = (
         f"{who}: {report['outcome']}, exit {report['exit_code']} (run {report['run_id']}); {held}"
     )
-    return " ".join((f"{text}; {said}" if said else text).split())
+    return plain(" ".join((f"{text}; {said}" if said else text).split()))
 
 
 def _level(event: dict[str, Any]) -> int:

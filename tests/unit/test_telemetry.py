@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from synplug.cli import journal, prometheus
-from synplug.cli.journal import finished, open_log, sentence, started
+from synplug.cli.journal import _field, finished, open_log, sentence, started
 from synplug.cli.prometheus import add_to_file, parse, render
 from synplug.cli.report_json import report_dict
 from synplug.cli.telemetry import Telemetry
@@ -292,3 +292,21 @@ def test_one_that_fails_keeps_nobody_else_from_being_told(tmp_path: Path) -> Non
     assert (tmp_path / "hooked").exists()
     assert len((tmp_path / "log").read_text().splitlines()) == 2
     told.close()
+
+
+def test_a_logs_sentence_has_nothing_that_a_terminal_obeys() -> None:
+    """A check's output, and bytes of a command line that are no text."""
+    report = {
+        "outcome": "error",
+        "exit_code": 125,
+        "run_id": "0123abcd",
+        "hold": None,
+        "error": "the check said: \x1b[31mred\x07 \udcff\n\u202eback",
+        "warnings": [],
+    }
+    said = sentence({"event": "finished", "service": "w\x1b]", "report": report})
+    assert said.isprintable()
+    assert "\\x1b[31mred" in said
+    said.encode()
+    assert sentence({"event": "started", "service": "\udcff", "run_id": "0"}).isprintable()
+    assert _field("SYNPLUG_SERVICE", "\udcff") == b"SYNPLUG_SERVICE=\\udcff\n"
