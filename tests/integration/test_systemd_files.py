@@ -30,20 +30,26 @@ def test_the_unit_has_the_capabilities_of_recover_and_no_more() -> None:
     assert line == "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW"
 
 
-def test_tmpfiles_removes_what_an_earlier_boot_left(tmp_path: Path) -> None:
-    left = tmp_path / "run" / "synplug" / "4026531840" / "port-80.lock"
+def test_recover_may_restore_what_a_killed_swap_has_set() -> None:
+    """ProtectKernelTunables= makes all of /proc/sys read-only, but for what is named."""
+    lines = UNIT.read_text().splitlines()
+    (writable,) = [line for line in lines if line.startswith("ReadWritePaths=")]
+    assert "-/proc/sys/net" in writable or "ProtectKernelTunables=yes" not in lines
+
+
+def test_no_boot_removes_the_ledger(tmp_path: Path) -> None:
+    """A soft reboot leaves the kernel's state as it is: only ``recover`` may end its entry."""
+    left = tmp_path / "run" / "synplug" / "4026531840" / "0123abcd.json"
     left.parent.mkdir(parents=True)
     left.touch()
-    (tmp_path / "run" / "other").mkdir()
-    for boot, is_there in (((), True), (("--boot",), False)):
+    for entry in FOLDER.glob("*.conf"):
         subprocess.run(
-            ["systemd-tmpfiles", f"--root={tmp_path}", "--create", "--remove", *boot, "-"],
-            input=(FOLDER / "synplug.conf").read_text(),
+            ["systemd-tmpfiles", f"--root={tmp_path}", "--create", "--remove", "--boot", "-"],
+            input=entry.read_text(),
             text=True,
             check=True,
         )
-        assert left.exists() == is_there
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["other"]
+    assert left.exists()
 
 
 def _verify(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
