@@ -42,14 +42,24 @@ def test_no_boot_removes_the_ledger(tmp_path: Path) -> None:
     left = tmp_path / "run" / "synplug" / "4026531840" / "0123abcd.json"
     left.parent.mkdir(parents=True)
     left.touch()
-    for entry in FOLDER.glob("*.conf"):
-        subprocess.run(
-            ["systemd-tmpfiles", f"--root={tmp_path}", "--create", "--remove", "--boot", "-"],
-            input=entry.read_text(),
-            text=True,
-            check=True,
-        )
+    _boot(tmp_path)
     assert left.exists()
+
+
+def test_a_boot_makes_the_folder_for_root_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    _boot(tmp_path)
+    assert (tmp_path / "run" / "synplug").stat().st_mode & 0o777 == 0o700
+
+
+def _boot(root: Path) -> None:
+    """What systemd-tmpfiles does with our entry at a boot, a soft one too."""
+    subprocess.run(
+        ["systemd-tmpfiles", f"--root={root}", "--create", "--remove", "--boot", "-"],
+        input=(FOLDER / "synplug.conf").read_text(),
+        text=True,
+        check=True,
+    )
 
 
 def _verify(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
