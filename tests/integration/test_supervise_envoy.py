@@ -55,7 +55,7 @@ class Installed:
             ("/usr/bin/envoy", str(self.program)),
             ("/etc/envoy/envoy.yaml", str(self.configuration)),
             ("/run/envoy", str(self.folder)),
-            ("--base-id {generation}", f"--base-id {BASE_ID}{{generation}} --log-level error"),
+            ("--base-id 17{generation}", f"--base-id {BASE_ID}{{generation}} --log-level error"),
             ("--linger 60s", "--linger 5s"),
         ):
             assert there in line, there
