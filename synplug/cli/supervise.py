@@ -90,6 +90,7 @@ def _plan(options: argparse.Namespace, command: tuple[str, ...]) -> SupervisePla
             http=options.ready_http,
             command=options.ready_cmd,
             timeout_s=options.ready_timeout,
+            settle_s=options.settle,
         ),
         stop=stop,
         retire=retire,

@@ -61,6 +61,7 @@ def _request(options: argparse.Namespace, command: tuple[str, ...]) -> SwapReque
             http=options.ready_http,
             command=options.ready_cmd,
             timeout_s=options.ready_timeout,
+            settle_s=options.settle,
         ),
         stop=stop,
         retire=retire,
@@ -76,6 +77,7 @@ def _dry_run(plan: SwapPlan, old_pid: int) -> str:
     steps = [
         f"start: {shlex.join(plan.argv)}",
         f"wait until it listens on {endpoints}, beside process {old_pid}"
+        + f", for {milliseconds(plan.ready.settle_s)} without a change"
         + (f", {plan.ready.http} answers" if plan.ready.http else "")
         + (f", {shlex.join(plan.ready.command)} succeeds" if plan.ready.command else ""),
         f"hold new connections to {endpoints}, {milliseconds(plan.spec.max_hold_s)} and "

@@ -9,11 +9,12 @@ from synplug.cli import values
 from synplug.cli.config_options import service_options
 from synplug.cli.hold_options import hold_options
 from synplug.cli.parser import Parser, Switch, value_of
-from synplug.handover.plan import RetirePlan, StopMethod
+from synplug.handover.plan import ReadyPlan, RetirePlan, StopMethod
 from synplug.handover.post import check_post_url
 
 _STOP = StopMethod()
 _RETIRE = RetirePlan()
+_READY = ReadyPlan()
 _READY_S = 60.0
 
 SWAP_EPILOG = """\
@@ -97,7 +98,15 @@ def swap_options(verb: Parser) -> None:
 
 def generation_options(verb: Parser) -> None:
     """How one generation follows another."""
-    groups.probe_options(verb, limit_s=_READY_S, otherwise="60s")
+    ready = groups.probe_options(verb, limit_s=_READY_S, otherwise="60s")
+    ready.add_argument(
+        "--settle",
+        type=value_of(values.duration),
+        default=_READY.settle_s,
+        metavar="TIME",
+        help="a new generation counts once its listeners, and its processes that have them open, "
+        "have not changed for so long (default 300ms)",
+    )
     hold_options(verb)
     drain = groups.drain_options(verb, before="before it is stopped")
     drain.add_argument(

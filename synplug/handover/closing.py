@@ -11,9 +11,9 @@ import signal
 from collections.abc import Callable, Collection, Iterable
 
 from synplug.errors import DrainError, StopError, SynplugError, TargetError
-from synplug.fate import Fate
+from synplug.fate import Fate, OldGeneration
 from synplug.handover.drain import POLL_S, Drain
-from synplug.handover.generation import Generation
+from synplug.handover.generation import Generation, Retirement
 from synplug.handover.own_connections import OwnConnections
 from synplug.handover.plan import DrainPlan, StopMethod
 from synplug.handover.tools import REFUSED, Command, Held, Tools
@@ -66,6 +66,11 @@ class Closing:
         #: What it took, beyond the way it should have been told.
         self.forced: Fate | None = None
         self.warnings: list[str] = []
+
+    @property
+    def method(self) -> str:
+        """How it is told, in words."""
+        return str(self._stop)
 
     def drain(self, stopped: Callable[[], bool]) -> DrainResult:
         """Wait until its queues are empty, and its requests answered."""
@@ -181,6 +186,17 @@ class Closing:
             processes=self._tools.processes,
             clock=self._tools.clock,
         )
+
+
+def what_became_of(
+    old: Generation, closing: Closing | None, retirement: Retirement | None
+) -> OldGeneration:
+    """The old generation, for the report."""
+    if closing is None or retirement is None:
+        fate = Fate.SERVING if old.may_live() else Fate.ENDED
+        return OldGeneration(pid=old.pid, fate=fate)
+    fate = closing.forced or retirement.fate
+    return OldGeneration(pid=old.pid, fate=fate, stop=closing.method, took_s=retirement.took_s)
 
 
 def ended_too_early() -> DrainError:

@@ -99,6 +99,8 @@ class Generation:
         self._known = {pid: self._processes.start_time(pid)}
         self._main_pid = pid
         self._main_status: int | None = None
+        #: Whether its first process had ended when it was ready.
+        self.is_daemon = False
 
     @property
     def known(self) -> set[int]:
@@ -116,7 +118,8 @@ class Generation:
 
         None: it runs, or nobody can tell.
         """
-        return self.status if self._main_pid == self.pid else self._main_status
+        first = not self.is_daemon or self._main_pid == self.pid
+        return self.status if first else self._main_status
 
     @property
     def main_pid(self) -> int:
@@ -160,6 +163,16 @@ class Generation:
         found = self._tools.sockets.listeners(endpoints)
         inodes = self.inodes() if found else set()
         return [listener for listener in found if listener.inode in inodes]
+
+    def standing(self) -> tuple[list[Listener], set[int]]:
+        """Its own listening sockets, and those of its processes that have one of them open."""
+        found = self._tools.sockets.listeners(None)
+        living = self.look() if found else ()
+        sockets = {pid: self._processes.socket_inodes(pid) for pid in living}
+        inodes = {inode for own in sockets.values() for inode in own}
+        listeners = [listener for listener in found if listener.inode in inodes]
+        theirs = {listener.inode for listener in listeners}
+        return listeners, {pid for pid, own in sockets.items() if own & theirs}
 
     def connections(self, endpoints: Iterable[Endpoint]) -> int:
         """How many established connections to these endpoints are its own."""

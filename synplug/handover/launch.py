@@ -11,6 +11,7 @@ from synplug.handover.generation import Generation, Lineage
 from synplug.handover.plan import ReadyPlan
 from synplug.handover.tools import Tools
 from synplug.model import Listener, Outcome
+from synplug.steps import CommandResult
 
 _POLL_S = 0.005
 _CHECK_POLL_S = 0.05
@@ -60,6 +61,8 @@ class Launch:
         self._number = number
         self._probe = tools.probe(ready, mark)
         self._probing = False
+        self._seen: object = None
+        self._seen_s = 0.0
         #: It, once it was started.
         self.generation: Generation | None = None
         #: What the operator should know if it was never ready.
@@ -108,15 +111,35 @@ class Launch:
         assert generation is not None, "start() comes first"
         if not generation.look() or generation.status:
             return Outcome.COMMAND_FAILED
-        missing = lacks(generation.listeners(None))
+        listeners, pids = generation.standing()
+        lasts = self._lasts(listeners, pids)
+        missing = lacks(listeners)
         if missing:
             self.complaint = f"the new generation does not listen on {missing}"
-        elif self._probe_passed():
+        elif self._probe_passed() and lasts:
+            generation.is_daemon = generation.status is not None
             return Outcome.READY
+        elif not lasts:
+            self.complaint = (
+                "the new generation's listeners, or the processes that have them, did not last "
+                f"for {self._ready.settle_s:g} s (--settle)"
+            )
         elif self._probe is not None:
             said = self._probe.complaint or "no answer"
             self.complaint = f"the readiness check did not pass in time: {said}"
         return None
+
+    def _lasts(self, listeners: list[Listener], pids: set[int]) -> bool:
+        """Whether they have been the same for the settle time.
+
+        Who listens has not come up by that: a worker may fail to load the application, and take
+        its master with it.
+        """
+        seen = frozenset(own.cookie for own in listeners), frozenset(pids)
+        now_s = self._tools.clock()
+        if seen != self._seen:
+            self._seen, self._seen_s = seen, now_s
+        return now_s - self._seen_s >= self._ready.settle_s
 
     def _probe_passed(self) -> bool:
         if self._probe is None:
@@ -130,6 +153,17 @@ class Launch:
         """End the probe."""
         if self._probe is not None and self._probing:
             self._probe.stop()
+
+
+def started_by(argv: tuple[str, ...], launch: Launch | None) -> CommandResult:
+    """What was started, for the report. :param launch: None: it did not come to that."""
+    started = launch.generation if launch is not None else None
+    return CommandResult(
+        argv=argv,
+        ran=started is not None,
+        pid=started.pid if started else None,
+        status=started.status if started else None,
+    )
 
 
 def has_ended_early(status: int | None) -> str:

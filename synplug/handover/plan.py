@@ -32,8 +32,8 @@ class ReadyPlan:
     :param http: a URL that must answer 2xx or 3xx, besides.
     :param command: an argv that must exit with 0, besides.
     :param timeout_s: from the command's start; None: until the hold's deadline.
-    :param settle_s: how long listeners and processes must have been still after the command
-        succeeded, where the listeners stay the same (a reload).
+    :param settle_s: how long listeners and processes must have been still: after the command
+        succeeded, where the listeners stay the same (a reload); a new generation's always.
     :param require_new: never take unchanged listeners for a finished reload.
     :param must_last: a new listener may be that of a check, and gone at once.
     """

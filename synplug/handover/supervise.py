@@ -19,7 +19,7 @@ from synplug.handover.generation import VARIABLE, Generation, Lineage, Retiremen
 from synplug.handover.launch import Launch, run_check
 from synplug.handover.notify import Notifier
 from synplug.handover.plan import SwapPlan
-from synplug.handover.supervisor_signals import SupervisorSignals
+from synplug.handover.supervisor_signals import PASSED_ON, SupervisorSignals
 from synplug.handover.swap import Swap
 from synplug.handover.tools import Tools
 from synplug.holding.supervisors import SupervisorState
@@ -83,9 +83,9 @@ class _Supervisor:
         self._served = 0
         self._state = SupervisorState(pid=own_pid, start=tools.processes.start_time(own_pid))
         self._current: Generation | None = None
-        self._seen: set[int] = set()
-        self._seen_s = 0.0
         self._collected_s = float("-inf")
+        #: Those that have been sent a signal that ends them.
+        self._told: list[Generation] = []
 
     def run(self) -> int:
         """The whole life; whatever is raised in it, no generation is left behind."""
@@ -152,21 +152,10 @@ class _Supervisor:
 
     def _lacks(self, own: list[Listener]) -> str:
         wanted = self._plan.endpoints
-        if not wanted:
-            return self._lacks_rest(own)
+        if not wanted:  # it is what has come, once no more comes
+            return "" if own else "anything"
         missing = [end for end in wanted if not any(listener.serves(end) for listener in own)]
         return ", ".join(map(str, missing))
-
-    def _lacks_rest(self, own: list[Listener]) -> str:
-        """Where nobody says what it should listen on, it is what has come, once no more comes."""
-        cookies = {listener.cookie for listener in own}
-        now_s = self._tools.clock()
-        if cookies != self._seen:
-            self._seen, self._seen_s = cookies, now_s
-        if not own:
-            return "anything"
-        settled = now_s - self._seen_s >= self._plan.generation.ready.settle_s
-        return "" if settled else "all that it will, perhaps"
 
     def _ending(self) -> int | None:
         self._signals.take()
@@ -255,6 +244,8 @@ class _Supervisor:
     def _pass_on(self, number: int) -> None:
         for generation in self._lineage.generations:
             generation.send(number)
+            if number not in PASSED_ON:
+                self._told.append(generation)
 
     def _forget(self) -> None:
         """Generations that are gone."""
@@ -272,9 +263,13 @@ class _Supervisor:
     # --- the end
 
     def _has_died(self) -> bool:
-        """Whether the current one serves no more: all of it is gone, or its main process failed."""
-        assert self._current is not None
-        return not self._current.may_live() or bool(self._current.status)
+        """Whether the current one serves no more: all of it is gone, or its first process.
+
+        That of a daemon has ended before; it serves for as long as anything of it lives.
+        """
+        current = self._current
+        assert current is not None
+        return not current.may_live() or (current.status is not None and not current.is_daemon)
 
     def _current_status(self) -> int | None:
         return self._current.last_status if self._current is not None else None
@@ -292,14 +287,13 @@ class _Supervisor:
         self._retirements.clear()
         left = []
         for generation in list(self._lineage.generations):
-            generation.send(number)
+            if generation not in self._told:
+                generation.send(number)
             left.append(
                 Retirement(generation, endpoints=(), plan=plan, tools=self._tools, finishes=True)
             )
         while left := [one for one in left if not one.step()]:
-            for again in self._signals.take():
-                for one in left:
-                    one.generation.send(again)
+            self._signals.take()
             self._around.notifier.alive()
             self._tools.signals.pause(_END_POLL_S)
         return status

@@ -17,7 +17,7 @@ ENDING = (signal.SIGQUIT,)
 class SupervisorSignals:
     """Signals as a swap sees them: SIGHUP is kept for after it, and waiting is not idle.
 
-    :param pass_on: gives one to the generations, and nothing else follows from it.
+    :param pass_on: gives one to the generations, each at once.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class SupervisorSignals:
                 self._pass_on(number)
             else:
                 self.ending = number
+                self._pass_on(number)  # now: a swap may have to end first, and it takes its time
                 ends.append(number)
         return ends
 

@@ -13,11 +13,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from synplug.errors import SynplugError, TargetError, unforeseen
-from synplug.fate import Fate, OldGeneration
 from synplug.handover.account import exit_code, overflow_warnings, with_owners
-from synplug.handover.closing import Closing, ended_too_early, left_over, refuse_shared
+from synplug.handover.closing import (
+    Closing,
+    ended_too_early,
+    left_over,
+    refuse_shared,
+    what_became_of,
+)
 from synplug.handover.generation import Generation, Lineage, Retirement
-from synplug.handover.launch import Launch, has_ended_early, run_check
+from synplug.handover.launch import Launch, has_ended_early, run_check, started_by
 from synplug.handover.migrate import OptionalMigration
 from synplug.handover.pidfile import Pidfile
 from synplug.handover.plan import SwapPlan
@@ -28,7 +33,7 @@ from synplug.handover.run_hold import RunHold
 from synplug.handover.timeline import Step, SwapStep, Timeline
 from synplug.handover.tools import Tools
 from synplug.model import Listener, Outcome, OwnedListener, Report
-from synplug.steps import CommandResult, DrainResult
+from synplug.steps import DrainResult
 
 _RETIRE_POLL_S = 0.05
 
@@ -201,6 +206,8 @@ class Swap:
         if self._hold.ended() is not None:
             raise ended_too_early()
         self._warnings += left_over(self._drained, self._plan.drain)
+        if self._has_fallen(shared):
+            return
         with self.timeline.phase(SwapStep.STOP):
             self._closing.stop()
         if self._hold.ended() is not None:
@@ -209,6 +216,15 @@ class Swap:
         lingering = self._hold.release()
         if lingering:
             self._warnings.append(f"the empty rest of the hold stays for a while: {lingering}")
+
+    def _has_fallen(self, cookies: set[int]) -> bool:
+        """Whether the new one has lost these listeners of its own since: the last moment to see."""
+        found = self._tools.sockets.listeners(self._plan.spec.endpoints)
+        lost = self._stands([own for own in found if own.cookie in cookies])
+        if lost:
+            self._outcome = Outcome.COMMAND_FAILED
+            self._warnings.append(f"the new generation does not listen on {lost} any more")
+        return bool(lost)
 
     # --- the end
 
@@ -246,7 +262,8 @@ class Swap:
                 self.new = None
         finally:
             self._error = self._hold.close(self._error) or self._error
-            self._error = self._error or self._migration.end()
+            ended = self._migration.end()
+            self._error = self._error or ended
             if self._pidfile is not None:
                 self._pidfile.close()
             self._tools.locks.drop()
@@ -272,7 +289,7 @@ class Swap:
     def report(self) -> Report:
         """The account of it all."""
         plan, result = self._plan, self._hold.result
-        command = self._command()
+        command = started_by(self._plan.argv, self._launch)
         if self.is_done and self.new is not None and not self.new.may_live():
             self._outcome = Outcome.COMMAND_FAILED
             self._warnings.append(has_ended_early(command.status))
@@ -295,7 +312,7 @@ class Swap:
             old_listeners=self._old_owned,
             new_listeners=self._listeners_now(),
             readiness=Readiness.REPLACED.value if self.is_done else "",
-            old_generation=self._old_generation(),
+            old_generation=what_became_of(self._old, self._closing, self.retirement),
             migrated=self._migration.was_used,
             warnings=(
                 *self._warnings,
@@ -306,24 +323,6 @@ class Swap:
             error=self._error.message if self._error else "",
             remedy=self._error.remedy if self._error else "",
         )
-
-    def _command(self) -> CommandResult:
-        started = self._launch.generation if self._launch is not None else None
-        return CommandResult(
-            argv=self._plan.argv,
-            ran=started is not None,
-            pid=started.pid if started else None,
-            status=started.status if started else None,
-        )
-
-    def _old_generation(self) -> OldGeneration:
-        retirement, closing = self.retirement, self._closing
-        if retirement is None or closing is None:
-            fate = Fate.SERVING if self._old.may_live() else Fate.ENDED
-            return OldGeneration(pid=self._old.pid, fate=fate)
-        fate = closing.forced or retirement.fate
-        stop, took_s = str(self._plan.stop), retirement.took_s
-        return OldGeneration(pid=self._old.pid, fate=fate, stop=stop, took_s=took_s)
 
     def _listeners_now(self) -> tuple[OwnedListener, ...]:
         """Those that the report calls new; a failure to look is no reason to say nothing."""

@@ -78,7 +78,6 @@ def of_gunicorn(service: Service) -> dict[str, str]:
         "/run/app.pid": str(service.pidfile),
         "--bind 0.0.0.0:8000": "--bind 0.0.0.0:8080 --bind [::]:8080",
         "-p 8000": "-p 8080",
-        "127.0.0.1:8000/health": "127.0.0.1:8080/",
     }
 
 
@@ -171,6 +170,93 @@ def test_the_supervisor_of_the_page(lab: ClientServer, page: Page) -> None:
             result = load.stop()
         assert supervisor.end(signal.SIGTERM, deadline_s=15) == 0, supervisor.output
     assert result.failures == 0, result.summary()
+
+
+#: An application that its workers cannot load, when gunicorn listens already.
+BROKEN = "import time\ntime.sleep(0.25)\nraise ImportError('no such module')\n"
+
+
+def _broken(argv: list[str], service: Service) -> list[str]:
+    """The same command, for another folder, whose application is broken."""
+    folder = service.directory / "broken"
+    folder.mkdir()
+    (folder / "application.py").write_text(BROKEN)
+    there, here = f"--chdir {service.directory}", f"--chdir {folder}"
+    words = [word.replace(there, here) for word in argv]
+    return [
+        str(folder) if before == "--chdir" else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+
+
+def _without_check(argv: list[str]) -> list[str]:
+    at = argv.index("--check")
+    return argv[:at] + argv[at + 2 :]
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["with --check", "without"])
+def test_a_gunicorn_whose_workers_fail_takes_over_nothing(lab: ClientServer, checked: bool) -> None:
+    """By swap: the recipe finds it before it starts, and the settle time would do it, too."""
+    with GUNICORN.make(lab.server) as service:
+        (old,) = service.pids
+        argv = GUNICORN.command("swap", service)
+        argv = _broken(argv if checked else _without_check(argv), service)
+        with Load(lab.client, service.targets(lab.server_addresses), rate_per_s=RATE_PER_S) as load:
+            status = shell.run_detached(lab.server, *argv, output=service.log)
+            result = load.stop()
+        said = service.log.read_text()
+        assert status == (125 if checked else 3), said[-2000:]
+        assert "ImportError" in said
+        assert service.pids == (old,), "the old one serves, and no other is left"
+        # without a check some have met the broken one, while it listened, and nobody else
+        assert result.failures == 0 or not checked, result.summary()
+        with Load(lab.client, service.targets(lab.server_addresses), rate_per_s=RATE_PER_S) as load:
+            shell.run(lab.server, "status")
+            result = load.stop()
+        assert result.failures == 0, result.summary()
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["with --check", "without"])
+def test_a_supervised_gunicorn_whose_workers_fail_takes_over_nothing(
+    lab: ClientServer, checked: bool
+) -> None:
+    service = GUNICORN.make(lab.server)
+    argv = GUNICORN.command("supervise", service)
+    argv = argv if checked else _without_check(argv)
+    endpoints = [("0.0.0.0", 8080), ("::", 8080)]
+    supervisor = Program(
+        lab.server, [*shell.SYNPLUG, *argv], ready=lambda: _serves(lab, endpoints), deadline_s=20
+    )
+    application = service.directory / "application.py"
+    with closing(service), supervisor:
+        good = application.read_text()
+        assert shell.run(lab.server, "reload", "app").status == 0, supervisor.output
+        with Load(lab.client, service.targets(lab.server_addresses), rate_per_s=RATE_PER_S) as load:
+            application.write_text(BROKEN)
+            failed = shell.run(lab.server, "reload", "app")
+            assert failed.status == 125, (failed, supervisor.output)
+            assert "generation 2 serves on" in failed.stderr
+            during = load.stop()
+        assert during.failures == 0 or not checked, during.summary()
+        application.write_text(good)
+        with Load(lab.client, service.targets(lab.server_addresses), rate_per_s=RATE_PER_S) as load:
+            done = shell.run(lab.server, "reload", "app")
+            assert done.status == 0, (done, supervisor.output)
+            result = load.stop()
+        assert supervisor.end(signal.SIGTERM, deadline_s=15) == 0, supervisor.output
+    assert result.failures == 0, result.summary()
+
+
+def test_the_control_takes_who_listens_for_ready(lab: ClientServer) -> None:
+    """Without check and settle time the broken one takes over, and nobody is served."""
+    with GUNICORN.make(lab.server) as service:
+        argv = _broken(_without_check(GUNICORN.command("swap", service)), service)
+        argv[1:1] = ["--settle", "0", "--quiesce", "0"]
+        with Load(lab.client, service.targets(lab.server_addresses), rate_per_s=RATE_PER_S) as load:
+            shell.run_detached(lab.server, *argv, output=service.log)
+            wait_until(lambda: _serves(lab, []), 10, "nobody listens")
+            result = load.stop()
+        assert result.failures > 0, "the control lost nobody: the tests show nothing"
 
 
 def test_nginx_upgrades_itself_without_synplug(lab: ClientServer) -> None:

@@ -207,6 +207,19 @@ def test_a_signal_during_a_swap_ends_everything(app: Supervised, number: Signals
         assert app.program.end(number) == 0, app.program.output
 
 
+def test_a_signal_reaches_the_serving_one_though_the_new_one_is_deaf(app: Supervised) -> None:
+    """It does not wait until the swap has given up."""
+    with app.start("--ready-timeout", "20s", "--kill-after", "4s"):
+        first = app.pid(1)
+        app.serve_with("trap '' TERM; sleep 100; sleep 100")
+        app.program.send_signal(Signals.SIGHUP)
+        wait_until(lambda: len(app.generations()) == 2, 10, "the new generation is there")
+        app.program.send_signal(Signals.SIGTERM)
+        wait_until(lambda: first not in app.generations(), 2, "the old one has heard it")
+        assert app.program.returncode is None, "the new one is waited for"
+        assert app.program.wait() == 0, app.program.output
+
+
 @pytest.mark.parametrize("step", [Step.HOLD, Step.DRAIN, SwapStep.STOP, Step.RELEASE])
 def test_a_signal_at_a_step_under_the_hold_ends_everything(
     app: Supervised, step: Step | SwapStep

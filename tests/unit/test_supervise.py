@@ -17,7 +17,7 @@ from synplug.holding.supervisors import SupervisorState
 from synplug.model import HoldSpec
 from tests.unit.fakes import FakeCommand, Restart
 
-FIRST, WE = 4242, 500
+FIRST, WE, HELPER = 4242, 500, 4300
 
 
 class Supervisor(Restart):
@@ -104,6 +104,48 @@ def test_sigusr1_only_goes_on(supervisor: Supervisor) -> None:
     supervisor.world.after(6.0, lambda: supervisor.dies(0))
     assert supervisor.run() == 0
     assert supervisor.sent == [signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("status", [0, 7])
+def test_its_first_processs_end_is_its_end_though_a_helper_lives(
+    supervisor: Supervisor, status: int
+) -> None:
+    def ends() -> None:
+        supervisor.listen()
+        supervisor.processes.dead.add(FIRST)
+        supervisor.processes.children[WE] = {HELPER}
+        supervisor.command.end(status)
+
+    def obeys(pid: int, number: int) -> None:
+        supervisor.sent.append(number)
+        supervisor.processes.dead.add(pid)
+
+    supervisor.processes.children[FIRST] = {HELPER}
+    supervisor.on_signal = obeys
+    supervisor.world.after(3.0, ends)
+    supervisor.world.after(60.0, lambda: supervisor.signals.arrive(signal.SIGQUIT))
+    assert supervisor.run() == status
+    assert supervisor.sent == [signal.SIGTERM], "the helper goes with it, at once"
+
+
+def test_a_daemon_lives_on_without_its_first_process(supervisor: Supervisor) -> None:
+    def daemonizes(command: FakeCommand) -> None:
+        command.end(0)
+        supervisor.processes.dead.add(FIRST)
+        supervisor.processes.children[WE] = {HELPER}
+        supervisor.processes.inodes[HELPER] = {supervisor.new.inode}
+        supervisor.listen(supervisor.new)
+
+    def obeys(pid: int, number: int) -> None:
+        supervisor.sent.append(number)
+        supervisor.processes.dead.add(pid)
+
+    supervisor.script = daemonizes
+    supervisor.on_signal = obeys
+    supervisor.world.after(10.0, lambda: supervisor.signals.arrive(signal.SIGTERM))
+    assert supervisor.run() == 0
+    assert supervisor.world.now_s >= 1010.0
+    assert supervisor.sent == [signal.SIGTERM]
 
 
 def test_a_reload_that_cannot_even_begin_ends_nothing(supervisor: Supervisor) -> None:

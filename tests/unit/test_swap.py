@@ -15,6 +15,7 @@ from synplug.handover.generation import Generation, Lineage
 from synplug.handover.plan import DrainPlan, ReadyPlan, RetirePlan, StopMethod, SwapPlan
 from synplug.handover.swap import swap
 from synplug.handover.tools import REFUSED
+from synplug.kernel.sock_diag import Connection
 from synplug.model import Endpoint, OnDrainTimeout, Outcome, ReleaseReason, Report
 from tests.unit.fakes import FakeCommand, FakeHold, FakeProbe, Restart, connection, listener
 
@@ -338,6 +339,52 @@ def test_a_new_one_that_stands_but_is_not_ready_leaves_under_a_hold(service: Ser
     assert_the_old_one_serves(service, report)
 
 
+@pytest.mark.parametrize("later_s", [0.05, 0.25])
+def test_a_new_one_that_listens_and_then_dies_ends_the_swap(
+    service: Service, later_s: float
+) -> None:
+    """A worker that cannot load its application, say."""
+
+    def falls(command: FakeCommand) -> None:
+        service.comes_up(command)
+        service.world.after(0.1 + later_s, lambda: service.ends(NEW, 3 - 128))
+
+    service.script = falls
+    report = run(service)
+    assert (report.outcome, report.exit_code) == (Outcome.COMMAND_FAILED, 3)
+    assert service.hold.held_at_s is None
+    assert_the_old_one_serves(service, report)
+
+
+def test_one_whose_workers_come_and_go_is_not_ready(service: Service) -> None:
+    def crashes_again_and_again(command: FakeCommand) -> None:
+        service.comes_up(command)
+        for number in range(40):
+            service.world.after(0.1 * number, lambda pid=5000 + number: replaces(pid))  # type: ignore[misc]
+
+    def replaces(pid: int) -> None:
+        service.processes.dead.add(pid - 1)
+        service.processes.children[NEW] = {pid}
+        service.processes.inodes[pid] = {service.new.inode}
+
+    service.script = crashes_again_and_again
+    report = run(service, ready=ReadyPlan(timeout_s=2.0))
+    assert (report.outcome, report.exit_code) == (Outcome.DEADLINE, 124)
+    assert "--settle" in " ".join(report.warnings)
+
+
+def test_one_that_falls_while_the_old_one_drains_takes_nothing_along(service: Service) -> None:
+    """The old one has not been told yet."""
+    service.prepare = lambda hold: service.world.after(0.6, lambda: service.ends(NEW, 11))
+    service.sockets.requests = 1
+    report = run(service, drain=DrainPlan(timeout_s=0.5))
+    assert service.hold.held_at_s is not None
+    assert (report.outcome, report.exit_code) == (Outcome.COMMAND_FAILED, 139)
+    assert "any more" in " ".join(report.warnings)
+    assert "signal 15 to 77" not in service.world.log
+    assert_the_old_one_serves(service, report)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_before_the_stop_ends_the_new_one(service: Service, number: int) -> None:
     service.world.after(0.05, lambda: service.signals.arrive(number))
@@ -362,11 +409,38 @@ def test_a_signal_after_the_stop_cannot_turn_back(service: Service) -> None:
 def test_a_signal_while_it_lingers_ends_the_old_one_at_once(service: Service) -> None:
     service.processes.inodes[OLD].add(9000)
     service.sockets.established = [connection(inode=9000)]
-    service.world.after(2.0, lambda: service.signals.arrive(signal.SIGTERM))
+    service.world.after(2.4, lambda: service.signals.arrive(signal.SIGTERM))
     report = run(service, stop=POST, drain=DrainPlan(quiesce_s=0))
     assert report.exit_code == 0
     assert report.old_generation is not None
     assert report.old_generation.took_s == pytest.approx(2.0, abs=0.2)
+
+
+@pytest.mark.parametrize("error", [None, KernelError("release", 1)], ids=["well", "failing"])
+@pytest.mark.parametrize("step", ["hold", "drain", "stop", "release"])
+def test_migration_ends_with_the_swap_wherever_that_fails(
+    service: Service, step: str, error: KernelError | None
+) -> None:
+    def breaks(hold: FakeHold) -> None:
+        hold.hold_error = error if step == "hold" else None
+        hold.release_error = error if step == "release" else None
+
+    def fails(*_: object, **__: object) -> list[Connection]:
+        raise error or AssertionError
+
+    def refuses(command: FakeCommand) -> None:
+        command.pid = 0
+        command.end(REFUSED)
+
+    service.prepare = breaks
+    if error is not None and step == "drain":
+        service.sockets.inbound = fails  # type: ignore[method-assign]
+    if error is not None and step == "stop":
+        service.on_post = refuses
+    report = run(service, migrate=True, stop=POST if step == "stop" else StopMethod())
+    assert bool(report.error) == (error is not None)
+    assert report.migrated
+    assert not service.migration.is_set
 
 
 def break_lock(service: Service) -> None:
