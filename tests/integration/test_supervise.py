@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from tests.integration.fault_run import LAUNCHER
 from tests.integration.supervised import Supervised, supervised
 
 RATE_PER_S = 300
+#: No text in any encoding, and what a terminal would take for a command.
+SAID = b"\0\xff\xfe\x1b[31m\r\n"
 
 
 @pytest.fixture
@@ -110,11 +113,24 @@ def test_what_the_manager_is_told(app: Supervised) -> None:
         )
         assert app.program.end(signal.SIGTERM) == 0
     assert app.manager.states() == ["READY", *["RELOADING", "READY"] * 2, "STOPPING"]
+    for name in ("READY", "RELOADING", "STOPPING", "WATCHDOG"):
+        assert {one[name] for one in app.manager.heard if name in one} == {"1"}, name
     reloading = [one for one in app.manager.heard if "RELOADING" in one]
     assert began_us < int(reloading[0]["MONOTONIC_USEC"]) < time.monotonic_ns() // 1000
     ready = [one["STATUS"] for one in app.manager.heard if "READY" in one]
     assert ready[:2] == ["generation 1 serves", "generation 2 serves"]
     assert "generation 2 serves; the last reload failed" in ready[2]
+
+
+def test_what_a_generation_says_passes_through_untouched(app: Supervised) -> None:
+    """Byte for byte, on each stream of its own."""
+    said = "".join(f"\\{byte:03o}" for byte in SAID)
+    app.serve_with(f"printf '{said}1'; printf '{said}2' >&2; exit 7")
+    argv = [*shell.SYNPLUG, "supervise", "--name", "app", "--", "sh", str(app.script), "1"]
+    done = subprocess.run(app.lab.server.command(argv), capture_output=True, check=False)
+    assert done.returncode == 7
+    assert done.stdout == SAID + b"1"
+    assert done.stderr.startswith(SAID + b"2")
 
 
 def test_generations_have_their_number_and_not_the_managers_socket(app: Supervised) -> None:
