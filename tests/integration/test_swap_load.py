@@ -32,6 +32,8 @@ BORNE_MS = 10
 #: above it the debt of a swap is not paid off before long.
 NEAR_SATURATION = 0.9
 MEASURED_S = 4.0
+#: What the machine must bear for a case to say what it is named for; beyond it what there is.
+DEMANDED_PER_S = 5000
 #: So many looks in a row at accept queues with no more than this: a swap's debt is paid.
 SETTLED_LOOKS = 5
 QUEUED_AT_REST = 32
@@ -40,6 +42,11 @@ QUEUED_AT_REST = 32
 #: SIGTERM shows at least that the load would tell.
 GRACEFUL_CONTROL_SWAPS = 12
 MOST_CONTROL_SWAPS = 24
+#: The number of the first swap's generation: odd, since the service's own is 0, and versions
+#: alternate.
+FIRST_SWAP = 101
+#: What holds may differ by without any debt: another process had the processor.
+SLACK_MS = 50
 PHASES = ("ready", "drain", "stop", "release")
 
 
@@ -155,6 +162,7 @@ CASES = [
     ],
 )
 def test_no_client_notices_a_swap(lab: ClientServer, case: Case) -> None:
+    wanted = case.rate_per_s
     with case.make(lab.server) as service:
         if case.in_full_only:
             case = replace(case, rate_per_s=_bearable_rate(lab, service, case.rate_per_s))
@@ -165,7 +173,8 @@ def test_no_client_notices_a_swap(lab: ClientServer, case: Case) -> None:
 
     holds_ms = sorted(report["hold"]["duration_s"] * 1000 for report in reports)
     print(
-        f"\n{case.name}: {len(reports)} swaps at {case.rate_per_s}/s, {kept.summary()}; "
+        f"\n{case.name}: {len(reports)} swaps at {case.rate_per_s}/s of {wanted}/s, "
+        f"{kept.summary()}; "
         f"hold median {statistics.median(holds_ms):.1f} max {holds_ms[-1]:.1f} ms ("
         + ", ".join(f"{name} {_median_ms(reports, name):.1f}" for name in PHASES)
         + f"); control: {lost.failures} failures of {lost.attempted}"
@@ -173,7 +182,16 @@ def test_no_client_notices_a_swap(lab: ClientServer, case: Case) -> None:
     assert kept.failures == 0, kept.summary()
     assert kept.retransmitted == 0, kept.summary()
     assert kept.connect_max_ms < max(holds_ms[-1] + 250, 250), kept.summary()
+    grown = _thirds_ms(reports)
+    assert grown[1] < 2 * grown[0] + SLACK_MS, f"a debt grows: holds of {grown[0]}, then {grown[1]}"
     assert sum(report["hold"]["held"] for report in reports) > 0, "no client came during a hold"
+
+
+def _thirds_ms(reports: list[dict[str, Any]]) -> tuple[float, float]:
+    """The median holds of the first and of the last third."""
+    holds_ms = [float(report["hold"]["duration_s"]) * 1000 for report in reports]
+    third = len(holds_ms) // 3
+    return statistics.median(holds_ms[:third]), statistics.median(holds_ms[-third:])
 
 
 def _median_ms(reports: list[dict[str, Any]], name: str) -> float:
@@ -188,7 +206,7 @@ def _median_ms(reports: list[dict[str, Any]], name: str) -> float:
 def _bearable_rate(lab: ClientServer, service: Service, wanted: int) -> int:
     """What is wanted, or less; the machine may have other things to do just now.
 
-    Less than nine tenths of the lowest of the rates is a failure: nothing would be shown.
+    Less than what is demanded is a failure: it would show something else.
     """
     enough = min(rate for rate in RATES if rate * NEAR_SATURATION >= wanted)
     for rate in (rate for rate in RATES if rate <= enough):
@@ -197,7 +215,9 @@ def _bearable_rate(lab: ClientServer, service: Service, wanted: int) -> int:
             found = load.wait()
         _wait_for_debt(service)
         if not found.failures and found.connect_p99_ms < BORNE_MS:
-            return min(wanted, round(rate * NEAR_SATURATION))
+            found_per_s = min(wanted, round(rate * NEAR_SATURATION))
+            assert found_per_s >= min(wanted, DEMANDED_PER_S), f"only {found_per_s}/s are borne now"
+            return found_per_s
     raise AssertionError(f"this machine does not bear {RATES[-1]} connections a second now")
 
 
@@ -222,7 +242,7 @@ def _swaps(
         lab.client, service.targets(lab.server_addresses), rate_per_s=case.rate_per_s
     ) as load:
         reports = []
-        for number in range(100, 100 + SWAPS):
+        for number in range(FIRST_SWAP, FIRST_SWAP + SWAPS):
             reports.append(_swap(service, case, number))
             _wait_for_debt(service)
         return load.stop(), reports
@@ -230,7 +250,7 @@ def _swaps(
 
 def _swap(service: Service, case: Case, number: int) -> dict[str, Any]:
     """From generation *number* - 1 to *number*; the first one of all is the service's own."""
-    before = 0 if number == 100 else number - 1
+    before = 0 if number == FIRST_SWAP else number - 1
     path = service.directory / "report.json"
     outcome = shell.run_detached(
         service.namespace,
