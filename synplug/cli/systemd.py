@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 
 from synplug.cli.render import milliseconds, plain
 from synplug.errors import UsageError
@@ -19,6 +20,30 @@ from synplug.holding.names import check_name
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+")
 #: Prefixes of a command line; systemd.service(5), COMMAND LINES.
 _PREFIXES = "@-:+!|"
+#: Those that change what the words of the line are.
+_UNCARRIED = {"@": "names argv[0]", "|": "has a shell run it"}
+_FILE = "synplug.conf"
+#: The drop-in's second line, by which it is known again.
+_OURS = "# synplug: new connections to "
+_COMMANDS = ("ExecStop", "ExecStartPost", "ExecReload")
+_NO = r"|no|false|off|0|n|f"
+#: Settings with which a command of the unit is not root; the prefixes + and ! lift them. Each with
+#: the values that do no harm.
+_USERS = {"User": "|root|0", "Group": "|root|0", "DynamicUser": _NO}
+#: Those that may keep it from the network or from /run; + lifts them. systemd.exec(5).
+_CONFINING = {
+    "CapabilityBoundingSet": "(?!~).*CAP_NET_ADMIN.*|~(?!.*CAP_NET_ADMIN).*",
+    "NetworkNamespacePath": "",
+    "PrivateNetwork": _NO,
+    "PrivateUsers": _NO,
+    "ProtectSystem": rf"{_NO}|yes|true|on|1|y|t|full",
+    "RestrictAddressFamilies": "|(?!~).*AF_NETLINK.*|~(?!.*AF_NETLINK).*",
+    "RootDirectory": "|/",
+    "RootImage": "",
+    "SystemCallFilter": "",
+}
+#: What a unit's files say, by directive.
+Directives = dict[str, list[str]]
 
 
 def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
@@ -34,11 +59,10 @@ def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
     else:
         limit = f"{options.max_hold * 1000:.0f}ms"
         body = _restart(lines, own, f"--name {name} -p {ports} --max-hold {limit}", name)
-    place = f"/etc/systemd/system/{unit}.d/synplug.conf"
+    place = f"/etc/systemd/system/{unit}.d/{_FILE}"
     head = [
         f"# {place}",
-        f"# synplug: new connections to {ports} wait while {unit} is "
-        + ("reloaded" if options.reload else "restarted"),
+        f"{_OURS}{ports} wait while {unit} is " + ("reloaded" if options.reload else "restarted"),
         "# As root: synplug systemd drop-in … >FILE && systemctl daemon-reload",
     ]
     if not options.reload:
@@ -61,56 +85,106 @@ def _spelled(unit: str) -> str:
     return name
 
 
-def _directives(unit: str) -> dict[str, list[str]]:
-    """The unit's lines for ExecStop= and ExecReload=, its drop-ins included.
+def _directives(unit: str) -> Directives:
+    """The unit's lines, its drop-ins included; without one of ours, which is to be replaced.
 
-    :raises UsageError: systemd does not know it.
+    :raises UsageError: systemd does not know it, or something would come behind our drop-in.
     """
     text = output_of(["systemctl", "cat", "--no-pager", "--", unit])
     if "[Service]" not in text:
         raise UsageError(
             f"systemd does not know {unit}", remedy=f"see 'systemctl cat {unit}': {text[:200]}"
         )
-    found: dict[str, list[str]] = {"ExecStop": [], "ExecReload": []}
-    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
-        key, equals, value = line.partition("=")
-        if not equals or key.strip() not in found:
+    found: Directives = {}
+    for path, lines in _files(re.sub(r"[ \t]*\\\n\s*", " ", text)):
+        if any(line.startswith(_OURS) for line in lines):
             continue
-        if not value.strip():  # an empty one forgets those before it
-            found[key.strip()] = []
-        elif "synplug" not in value:  # a drop-in of ours, which is to be replaced
-            found[key.strip()].append(value.strip())
+        for line in lines:
+            key, equals, value = (word.strip() for word in line.partition("="))
+            if not equals or key not in (*_COMMANDS, *_USERS, *_CONFINING):
+                continue
+            if key in _COMMANDS and path.endswith(".conf") and os.path.basename(path) > _FILE:
+                raise UsageError(
+                    f"{path} has {key}=, and is read after {_FILE}",
+                    remedy=f"give it a name that comes before {_FILE}",
+                )
+            if key in _COMMANDS and value:
+                found.setdefault(key, []).append(value)
+            else:  # of a setting the last one counts; an empty command forgets those before it
+                found[key] = [value] if key not in _COMMANDS else []
     return found
 
 
-def _restart(lines: dict[str, list[str]], own: str, hold: str, name: str) -> list[str]:
+def _files(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The files in what ``systemctl cat`` prints, each below a comment with its path."""
+    path, lines = "", list[str]()
+    for line in text.splitlines():
+        if line.startswith("# /") and line.endswith((".conf", ".service")):
+            if lines:
+                yield path, lines
+                lines = []
+            path = line[2:]
+        else:
+            lines.append(line)
+    yield path, lines
+
+
+def _restart(lines: Directives, own: str, hold: str, name: str) -> list[str]:
     """Hold before whatever stops the unit; release when the new one listens.
 
-    The hold begins in a scope of its own: the unit's stop kills the unit's control group. The
+    The hold begins in a scope of its own: the unit's stop kills its control group. The
     prefix - goes on where nothing can be held; + has the privileges whatever User= says.
+    What the unit itself does after its start comes behind the release: it may connect to it.
     """
     scope = shutil.which("systemd-run") or "/usr/bin/systemd-run"
     return [
         "ExecStop=",
         f"ExecStop=-+{scope} --scope --quiet {own} hold {_escaped(hold)} -q",
-        *(f"ExecStop={line}" for line in lines["ExecStop"]),
+        *(f"ExecStop={line}" for line in lines.get("ExecStop", ())),
+        "ExecStartPost=",
         f"ExecStartPost=-+{own} release --name {name} -q",
+        *(f"ExecStartPost={line}" for line in lines.get("ExecStartPost", ())),
     ]
 
 
-def _reload(unit: str, lines: dict[str, list[str]], wrap: str) -> list[str]:
-    """The unit's own reload command, under a hold.
+def _reload(unit: str, lines: Directives, wrap: str) -> list[str]:
+    """The unit's own reload command under a hold, with the rights that it has.
 
-    :raises UsageError: there is none, or there are several.
+    :raises UsageError: it is not one command, or synplug cannot run it as systemd does.
     """
-    if len(lines["ExecReload"]) != 1:
-        count = len(lines["ExecReload"])
+    commands = lines.get("ExecReload", [])
+    if len(commands) != 1 or ";" in commands[0].split():
         raise UsageError(
-            f"{unit} has {count} lines ExecReload=, not one",
+            f"{unit} has {len(commands)} lines ExecReload=, not one"
+            if len(commands) != 1
+            else f"{unit} has several commands in its line ExecReload=",
             remedy="write one command that reloads it, and wrap that",
         )
-    command = lines["ExecReload"][0].lstrip(_PREFIXES)
-    return ["ExecReload=", f"ExecReload=+{_escaped(wrap)} -- {command}"]
+    prefixes = commands[0][: len(commands[0]) - len(commands[0].lstrip(_PREFIXES))]
+    reason = _obstacle(lines, prefixes)
+    if reason:
+        raise UsageError(
+            f"{unit}: ExecReload={commands[0]} cannot be wrapped with the rights that it has: "
+            f"{reason}",
+            remedy=f"leave the unit alone, and call 'synplug wrap -- systemctl reload {unit}'",
+        )
+    return [
+        "ExecReload=",
+        f"ExecReload={prefixes}{_escaped(wrap)} -- {commands[0][len(prefixes) :].lstrip()}",
+    ]
+
+
+def _obstacle(lines: Directives, prefixes: str) -> str:
+    """Why synplug cannot stand between systemd and a command; empty: it can."""
+    for prefix, does in _UNCARRIED.items():
+        if prefix in prefixes:
+            return f"the prefix {prefix} {does}"
+    in_force = {} if "+" in prefixes else _CONFINING if "!" in prefixes else _USERS | _CONFINING
+    for key, harmless in in_force.items():
+        for value in lines.get(key, ()):
+            if not re.fullmatch(harmless, value):
+                return f"with {key}={value} synplug may not hold anything"
+    return ""
 
 
 def _escaped(text: str) -> str:

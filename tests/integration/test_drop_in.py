@@ -42,13 +42,25 @@ def restart(
         return load.stop()
 
 
+#: A unit's own look at itself after its start: it fails where nobody answers.
+HEALTH_CHECK = """\
+#!/bin/sh
+exec timeout 3 bash -c 'until : </dev/tcp/127.0.0.1/8080; do sleep 0.05; done 2>/dev/null'
+"""
+
+
 def test_a_unit_with_the_drop_in_loses_nobody(
     lab: ClientServer, simple: SimpleService, tmp_path: Path
 ) -> None:
+    unit = tmp_path / "unit"
+    check = tmp_path / "is-healthy"
+    unit.write_text(f"[Service]\nExecStop=/bin/true\nExecStartPost={check}\n")
+    check.write_text(HEALTH_CHECK)
+    check.chmod(0o755)
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in (
-        ("systemctl", "echo '[Service]'; echo 'ExecStop=/bin/true'"),
+        ("systemctl", f"cat {unit}"),
         ("systemd-run", '[ "$1 $2" = "--scope --quiet" ] && shift 2 && exec "$@"'),
     ):
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -60,8 +72,8 @@ def test_a_unit_with_the_drop_in_loses_nobody(
 
     argv = ["synplug", "systemd", "drop-in", "app", "-p", "8080", "--max-hold", "15s"]
     lines = lab.server.run(argv, env=environ).stdout.splitlines()
-    assert [line.partition("=")[0] for line in lines[-4:]] == [
-        "ExecStop", "ExecStop", "ExecStop", "ExecStartPost",
+    assert [line.partition("=")[0] for line in lines[-6:]] == [
+        *["ExecStop"] * 3, *["ExecStartPost"] * 3,
     ]  # fmt: skip
     kept = restart(lab, simple, lines, environ)
     assert kept.failures == 0, kept.summary()

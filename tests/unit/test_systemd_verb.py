@@ -20,14 +20,13 @@ ExecStop=
 ExecStop=-/bin/kill --verbose \\
     $MAINPID
 ExecStop=/bin/true
+ExecStop=/srv/synplug-tools/say goodbye
+ExecStartPost=-/srv/app/is-healthy
 ExecReload=-/bin/kill -HUP $MAINPID
 
-# /etc/systemd/system/app.service.d/synplug.conf
+# /etc/systemd/system/app.service.d/more.conf
 [Service]
-ExecStop=
-ExecStop=-+/usr/bin/systemd-run --scope --quiet /usr/bin/synplug hold --name app
-ExecStop=-/bin/kill --verbose $MAINPID
-ExecStop=/bin/true
+ExecStartPost=+/srv/app/tell
 """
 
 
@@ -65,8 +64,30 @@ def test_the_hold_comes_before_whatever_stops_the_unit(
         "--name app -p *:80,[::1]:443 --max-hold 2500ms -q",
         "ExecStop=-/bin/kill --verbose $MAINPID",
         "ExecStop=/bin/true",
+        "ExecStop=/srv/synplug-tools/say goodbye",
+        "ExecStartPost=",
         f"ExecStartPost=-+{tmp_path}/synplug release --name app -q",
+        "ExecStartPost=-/srv/app/is-healthy",
+        "ExecStartPost=+/srv/app/tell",
     ]
+
+
+@pytest.mark.parametrize("words", [[], ["--reload"]])
+def test_printed_anew_with_itself_in_place_it_is_the_same(
+    words: list[str], systemctl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = printed(capsys, "app", "-p", "80", *words)
+    systemctl.write_text(UNIT + "\n" + "\n".join([before[0], *before]))
+    assert printed(capsys, "app", "-p", "80", *words) == before
+
+
+def test_a_drop_in_behind_ours_would_undo_it(
+    systemctl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    systemctl.write_text(UNIT.replace("more.conf", "zz.conf"))
+    assert main(["systemd", "drop-in", "app", "-p", "80"]) == 125
+    said = capsys.readouterr().err
+    assert "app.service.d/zz.conf has ExecStartPost=, and is read after synplug.conf" in said
 
 
 def test_a_reload_is_wrapped(
@@ -75,8 +96,54 @@ def test_a_reload_is_wrapped(
     lines = printed(capsys, "app.service", "-p", "80", "--reload")
     assert lines[-2:] == [
         "ExecReload=",
-        f"ExecReload=+{tmp_path}/synplug wrap -q -p *:80 -- /bin/kill -HUP $MAINPID",
+        f"ExecReload=-{tmp_path}/synplug wrap -q -p *:80 -- /bin/kill -HUP $MAINPID",
     ]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "setting"),
+    [
+        ("", "PrivateTmp=yes"),
+        ("", "User=root"),
+        ("-:", "ProtectSystem=full"),
+        ("+", "User=www-data"),
+        ("!", "User=www-data"),
+        ("+", "CapabilityBoundingSet="),
+        ("", "CapabilityBoundingSet=CAP_NET_ADMIN CAP_KILL"),
+        ("", "RestrictAddressFamilies=AF_INET AF_NETLINK"),
+    ],
+)
+def test_a_reload_keeps_the_rights_that_it_has(
+    prefix: str, setting: str, systemctl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"ExecReload={prefix}/bin/kill"
+    systemctl.write_text(UNIT.replace("ExecReload=-/bin/kill", f"{setting}\n{line}"))
+    (wrapped,) = printed(capsys, "app", "-p", "80", "--reload")[-1:]
+    assert wrapped.partition("/")[0] == f"ExecReload={prefix}"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "setting", "says"),
+    [
+        ("", "User=www-data", "User=www-data"),
+        ("-", "DynamicUser=yes", "DynamicUser=yes"),
+        ("", "CapabilityBoundingSet=", "CapabilityBoundingSet="),
+        ("!", "CapabilityBoundingSet=~CAP_NET_ADMIN", "CapabilityBoundingSet=~CAP_NET_ADMIN"),
+        ("", "ProtectSystem=strict", "ProtectSystem=strict"),
+        ("@", "", "the prefix @ names argv[0]"),
+        ("-|", "", "the prefix | has a shell run it"),
+        ("", "ExecReload=/bin/a ; /bin/b\n#", "several commands"),
+    ],
+)
+def test_a_reload_whose_rights_synplug_would_change_is_refused(
+    prefix: str, setting: str, says: str, systemctl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"{setting}\nExecReload={prefix}/bin/kill"
+    if says == "several commands":
+        line = setting
+    systemctl.write_text(UNIT.replace("ExecReload=-/bin/kill", line))
+    assert main(["systemd", "drop-in", "app", "-p", "80", "--reload"]) == 125
+    assert says in capsys.readouterr().err
 
 
 def test_what_is_printed_passes_systemd_s_own_check(
