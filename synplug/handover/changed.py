@@ -108,6 +108,7 @@ def digest_of(paths: Sequence[str]) -> str:
 
 
 def _members(path: str) -> Iterator[str]:
+    """A file, or a directory's links and files, and those of the directories that links name."""
     if not os.path.isdir(path):
         yield path
         return
@@ -115,13 +116,26 @@ def _members(path: str) -> Iterator[str]:
     def cannot(error: OSError) -> None:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
 
-    for folder, folders, files in os.walk(path, onerror=cannot):
+    if os.path.islink(path):
+        yield path
+    seen = set()
+    for folder, folders, files in os.walk(path, onerror=cannot, followlinks=True):
+        found = os.stat(folder)
+        if (found.st_dev, found.st_ino) in seen:  # links in a circle, or two to one directory
+            folders.clear()
+            continue
+        seen.add((found.st_dev, found.st_ino))
         folders.sort()
-        yield from (os.path.join(folder, name) for name in sorted(files))
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        yield from (os.path.join(folder, name) for name in sorted([*files, *links]))
 
 
 def _add(name: str, update: Callable[[bytes], object]) -> None:
     try:
+        if os.path.islink(name):
+            update(f"-> {json.dumps(os.readlink(name))}:".encode())
+            if os.path.isdir(name) or not os.path.exists(name):  # what is below counts by itself
+                return
         descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             found = os.fstat(descriptor)

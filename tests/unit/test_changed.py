@@ -124,3 +124,25 @@ def test_what_cannot_be_read_is_an_error_and_no_change(
         run.close()
     with pytest.raises(UsageError, match="cannot be kept"):
         ChangeRecord(("x",), ("y",), directory=str(tmp_path / "conf" / "below-a-file"))
+
+
+def test_a_link_that_is_switched_is_a_change_and_one_that_dangles_is_none(tmp_path: Path) -> None:
+    folder, releases = tmp_path / "app", tmp_path / "releases"
+    folder.mkdir()
+    for number in ("1", "2"):
+        (releases / number).mkdir(parents=True)
+        (releases / number / "conf").write_text("the same")
+    current = folder / "current"
+
+    def after(target: str) -> str:
+        current.unlink(missing_ok=True)
+        current.symlink_to(target)
+        assert digest_of([str(folder)]) == digest_of([str(folder)])
+        return digest_of([str(folder)])
+
+    states = [after("../releases/1"), after("../releases/2"), after("nowhere"), after(".")]
+    assert len(set(states)) == len(states)
+    assert digest_of([str(current)]) != after("../releases/1")
+    assert after("../releases/1") == states[0]
+    (releases / "1" / "conf").write_text("another")
+    assert digest_of([str(folder)]) != states[0], "what the link names counts, too"
