@@ -22,7 +22,6 @@ _WORDS = {
     Step.DRAIN.value: "waiting for the old listener's queues",
     Step.READY.value: "restarting",
     Step.RELEASE.value: "letting go",
-    Step.CLEAN_UP.value: "removing everything",
 }
 
 
@@ -69,7 +68,9 @@ class LiveLine:
             self._is_over.wait(_RHYTHM_S)
 
     def text(self, now_s: float) -> str:
-        """The line, at this time."""
+        """The line, at this time. From the release on there is no deadline, only the command."""
+        if self._phase == Step.CLEAN_UP.value:
+            return "synplug: released; waiting for the command to end"
         left_s = max(0.0, self._held_since_s + self._spec.max_hold_s - now_s)
         words = _WORDS.get(self._phase, self._phase)
         waiting = _waiting(self._queues)
