@@ -257,15 +257,41 @@ def test_the_same_roll_without_synplug_loses(
     assert all(load.failures > 0 for load in loads.values())
 
 
-def test_a_broken_configuration_stops_the_roll_at_the_first_host(
+def test_a_broken_configuration_stops_the_roll_at_the_first_host_again_and_again(
     ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
 ) -> None:
-    """Its --check fails: that host serves on by the old process, the others are untouched."""
+    """It is put in place nowhere: a second play does not find it there, and go on."""
     new_configuration(hosts, tmp_path, "\nnonsense\n")
     words = ("-i", str(inventory), str(example(tmp_path)))
     pids = {host.name: host.haproxy.pids for host in hosts}
     texts = {host.name: host.configuration.read_text() for host in hosts}
-    (status, said), loads = under_load(hosts, lambda: ansible.play(*words))
+
+    def twice() -> list[tuple[int, dict[str, Any]]]:
+        return [ansible.play(*words) for _ in range(2)]
+
+    plays, loads = under_load(hosts, twice)
+    for status, said in plays:
+        assert status != 0
+        (host,) = results_of(said, "Configuration").items()
+        assert host[0] == "web1"
+        assert "failed to validate" in host[1]["msg"]
+    assert {host.name: host.haproxy.pids for host in hosts} == pids, "nobody was restarted"
+    assert {host.name: host.configuration.read_text() for host in hosts} == texts
+    assert all(load.failures == 0 for load in loads.values())
+
+
+def test_a_configuration_that_only_the_restart_s_check_refuses(
+    ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
+) -> None:
+    """Its --check fails: that host serves on by the old process, the others are untouched."""
+    new_configuration(hosts, tmp_path, "\nnonsense\n")
+    play = example(tmp_path)
+    validate = "        validate: haproxy -c -q -f %s\n"
+    assert play.read_text().count(validate) == 1
+    play.write_text(play.read_text().replace(validate, ""))
+    pids = {host.name: host.haproxy.pids for host in hosts}
+    texts = {host.name: host.configuration.read_text() for host in hosts}
+    (status, said), loads = under_load(hosts, lambda: ansible.play("-i", str(inventory), str(play)))
     assert status != 0
     (host,) = results_of(said, "Restart HAProxy").items()
     assert host[0] == "web1"
@@ -356,6 +382,17 @@ def test_the_role_installs_and_the_rolling_play_restarts_what_it_configured(
     assert status == 0, json.dumps(said)
     assert results_of(said, "Restart")["web1"]["report"]["hold"]["held"] > 0
     assert loads["web1"].failures == 0, loads["web1"].summary()
+
+
+def test_the_role_installs_nothing_that_nobody_has_named(
+    ansible: Ansible, inventory: Path, tmp_path: Path
+) -> None:
+    """The bare name would be what somebody else has registered."""
+    play = tmp_path / "install.yml"
+    play.write_text("- hosts: web1\n  gather_facts: false\n  roles:\n    - synplug.ops.install\n")
+    done = ansible.attempt("ansible-playbook", "-i", str(inventory), str(play))
+    assert done.returncode != 0
+    assert "missing required arguments: synplug_package" in done.stdout + done.stderr
 
 
 def test_its_documentation_and_sanity(ansible: Ansible) -> None:

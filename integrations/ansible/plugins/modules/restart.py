@@ -205,7 +205,7 @@ lost:
   type: int
 rc:
   description: synplug's exit code.
-  returned: always
+  returned: where synplug was found
   type: int
 plan:
   description: What would be done.
@@ -213,7 +213,7 @@ plan:
   type: str
 command:
   description: What was called.
-  returned: always
+  returned: where synplug was found
   type: list
   elements: str
 """
