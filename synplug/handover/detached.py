@@ -155,8 +155,6 @@ class _Release:
         )
         with self._timeline.phase(Step.READY):
             self._outcome = self._waiting.until_ready(None)
-        if self._outcome is Outcome.DEADLINE and self._waiting.complaint:
-            self._warnings.append(self._waiting.complaint)
 
     def let_go(self, *, at_once: bool) -> None:
         """Release at the listeners' pace, or at once."""
@@ -172,6 +170,10 @@ class _Release:
             lingering = self._kept.finish()
         if lingering:
             self._warnings.append(f"the empty rest of the hold stays for a while: {lingering}")
+        if self._waiting is not None:
+            self._outcome = self._waiting.reviewed(self._outcome, result)
+            if self._outcome is Outcome.DEADLINE:
+                self._warnings += self._waiting.complaints
         if self._outcome is Outcome.ERROR:
             self._explain(result)
 

@@ -9,9 +9,13 @@ from synplug.handover.own_connections import OwnConnections
 from synplug.handover.plan import WrapPlan
 from synplug.handover.readiness import Readiness, Watch
 from synplug.handover.tools import Command, Held, Tools
-from synplug.model import Outcome, ReleaseReason
+from synplug.model import HoldResult, Outcome, ReleaseReason
 
 _PROCESSES_EVERY_S = 0.01
+_LOCAL_WAITED = (
+    "connections from this host may have waited: a check of the restart's own among them waited "
+    "for itself; --ready-http, and what the command itself starts, need not wait"
+)
 
 
 class ReadyWait:
@@ -47,7 +51,7 @@ class ReadyWait:
             processes=tools.processes,
             clock=tools.clock,
         )
-        #: What the operator should know if it was never ready.
+        #: Why it was not ready in time.
         self.complaint = ""
 
     def until_ready(self, command: Command | None) -> Outcome:
@@ -64,6 +68,24 @@ class ReadyWait:
             self._own.look([*own, *self._probe_pids()], self._hold)
             self._tools.signals.pause(POLL_S)
 
+    def reviewed(self, outcome: Outcome, result: HoldResult | None) -> Outcome:
+        """What it comes to once the hold is over, which may have ended during the last look.
+
+        A check that waited behind the hold passes at that very moment.
+        """
+        if outcome is not Outcome.READY or result is None or result.reason is ReleaseReason.ASKED:
+            return outcome
+        self.complaint = "the service was found ready only when the hold had ended"
+        return _ended_by_itself(result)
+
+    @property
+    def complaints(self) -> list[str]:
+        """What the operator should know if it was not ready in time."""
+        found = [self.complaint] if self.complaint else []
+        if self._hold.may_hold_local:
+            found.append(_LOCAL_WAITED)
+        return found
+
     def stop(self) -> None:
         """End the probe."""
         if self._probe is not None and self._probing:
@@ -75,8 +97,7 @@ class ReadyWait:
         result = self._hold.ended()
         if result is not None:
             self._complain()
-            is_late = result.reason is ReleaseReason.DEADLINE
-            return Outcome.DEADLINE if is_late else Outcome.ERROR
+            return _ended_by_itself(result)
         status = 0 if command is None else command.poll()
         if status:
             return Outcome.COMMAND_FAILED
@@ -120,5 +141,9 @@ class ReadyWait:
         elif self._probe is not None:
             self.complaint = (
                 f"the readiness check did not pass in time: {self._probe.complaint or 'no answer'}"
-                "; if it connects from another process to the held endpoint, it waited for itself"
             )
+
+
+def _ended_by_itself(result: HoldResult) -> Outcome:
+    is_late = result.reason is ReleaseReason.DEADLINE
+    return Outcome.DEADLINE if is_late else Outcome.ERROR

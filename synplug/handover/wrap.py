@@ -137,6 +137,7 @@ class _Run:
                 with self._timeline.phase(Step.READY):
                     self._outcome = waiting.until_ready(self._command)
                 self._release()
+                self._outcome = waiting.reviewed(self._outcome, self._hold.result)
                 self._note_early_end()
         finally:
             waiting.stop()
@@ -146,8 +147,8 @@ class _Run:
             self._outcome = Outcome.COMMAND_FAILED
         if self._outcome is Outcome.READY:
             self._sight.look_at_the_end()
-        if self._outcome is Outcome.DEADLINE and waiting.complaint:
-            self._warnings.append(waiting.complaint)
+        if self._outcome is Outcome.DEADLINE:
+            self._warnings += waiting.complaints
 
     def _begin(self) -> None:
         """SYNs wait from here on; let the old listener's queues run empty."""

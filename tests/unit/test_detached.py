@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from synplug.errors import DrainError, KernelError, LockError, UnsupportedError
-from synplug.handover.detached import hold
-from synplug.handover.plan import DrainPlan, HoldPlan
-from synplug.model import Endpoint, HoldSpec, OnDrainTimeout, ReleaseReason
-from tests.unit.fakes import HTTP, Restart
+from synplug.handover.detached import hold, release
+from synplug.handover.plan import DrainPlan, HoldPlan, ReadyPlan
+from synplug.model import Endpoint, HoldSpec, OnDrainTimeout, Outcome, ReleaseReason
+from tests.unit.fakes import HTTP, FakeHold, FakeProbe, Restart
 
 HTTPS = Endpoint(port=443)
 
@@ -88,3 +88,34 @@ def test_a_hold_that_ends_while_draining_is_an_error(restart: Restart) -> None:
     with pytest.raises(DrainError, match="before the old listener"):
         hold(plan(), restart.tools())
     assert restart.hold.left is None
+
+
+class LeftHold(FakeHold):
+    """A hold that somebody else has left to its keeper; all stand up again after it."""
+
+    def __init__(self, restart: Restart) -> None:
+        super().__init__(restart.world, plan().spec)
+        self.spec = plan().spec
+        self.old = (restart.old,)
+        self.is_releasing = False
+        self.hold()
+
+
+def test_a_probe_that_passes_because_the_hold_has_ended_is_no_release(restart: Restart) -> None:
+    kept = LeftHold(restart)
+
+    class Behind(FakeProbe):
+        @property
+        def passed(self) -> bool:
+            kept.ended_because = ReleaseReason.DEADLINE
+            return True
+
+        @passed.setter
+        def passed(self, value: bool) -> None:
+            """It decides for itself."""
+
+    restart.probe = Behind(restart.world)
+    restart.listen(restart.new)
+    report = release(kept, ReadyPlan(), restart.tools())  # type: ignore[arg-type]
+    assert (report.exit_code, report.outcome) == (124, Outcome.DEADLINE)
+    assert any("only when the hold had ended" in warning for warning in report.warnings)

@@ -367,6 +367,41 @@ def test_a_hold_that_was_ended_early_is_no_success(restart: Restart) -> None:
     assert report.command.status == 0
 
 
+@pytest.mark.parametrize(
+    ("reason", "status", "outcome"),
+    [
+        (ReleaseReason.DEADLINE, 124, Outcome.DEADLINE),
+        (ReleaseReason.SIGNAL, 125, Outcome.ERROR),
+    ],
+)
+def test_a_probe_that_passes_because_the_hold_has_ended_is_no_success(
+    restart: Restart, reason: ReleaseReason, status: int, outcome: Outcome
+) -> None:
+    """It waited behind the hold, whose end comes between two looks of ours."""
+
+    class Behind(FakeProbe):
+        @property
+        def passed(self) -> bool:
+            if restart.world.now_s < 1001.0:
+                return False
+            restart.hold.ended_because = reason
+            return True
+
+        @passed.setter
+        def passed(self, value: bool) -> None:
+            """It decides for itself."""
+
+    restart.probe = Behind(restart.world)
+    report = run(restart)
+    assert (report.exit_code, report.outcome) == (status, outcome)
+    assert report.hold is not None
+    assert report.hold.reason is reason
+    if outcome is Outcome.DEADLINE:
+        late, itself = report.warnings
+        assert "only when the hold had ended" in late
+        assert "waited for itself" in itself
+
+
 # --- signals
 
 
