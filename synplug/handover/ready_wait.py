@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from synplug.handover.configuration_test import is_configuration_test
 from synplug.handover.drain import POLL_S
 from synplug.handover.own_connections import OwnConnections
 from synplug.handover.plan import WrapPlan
 from synplug.handover.readiness import Readiness, Watch
 from synplug.handover.tools import Command, Held, Tools
-from synplug.model import HoldResult, Outcome, ReleaseReason
+from synplug.model import HoldResult, Listener, Outcome, ReleaseReason
 
 _PROCESSES_EVERY_S = 0.01
 _LOCAL_WAITED = (
@@ -51,6 +52,7 @@ class ReadyWait:
             processes=tools.processes,
             clock=tools.clock,
         )
+        self._lasting: set[int] = set()
         #: Why it was not ready in time.
         self.complaint = ""
 
@@ -102,19 +104,45 @@ class ReadyWait:
         if status:
             return Outcome.COMMAND_FAILED
         now_s = self._tools.clock()
+        listeners = self._tools.sockets.listeners(self._plan.spec.endpoints)
         verdict = self._watch.observe(
             now_s=now_s,
-            listeners=self._tools.sockets.listeners(self._plan.spec.endpoints),
+            listeners=listeners,
             processes=self._service(now_s) if status == 0 else (),
             succeeded=status == 0,
         )
-        if verdict is not Readiness.NOT_YET and self._probe_passed():
+        is_there = verdict is not Readiness.NOT_YET
+        if is_there and command is not None and status is None:
+            is_there = self._lasts(listeners, command.pid)
+        if is_there and self._probe_passed():
             return Outcome.READY
         limit_s = self._plan.ready.timeout_s
         if limit_s is not None and now_s - began_s >= limit_s:
             self._complain()
             return Outcome.DEADLINE
         return None
+
+    def _lasts(self, listeners: Collection[Listener], command_pid: int) -> bool:
+        """Whether none of them is that of a configuration test, which listens for a moment.
+
+        A command that still runs may go on with such a test, which is then a child of its. One
+        that has ended before it was found has taken its listener with it. Looked at once.
+        """
+        cookies = {listener.cookie for listener in listeners}
+        if cookies <= self._lasting:
+            return True
+        processes = self._tools.processes
+        inodes = {own.inode for own in listeners if own.cookie not in self._lasting}
+        owners = processes.owners(inodes, processes.descendants([command_pid]))
+        if any(
+            is_configuration_test(processes.command_line(owner.pid))
+            for found in owners.values()
+            for owner in found
+        ):
+            return False
+        now = self._tools.sockets.listeners(self._plan.spec.endpoints)
+        self._lasting |= cookies & {listener.cookie for listener in now}
+        return cookies <= self._lasting
 
     def _service(self, now_s: float) -> Collection[int]:
         """The service's processes; looked up less often than listeners."""

@@ -64,6 +64,9 @@ class ProcessTable(Protocol):
     def variable(self, pid: int, name: str, /) -> str | None:
         """A variable of the environment that it was started with; None: it has none, or is gone."""
 
+    def command_line(self, pid: int, /) -> list[str]:
+        """The words that it was started with; none: gone, or hidden."""
+
     def socket_inodes(self, pid: int, /) -> set[int]:
         """The sockets that a process has open."""
 

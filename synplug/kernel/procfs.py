@@ -68,6 +68,11 @@ def variable(pid: int, name: str) -> str | None:
     return None
 
 
+def command_line(pid: int) -> list[str]:
+    """The words that it was started with; none: it is gone, hidden, or a zombie."""
+    return _read(f"/proc/{pid}/cmdline").split("\0")[:-1]
+
+
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state on; a name may contain anything.
 

@@ -246,6 +246,7 @@ class FakeProcesses:
     zombies: set[int] = field(default_factory=set)
     sessions: dict[int, int] = field(default_factory=dict)
     variables: dict[tuple[int, str], str] = field(default_factory=dict)
+    command_lines: dict[int, list[str]] = field(default_factory=dict)
 
     def start_time(self, pid: int, /) -> int:
         return 0 if pid in self.dead else 10_000 + pid
@@ -271,6 +272,9 @@ class FakeProcesses:
 
     def control_group_members(self, component: str, /) -> set[int]:
         return set(self.groups.get(component, ()))
+
+    def command_line(self, pid: int, /) -> list[str]:
+        return [] if pid in self.dead else self.command_lines.get(pid, ["server"])
 
     def socket_inodes(self, pid: int, /) -> set[int]:
         return set(self.inodes.get(pid, ()))
