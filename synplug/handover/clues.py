@@ -60,6 +60,8 @@ _NGINX_CONF_BYTES = 1 << 20
 #: As many digits as the largest process id has (proc(5), pid_max).
 _PID = re.compile(r"[0-9]{1,7}")
 _NGINX_BUILT_IN = re.compile(r"--pid-path=(\S+)")
+_NGINX_PREFIX_BUILT_IN = re.compile(r"--prefix=(\S+)")
+_NGINX_PREFIX = "/usr/local/nginx"
 _NGINX_CONF_BUILT_IN = re.compile(r"--conf-path=(\S+)")
 
 
@@ -163,14 +165,18 @@ def _haproxy(argv: list[str]) -> Clue:
 
 
 def _nginx(argv: list[str]) -> Clue:
-    """The pidfile that nginx itself would use: -g, then the configuration, then built in."""
+    """The pidfile that nginx itself would use: -g, then the configuration, then built in.
+
+    What is relative is so to its prefix, not to where we are (ngx_conf_full_name).
+    """
+    built_in = output_of([argv[0], "-V"])
+    prefixes = _values_of(argv, ("-p",)) or _NGINX_PREFIX_BUILT_IN.findall(built_in)
+    prefix = prefixes[-1] if prefixes else _NGINX_PREFIX
     path = _nginx_pidfile("\n".join(_values_of(argv, ("-g",))))
     if path == "":
-        built_in = output_of([argv[0], "-V"])
         paths = _values_of(argv, ("-c",)) or _NGINX_CONF_BUILT_IN.findall(built_in)
         try:
-            where = os.path.join(*_values_of(argv, ("-p",))[:1], paths[0])
-            configuration = beginning_of(where, _NGINX_CONF_BYTES)
+            configuration = beginning_of(os.path.join(prefix, paths[0]), _NGINX_CONF_BYTES)
         except (OSError, IndexError):  # then nginx itself will fail, and nobody's is meant
             return Clue()
         if len(configuration) == _NGINX_CONF_BYTES:  # there is more, and it was not read
@@ -178,6 +184,7 @@ def _nginx(argv: list[str]) -> Clue:
         path = _nginx_pidfile(configuration.decode(errors="replace"))
         if path == "":
             path = "".join(_NGINX_BUILT_IN.findall(built_in)[:1])
+    path = os.path.join(prefix, path) if path else ""
     return Clue(pidfiles=(path,)) if path and os.path.exists(path) else Clue()
 
 

@@ -203,6 +203,25 @@ def test_a_comment_is_no_setting_of_nginx(nginx: Nginx) -> None:
     assert clue_of(["nginx", "-c", str(nginx.config)]) == Clue(pidfiles=(str(nginx.built_in),))
 
 
+def test_what_is_relative_is_so_to_nginxs_prefix(
+    nginx: Nginx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another service has files of the same names where we are."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("nginx.pid", "nginx.conf"):
+        (other / name).write_text("1")
+    monkeypatch.chdir(other)
+    nginx.configure("pid nginx.pid;")
+    found = Clue(pidfiles=(str(nginx.pidfile),))
+    assert clue_of(["nginx", "-p", str(tmp_path), "-c", "nginx.conf"]) == found
+    assert clue_of(["nginx", "-p", str(tmp_path), "-g", "pid nginx.pid;"]) == found
+    assert clue_of(["nginx", "-c", str(nginx.config)]) == NOTHING
+    nginx.version = f"--prefix={tmp_path} --conf-path={nginx.config} --pid-path={nginx.built_in}"
+    assert clue_of(["nginx", "-c", "nginx.conf"]) == found
+    assert clue_of(["nginx"]) == found
+
+
 def test_nginxs_dash_g_wins(nginx: Nginx) -> None:
     nginx.configure("pid /elsewhere.pid;")
     words = ["nginx", "-g", f"daemon on;\npid {nginx.pidfile};", "-c", str(nginx.config)]
