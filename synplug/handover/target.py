@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 from typing import Protocol
@@ -86,6 +87,7 @@ def find_target(
     if request.endpoints:
         pids, unit = _processes_of(named, processes)
         target = _of_endpoints(request.endpoints, sockets)
+        unit = unit or _unit_of(read, processes)
         return replace(target, pids=pids, unit=unit, returns_early=read.returns_early)
     clue, how = (named, _words(named)) if _tells(named) else (read, _words(read))
     if not _tells(clue):
@@ -178,6 +180,15 @@ def _processes_of(clue: Clue, processes: ProcessTable) -> tuple[tuple[int, ...],
         members, unit = _unit_members(name, processes)
         pids |= members
     return tuple(sorted(pids)), unit
+
+
+def _unit_of(clue: Clue, processes: ProcessTable) -> str:
+    """The unit that a command names, if it runs: its ExecReload= may check the held endpoint."""
+    for name in clue.units:
+        with suppress(TargetError, UsageError):
+            _, unit = _unit_members(name, processes)
+            return unit
+    return ""
 
 
 def _unit_members(name: str, processes: ProcessTable) -> tuple[set[int], str]:

@@ -77,7 +77,7 @@ def test_a_unit_stands_for_its_control_group(name: str) -> None:
     assert found.how == f"unit {name}"
 
 
-def test_the_command_is_read_only_when_nothing_is_named() -> None:
+def test_endpoints_are_read_from_the_command_only_when_nothing_is_named() -> None:
     machine = Machine(listener(1), listener(2, port=81))
     argv = ("systemctl", "restart", "app")
     inferred = machine.find(argv=argv)
@@ -85,7 +85,8 @@ def test_the_command_is_read_only_when_nothing_is_named() -> None:
     assert inferred.how == "inferred from the command: unit app"
     named = machine.find(argv=argv, endpoints=at("*:81"))
     assert words(named.endpoints) == ["*:81"]
-    assert (named.unit, named.how) == ("", "named")
+    assert (named.pids, named.how) == ((), "named")
+    assert named.unit == "app.service", "whose own checks of the endpoint are let through"
 
 
 def test_an_alias_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
