@@ -135,9 +135,10 @@ class ReadyWait:
         inodes = {own.inode for own in listeners if own.cookie not in self._lasting}
         owners = processes.owners(inodes, processes.descendants([command_pid]))
         if any(
-            is_configuration_test(processes.command_line(owner.pid))
+            not words or is_configuration_test(words)  # without words it is ending
             for found in owners.values()
             for owner in found
+            for words in [processes.command_line(owner.pid)]
         ):
             return False
         now = self._tools.sockets.listeners(self._plan.spec.endpoints)
