@@ -13,6 +13,8 @@ from synplug.handover.tools import Command, Held, Tools
 from synplug.model import HoldResult, Listener, Outcome, ReleaseReason
 
 _PROCESSES_EVERY_S = 0.01
+#: A process that ends loses its descriptors first, and its listeners a moment later (do_exit).
+_ENDING_S = 0.01
 _LOCAL_WAITED = (
     "connections from this host may have waited: a check of the restart's own among them waited "
     "for itself; --ready-http, and what the command itself starts, need not wait"
@@ -53,6 +55,7 @@ class ReadyWait:
             clock=tools.clock,
         )
         self._lasting: set[int] = set()
+        self._ownerless_s: dict[int, float] = {}
         #: Why it was not ready in time.
         self.complaint = ""
 
@@ -113,7 +116,7 @@ class ReadyWait:
         )
         is_there = verdict is not Readiness.NOT_YET
         if is_there and command is not None and status is None:
-            is_there = self._lasts(listeners, command.pid)
+            is_there = self._lasts(listeners, command.pid, now_s)
         if is_there and self._probe_passed():
             return Outcome.READY
         limit_s = self._plan.ready.timeout_s
@@ -122,18 +125,26 @@ class ReadyWait:
             return Outcome.DEADLINE
         return None
 
-    def _lasts(self, listeners: Collection[Listener], command_pid: int) -> bool:
+    def _lasts(self, listeners: Collection[Listener], command_pid: int, now_s: float) -> bool:
         """Whether none of them is that of a configuration test, which listens for a moment.
 
-        A command that still runs may go on with such a test, which is then a child of its. One
-        that has ended before it was found has taken its listener with it. Looked at once.
+        A command that still runs may go on with such a test, which is then a child of its. A
+        listener of none of its children may be a test's that is ending just now, and is looked at
+        again; any other one is looked at once.
         """
         cookies = {listener.cookie for listener in listeners}
         if cookies <= self._lasting:
             return True
         processes = self._tools.processes
-        inodes = {own.inode for own in listeners if own.cookie not in self._lasting}
-        owners = processes.owners(inodes, processes.descendants([command_pid]))
+        new = [own for own in listeners if own.cookie not in self._lasting]
+        owners = processes.owners({own.inode for own in new}, processes.descendants([command_pid]))
+        since_s = [
+            self._ownerless_s.setdefault(own.cookie, now_s)
+            for own in new
+            if not owners.get(own.inode)
+        ]
+        if since_s and now_s - max(since_s) < _ENDING_S:
+            return False
         if any(
             not words or is_configuration_test(words)  # without words it is ending
             for found in owners.values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 
 from netlab.load import Load
@@ -48,6 +49,19 @@ def test_a_reload_that_keeps_its_sockets_is_released_when_it_has_settled(
     assert before == {listener["inode"] for listener in report["new_listeners"]}
     assert report["gap_s"] is None
     assert 0.1 < report["hold"]["duration_s"] < 2.0, report
+
+
+def test_the_listener_of_a_configuration_test_is_not_the_new_one(lab: ClientServer) -> None:
+    """`nginx -t` binds and listens for a moment, and nginx itself comes after it."""
+    with Nginx(lab.server) as nginx:
+        start = nginx.start_argv
+        test = shlex.join([*nginx.reload_argv[:-2], "-t", "-q"])
+        line = f"{shlex.join(nginx.stop_argv)} && {test} && sleep 0.05 && {shlex.join(start)}"
+        control = _reloads(lab, nginx, 1000, lambda _: ["sh", "-c", line], wrapped=False)
+        kept = _reloads(lab, nginx, 1000, lambda _: ["sh", "-c", line], wrapped=True)
+    assert control.refused > 0, "the control lost nothing: the test shows nothing"
+    assert kept.failures == 0, kept.summary()
+    assert kept.retransmitted == 0, kept.summary()
 
 
 def _reloads(

@@ -492,7 +492,10 @@ class Restart:
         self.new = listener(2)
         self.sockets = FakeSockets(self.world, [self.old])
         self.far: dict[str, FakeSockets] = {}
-        self.processes = FakeProcesses(inodes={77: {self.old.inode}})
+        self.processes = FakeProcesses(
+            inodes={77: {self.old.inode}, 4242: {self.new.inode}},
+            command_lines={4242: ["app"]},
+        )
         self.signals = FakeSignals(self.world)
         self.locks = FakeLocks(self.world)
         self.holds: list[FakeHold] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import pytest
 
@@ -21,7 +21,6 @@ from synplug.handover.wrap import wrap
 from synplug.model import (
     Endpoint,
     Flow,
-    Listener,
     OnDrainTimeout,
     Outcome,
     Process,
@@ -372,32 +371,33 @@ def test_a_hold_that_was_ended_early_is_no_success(restart: Restart) -> None:
 def test_a_configuration_test_of_the_command_is_no_new_listener(
     restart: Restart, *, is_seen: bool
 ) -> None:
-    """`kill -QUIT; nginx -t; nginx`: found while it listens, or gone before it could be."""
+    """`kill -QUIT; nginx -t; nginx`: found while it listens, or ending already."""
     tested = listener(7)
     if is_seen:
         restart.processes.children[4242] = {4300}
         restart.processes.inodes[4300] = {tested.inode}
         restart.processes.command_lines[4300] = ["/usr/sbin/nginx", "-c", "/t.conf", "-qt"]
-    listeners = restart.sockets.listeners
-
-    def brief(endpoints: Iterable[Endpoint] | None = None) -> list[Listener]:
-        found = listeners(endpoints)
-        if not is_seen and tested in found:
-            restart.listen()
-        return found
 
     def script(command: FakeCommand) -> None:
         restart.world.after(0.05, lambda: restart.listen(tested))
-        restart.world.after(0.06, restart.listen)
+        restart.world.after(0.058, restart.listen)
         restart.world.after(0.20, lambda: restart.listen(restart.new))
         restart.world.after(9.0, lambda: command.end(0))
 
     restart.script = script
-    restart.sockets.listeners = brief  # type: ignore[method-assign]
     report = run(restart)
     assert report.ok
     assert report.hold is not None
     assert report.hold.opened_at_s - report.hold.held_at_s == pytest.approx(0.2, abs=0.003)
+
+
+def test_a_new_listener_of_nobody_we_know_is_looked_at_again(restart: Restart) -> None:
+    """A process that ends has lost its descriptors before its listeners go; a daemon stays."""
+    restart.processes.inodes[4242] = set()
+    report = run(restart)
+    assert report.ok
+    assert report.hold is not None
+    assert report.hold.opened_at_s - report.hold.held_at_s == pytest.approx(0.21, abs=0.003)
 
 
 @pytest.mark.parametrize(
