@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from synplug.errors import PrivilegeError, SynplugError, UnsupportedError
+from synplug.errors import PrivilegeError, ReleaseError, SynplugError, UnsupportedError
 from synplug.holding import watcher
 from synplug.holding.audience import Audience
 from synplug.holding.base import Backend
@@ -57,8 +57,7 @@ def arm_first(
             backend.arm()
         except BaseException as error:
             audience.close_door()
-            backend.close()  # if that fails, the ledger keeps what is left for recover
-            ledger.remove()
+            _give_up(backend, ledger, error)
             if not isinstance(error, SynplugError) or isinstance(error, PrivilegeError):
                 raise
             if len(makers) == 1:
@@ -69,3 +68,17 @@ def arm_first(
     raise UnsupportedError(
         "; ".join(passed_over), remedy="'synplug doctor' says what each would need"
     )
+
+
+def _give_up(backend: Backend, ledger: Ledger, error: BaseException) -> None:
+    """Undo what a backend has made that could not be armed.
+
+    :raises ReleaseError: something is left; the ledger keeps it.
+    """
+    try:
+        backend.close()
+    except SynplugError as failure:
+        raise ReleaseError(
+            f"{error}; and this could not be undone: {failure}", remedy="run 'synplug recover'"
+        ) from error
+    ledger.remove()

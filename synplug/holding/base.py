@@ -129,7 +129,10 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give everything up, in whatever state it is. Never raises for what is gone already."""
+        """Give everything up, in whatever state it is. Never raises for what is gone already.
+
+        :raises SynplugError: something is left that the kernel does not remove by itself.
+        """
 
     @abstractmethod
     def clean_up_after_death(self, traces: Mapping[str, str]) -> None:

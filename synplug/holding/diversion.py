@@ -9,25 +9,29 @@ and must not be diverted twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_network
 
 from synplug.errors import KernelError, ReleaseError, SynplugError, UnsupportedError, UsageError
 from synplug.holding.ledger import Ledger, entries
+from synplug.holding.ownership import (
+    CLSACT,
+    MOST_FILTERS,
+    PREFERENCES,
+    first_handle,
+    is_of,
+    marks_of,
+    places_in,
+)
+from synplug.holding.remarks import cut_remark, others_remark, unheld_remark
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, SynFilter
 from synplug.kernel.traffic_control import Device, TrafficControl
 from synplug.model import HoldSpec
 
-_HANDLES = 1 << 12
-#: In their lower 12 bits, a run's handles count from 1 to this.
-MOST_FILTERS = _HANDLES - 2
-#: For a mark, a connection, and SYNs to be held; the latter two by IP version.
-_PREFERENCES = 5
 _LOOPBACK = "lo"
-_CLSACT = "clsact"
 
 
 class Diversion:
@@ -44,29 +48,39 @@ class Diversion:
         self._preferences: dict[int, int] = {}
         self._filters: dict[tuple[int, SynFilter | int], Installed] = {}
         self._passing: list[SynFilter] = []
-        #: How often somebody took filters of ours from a device.
-        self.cuts = 0
+        self._cuts = 0
+        #: What the operator is to know, each once.
+        self._remarks: dict[str, None] = {}
         self._next_handle = self._first_handle
 
     @property
     def _first_handle(self) -> int:
-        """By its upper 20 bits a filter is known as this run's."""
-        return (int(self._spec.run_id, 16) & ~(_HANDLES - 1) or 1 << 31) + 1
+        return first_handle(self._spec.run_id)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the operator should know: of others' filters, and of what is not held."""
+        return (*self._remarks, *cut_remark(self._cuts))
 
     def traces(self) -> dict[str, str]:
-        """What will stand in the kernel, by kind and name."""
+        """What stands in the kernel, or will once all devices have filters, by kind and name.
+
+        A device may get another name: its index says which one it was.
+        """
         found = {"filters": f"handle {self._first_handle:#x} ff."}
-        ours = self._ours or {
+        ours = self._ours | {
             device.index: device.name
             for device in self._devices()
-            if not self._control.has_ingress(device.index)
+            if device.index not in self._preferences
+            and (not self._control.has_ingress(device.index) or _is_of_a_run(device.index))
         }
-        return found | ({_CLSACT: " ".join(ours.values())} if ours else {})
+        words = [f"{name}:{index}" for index, name in ours.items()]
+        return found | ({CLSACT: " ".join(words)} if words else {})
 
     def enter_into_ledger(self, traces: dict[str, str]) -> None:
         """Have the ledger know of a device that has come during the hold."""
         for entry in entries():
-            if entry.run_id == self._spec.run_id:
+            if entry.run_id == self._spec.run_id and entry.traces != traces:
                 Ledger(entry.run_id).write(replace(entry, traces=traces))
 
     def _devices(self) -> list[Device]:
@@ -83,27 +97,37 @@ class Diversion:
             device for device in found if (device.name in named if named else not device.is_port)
         ]
 
-    def spread(self, target: int) -> bool:
-        """Give every device the filters that it lacks; whether one had to get a clsact.
+    def spread(self, target: int) -> None:
+        """Give every device the filters that it lacks.
+
+        Once all had theirs, one that cannot have any does not keep the others from it.
 
         :param target: index of the device that the SYNs are sent to.
         :raises UnsupportedError: that takes more filters than a run has handles.
         """
-        before = len(self._ours)
+        is_first = not self._spread
         devices = self._devices()
         wanted = list(self._wanted())
-        if not self._spread:
+        if is_first:
             _check_number(len(devices) * len(wanted))
         self._spread = True
         self._forget_others({device.index for device in devices})
         self._forget_removed()
         for device in devices:
-            if self._prepare(device):
-                for syns in wanted:
-                    self._add(device.index, syns, flower.redirect(target))
-                for syns in self._passing:
-                    self._add(device.index, syns, flower.accept())
-        return len(self._ours) > before
+            try:
+                self._fit_out(device, wanted, target)
+            except SynplugError as error:
+                if is_first:
+                    raise
+                if self._control.index_of(device.name) is not None:  # or it is gone again
+                    self._remarks |= dict.fromkeys(unheld_remark(device.name, str(error)))
+
+    def _fit_out(self, device: Device, wanted: Sequence[SynFilter], target: int) -> None:
+        if self._prepare(device):
+            for syns in wanted:
+                self._add(device.index, syns, flower.redirect(target))
+            for syns in self._passing:
+                self._add(device.index, syns, flower.accept())
 
     def _forget_others(self, chosen: set[int]) -> None:
         """Forget devices that are gone; take the filters from one that has become a port.
@@ -131,7 +155,7 @@ class Diversion:
             ]
             for key in gone:
                 del self._filters[key]
-            self.cuts += bool(gone)
+            self._cuts += bool(gone)
 
     def _wanted(self) -> Iterator[SynFilter]:
         local = self._control.local_prefixes()
@@ -158,14 +182,16 @@ class Diversion:
             is_ours = device.index in self._ours
             if not is_ours and not self._control.has_ingress(device.index, side=self._side):
                 return False
-        if self._control.make_ingress(device.index, side=self._side) or _is_of_a_run(device.name):
+        if self._control.make_ingress(device.index, side=self._side) or _is_of_a_run(device.index):
             self._ours[device.index] = device.name
-        taken = {found.preference for found in self._control.filters(device.index, self._side)}
+        found = self._control.filters(device.index, self._side)
+        taken = {one.preference for one in found}
         self._preferences[device.index] = next(
             first
             for first in range(1, 1 << 15)
-            if taken.isdisjoint(range(first, first + _PREFERENCES))
+            if taken.isdisjoint(range(first, first + PREFERENCES))
         )
+        self._tell_of_others(device, found)
         if device.name == _LOOPBACK:  # a mark does not leave the machine
             where = flower.mark_place(
                 self._spec.probe_mark,
@@ -177,6 +203,21 @@ class Diversion:
                 self._control.pass_mark(where)
                 self._filters[device.index, self._spec.probe_mark] = where
         return True
+
+    def _tell_of_others(self, device: Device, found: list[Installed]) -> None:
+        """Say which filters of somebody else come before ours there, and which behind."""
+        runs = {self._spec.run_id} | {entry.run_id for entry in entries()}
+        ours = [one for one in found if any(is_of(run_id, one.handle) for run_id in runs)]
+        marks = marks_of(found, self._spec.probe_mark, {one.preference for one in ours})
+        others = {
+            one.preference
+            for one in found
+            if one not in ours and one not in marks and one.protocol in flower.PROTOCOLS
+        }
+        first = self._preferences[device.index]
+        before = sorted(preference for preference in others if preference < first)
+        behind = sorted(others.difference(before))
+        self._remarks |= dict.fromkeys(others_remark(device.name, before, behind))
 
     def _add(self, device: int, syns: SynFilter, action: bytes) -> None:
         if (device, syns) in self._filters:
@@ -191,9 +232,9 @@ class Diversion:
             handle=self._next_handle,
             parent=self._side,
         )
+        self._control.add_filter(syns, where, action)
         self._next_handle += 1
         self._filters[device, syns] = where
-        self._control.add_filter(syns, where, action)
 
     def let_through(self, syns: SynFilter) -> None:
         """Divert this one connection no more."""
@@ -221,21 +262,40 @@ class Diversion:
         if error is not None:
             raise error
 
-    def remove(self) -> None:
-        """Remove the filters, and what was made for them where nobody else uses it.
+    def remove_filters(self) -> None:
+        """Remove them all, wherever they are.
 
         :raises ReleaseError: a filter is left; without its target it would drop SYNs for ever.
         """
-        self.end()  # there are some still where nothing was ever held
-        self._find_filters()  # whatever is noted here: the kernel knows
-        self.end()
-        self._find_filters()
-        if self._filters:
-            raise ReleaseError(f"{len(self._filters)} filters are still there")
-        for device in list(self._ours):
-            with suppress(SynplugError):  # gone with its device
+        error: KernelError | None = None
+        for _ in range(2):  # those that are noted, then those that the kernel has
+            try:
+                self.end()
+            except KernelError as failure:
+                error = failure
+            self._filters.clear()
+            self._find_filters()
+            if not self._filters:
+                return
+        why = f": {error}" if error is not None else ""
+        raise ReleaseError(f"{len(self._filters)} filters are still there{why}") from error
+
+    def remove_places(self) -> None:
+        """Remove the qdiscs that were made for them, where nobody else uses them.
+
+        :raises ReleaseError: one is left; it stays noted.
+        """
+        left: list[str] = []
+        for device, name in list(self._ours.items()):
+            try:
                 self._control.remove_ingress(device)
+            except SynplugError as error:
+                if self._control.has_ingress(device):  # it is gone with its device, otherwise
+                    left.append(f"the clsact of {name} is still there: {error}")
+                    continue
             del self._ours[device]
+        if left:
+            raise ReleaseError("; ".join(left))
 
     def find(self, traces: Mapping[str, str]) -> None:
         """Find what a dead keeper of this run left.
@@ -243,27 +303,19 @@ class Diversion:
         :param traces: what :meth:`traces` said then.
         """
         self._find_filters()
-        made_here = set(traces.get(_CLSACT, "").split())
+        made_here = places_in(traces)
         for device in self._control.devices():
-            if device.name in made_here and self._control.has_ingress(device.index):
+            if device.index in made_here and self._control.has_ingress(device.index):
                 self._ours[device.index] = device.name
 
     def _find_filters(self) -> None:
         """Note all filters of this run that the kernel has."""
-        last = self._first_handle + MOST_FILTERS
         for device in self._control.devices():
             for side in (flower.INGRESS, flower.EGRESS):
                 found = self._control.filters(device.index, side)
-                held = [one for one in found if self._first_handle <= one.handle <= last]
+                held = [one for one in found if is_of(self._spec.run_id, one.handle)]
+                held += marks_of(found, self._spec.probe_mark, {one.preference for one in held})
                 self._filters |= {(device.index, one.handle): one for one in held}
-                self._find_mark(found, {one.preference for one in held})
-
-    def _find_mark(self, found: list[Installed], held: set[int]) -> None:
-        """The filter for the mark, by the preferences of ours in the same place."""
-        for one in found:
-            is_before = any(0 < preference - one.preference < _PREFERENCES for preference in held)
-            if one.handle == self._spec.probe_mark and is_before:
-                self._filters[one.device, one.handle] = one
 
 
 def _check_number(filters: int) -> None:
@@ -279,6 +331,6 @@ def _check_number(filters: int) -> None:
         )
 
 
-def _is_of_a_run(device: str) -> bool:
+def _is_of_a_run(device: int) -> bool:
     """Whether some run has made the clsact of that device; the last one that goes removes it."""
-    return any(device in entry.traces.get(_CLSACT, "").split() for entry in entries())
+    return any(device in places_in(entry.traces) for entry in entries())

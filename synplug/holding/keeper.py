@@ -101,6 +101,10 @@ class Keeper:
             self._give_up()
         finally:
             self._audience.close_door()
+            self._close()
+
+    def _close(self) -> None:
+        with suppress(SynplugError):  # if something is left, the ledger keeps it for recover
             self._backend.close()
 
     def _say_failed(self, error: Exception) -> None:
@@ -120,7 +124,7 @@ class Keeper:
             self._deadman.stop()
             self._dismantle()
         except Exception:  # noqa: BLE001 -- then at once, and by closing alone
-            self._backend.close()
+            self._close()
             self._guard.leave()
             if not self._backend.outlives_its_keeper:  # if it does, its watcher looks
                 self._ledger.remove()

@@ -16,7 +16,6 @@ from ipaddress import ip_address, ip_network
 from synplug.errors import ReleaseError, SynplugError, UnsupportedError
 from synplug.holding.base import ANY_BACKEND, Backend
 from synplug.holding.diversion import Diversion
-from synplug.holding.remarks import cut_remark
 from synplug.kernel.capabilities import NET_RAW
 from synplug.kernel.flower import SynFilter
 from synplug.kernel.namespaces import wait_for_packets_in_flight
@@ -54,6 +53,7 @@ class PlugBackend(Backend):
         self._peak = 0
         self._lost = 0
         self._passing = 0
+        self._troubles: dict[str, None] = {}
 
     @property
     def _control(self) -> TrafficControl:
@@ -74,7 +74,7 @@ class PlugBackend(Backend):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return cut_remark(self._diverted.cuts if self._diverted is not None else 0)
+        return (*self._troubles, *(self._diverted.remarks if self._diverted is not None else ()))
 
     # --- arming
 
@@ -117,9 +117,21 @@ class PlugBackend(Backend):
             return False
         with suppress(SynplugError):  # a device that is gone again: the next change tells
             self._control.set_up(self._ifb)  # to one that is down nothing can be sent
-            if self._diversion.spread(self._ifb):
-                self._diversion.enter_into_ledger(self.traces())
+            if self._enter_into_ledger():
+                self._diversion.spread(self._ifb)
+                self._enter_into_ledger()  # another run was faster with a clsact that we share
         return False
+
+    def _enter_into_ledger(self) -> bool:
+        """Before the kernel is changed; if that cannot be, nothing is changed, and it is told."""
+        traces = self.traces()
+        try:
+            self._diversion.enter_into_ledger(traces)
+        except SynplugError as error:
+            words = f"what devices bring that came during the hold is not held: {error}"
+            self._troubles[words] = None
+            return False
+        return True
 
     def let_through(self, flow: Flow) -> None:
         """A SYN that waits already stays; its retransmit passes."""
@@ -184,7 +196,13 @@ class PlugBackend(Backend):
         return ""
 
     def remove(self) -> None:
-        self._diversion.remove()
+        self._diversion.remove_filters()
+        try:
+            self._diversion.remove_places()
+        finally:
+            self._remove_ifb()
+
+    def _remove_ifb(self) -> None:
         left = self._control.index_of(self._ifb_name)  # by name: it may have lost its plug
         if left is not None:
             self._control.remove_device(left)
@@ -207,13 +225,16 @@ class PlugBackend(Backend):
     def close(self) -> None:
         if self._made is None:
             return
-        for step in (self.open, self.confirm_empty, self.remove):
-            with suppress(SynplugError):
+        for step in (self.open, self.confirm_empty):
+            with suppress(SynplugError):  # a device without its plug; what counts is the next
                 step()
-        self._made.close()
-        self._made = None
-        if self._changes is not None:
-            self._changes.close()
+        try:
+            self.remove()
+        finally:
+            self._made.close()
+            self._made = None
+            if self._changes is not None:
+                self._changes.close()
 
     def clean_up_after_death(self, traces: Mapping[str, str]) -> None:
         """Open what is still there, let it run empty, and remove it."""

@@ -48,6 +48,31 @@ def cut_remark(times: int) -> tuple[str, ...]:
     )
 
 
+def others_remark(device: str, before: Collection[int], behind: Collection[int]) -> tuple[str, ...]:
+    """On filters of somebody else, by their preferences: what comes first has its way."""
+    found = []
+    if before:
+        found.append(
+            f"on {device} filters of somebody else come before those of the hold (preference "
+            f"{_listed(before)}): SYNs that they accept, redirect or drop are not held"
+        )
+    if behind:
+        found.append(
+            f"on {device} filters of somebody else come behind those of the hold (preference "
+            f"{_listed(behind)}): held SYNs pass them by, and are neither dropped nor marked there"
+        )
+    return tuple(found)
+
+
+def _listed(numbers: Collection[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def unheld_remark(device: str, why: str) -> tuple[str, ...]:
+    """On a device that came during the hold, and cannot have filters."""
+    return (f"what {device} brings is not held: {why}",)
+
+
 def foreign_remark(packets: int) -> tuple[str, ...]:
     """On packets that somebody else's rule sent to our queues."""
     if not packets:

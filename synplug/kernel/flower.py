@@ -31,6 +31,8 @@ _MIRRED_PARMS, _GACT_PARMS = 2, 2
 _STOLEN, _OK, _EGRESS_REDIRECT = 4, 0, 1
 _FIN, _SYN, _RST, _ACK = 0x01, 0x02, 0x04, 0x10
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
+#: Of filters that may look at a SYN.
+PROTOCOLS = frozenset({_ETH_P_ALL, *_ETHERTYPE.values()})
 _TCP = 6
 
 Prefix = IPv4Network | IPv6Network
@@ -52,6 +54,11 @@ class Installed:
     def preference(self) -> int:
         """Filters of a lower one are looked at first."""
         return self.info >> 16
+
+    @property
+    def protocol(self) -> int:
+        """Of the frames that it looks at."""
+        return int.from_bytes(struct.pack("=H", self.info & 0xFFFF), "big")
 
     def place(self) -> bytes:
         """The body of RTM_DELTFILTER."""

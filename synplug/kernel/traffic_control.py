@@ -30,6 +30,7 @@ _ANY = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 -- nobody binds
 _WITHOUT_IPV6_BYTES = 1000
 #: Kinds of ports whose packets come once more, by the device that they belong to.
 _PORTS = ("bridge", "bond", "team")
+_GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP)
 _REMEDY = "load the modules sch_plug, ifb, act_mirred and cls_flower; or use another backend"
 
 
@@ -306,9 +307,13 @@ class TrafficControl:
         self._filters.acknowledged("add a filter for the mark", _NEWTFILTER, body, flags=flags)
 
     def remove_filter(self, where: Installed) -> None:
-        """Remove it; it may be gone, with its device or by somebody else."""
+        """Remove it; it may be gone, with its device or by somebody else.
+
+        EOPNOTSUPP: the block there is shared. Such a one takes no filter by its device, and a
+        qdisc has the same block as long as it lives: ours is gone (``net/sched/cls_api.c``).
+        """
         try:
             self._filters.acknowledged("remove a filter", _DELTFILTER, where.place())
         except KernelError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+            if error.errno not in _GONE:
                 raise

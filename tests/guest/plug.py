@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 from netlab.program import wait_until
 from netlab.topology import ClientServer, Namespace
 from tests.integration import shell
+from tests.integration.connect import holds_in_force
 
 PLUG = ["--backend", "plug", "--max-hold", "60s"]
 
@@ -51,3 +54,13 @@ def backlog(lab: ClientServer) -> int:
 def waits(lab: ClientServer, number: int) -> None:
     """Wait until so many packets are in the plug."""
     wait_until(lambda: backlog(lab) >= number, 30, f"{number} SYNs wait in the plug")
+
+
+def kill_everything(lab: ClientServer) -> None:
+    """The keeper, and its watcher before it could clean up."""
+    keeper = holds_in_force(lab.server)[0]["keeper"]
+    with open(f"/proc/{keeper}/task/{keeper}/children") as file:
+        (watcher,) = map(int, file.read().split())
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(watcher, signal.SIGKILL)
+    os.kill(keeper, signal.SIGKILL)

@@ -8,11 +8,18 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from synplug.errors import KernelError, ReleaseError, UnsupportedError, UsageError
+from synplug.errors import (
+    KernelError,
+    ReleaseError,
+    SynplugError,
+    UnsupportedError,
+    UsageError,
+)
 from synplug.holding import diversion, plug
 from synplug.holding.describe import equivalent_commands
 from synplug.holding.diversion import Diversion
 from synplug.holding.ledger import Entry
+from synplug.holding.ownership import MOST_FILTERS
 from synplug.holding.plug import PlugBackend
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, Prefix, SynFilter
@@ -163,7 +170,7 @@ def test_all_is_there_before_anything_waits(control: FakeControl) -> None:
     assert backend.traces() == {
         "ifb device": "synplug0123abcd",
         "filters": "handle 0x123a001 ff.",
-        "clsact": "lo",
+        "clsact": "lo:1",
     }
     backend.arm()
     assert control.log[:2] == ["make-ifb", f"make-plug {100 * plug.BYTES_PER_SYN}"]
@@ -245,12 +252,12 @@ def test_the_last_run_removes_a_clsact_that_several_use(
     second = PlugBackend(HoldSpec(endpoints=(Endpoint(port=81),), run_id="89ab0000"))
     control.there[5] = "other"
     second.arm()
-    assert second.traces()["clsact"].split() == ["lo", "other"], "eth0's is somebody else's"
+    assert second.traces()["clsact"].split() == ["lo:1", "other:5"], "eth0's is somebody else's"
 
 
 def test_more_filters_than_there_are_handles_are_refused(control: FakeControl) -> None:
     at = len(LOCAL) * 2
-    ports = diversion.MOST_FILTERS // at
+    ports = MOST_FILTERS // at
     endpoints = tuple(Endpoint(port=1 + port) for port in range(ports))
     backend = PlugBackend(HoldSpec(endpoints=endpoints, run_id="0123abcd"))
     backend.arm()
@@ -412,6 +419,13 @@ def test_a_new_device_gets_its_filters_and_is_entered_into_the_ledger(
     monkeypatch.setattr(
         Diversion, "enter_into_ledger", lambda _self, traces: entered.append(traces)
     )
+    make_ingress = FakeControl.make_ingress
+
+    def made(self: FakeControl, device: int, *, side: int = flower.INGRESS) -> bool:
+        assert entered, "the ledger comes first"
+        return make_ingress(self, device, side=side)
+
+    monkeypatch.setattr(FakeControl, "make_ingress", made)
     control.there[3] = "wlan0"
     backend.absorb()
     assert control.log == []
@@ -420,7 +434,7 @@ def test_a_new_device_gets_its_filters_and_is_entered_into_the_ledger(
     backend.absorb()
     assert "make-ingress 3" in control.log
     assert control.log.count("add-filter") == len(LOCAL)
-    assert [traces["clsact"] for traces in entered] == ["lo wlan0"]
+    assert {traces["clsact"] for traces in entered} == {"lo:1 wlan0:3"}
 
 
 def changed(backend: PlugBackend) -> None:
@@ -508,6 +522,116 @@ def test_somebody_elses_qdisc_is_not_put_back_but_used_when_it_comes_again(
     assert len(backend.remarks) == 1
 
 
+def test_a_filter_that_was_not_added_is_not_removed(control: FakeControl) -> None:
+    """Of a device whose block is shared: there it cannot be removed either, nor be."""
+    backend = PlugBackend(SPEC)
+    control.refused = {"add-filter", "remove-filter"}
+    with pytest.raises(KernelError, match="add-filter"):
+        backend.arm()
+    control.installed = [one for one in control.installed if one.handle != SPEC.probe_mark]
+    backend.close()
+    assert len(control.installed) == 1
+    assert 9 not in control.there
+    assert control.ingress == {2}
+
+
+def test_what_closing_leaves_is_told(control: FakeControl) -> None:
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    control.refused = {"remove-ingress"}
+    with pytest.raises(ReleaseError, match="the clsact of lo is still there"):
+        backend.close()
+    assert len(control.installed) == 1
+    assert 9 not in control.there, "all else is gone"
+    assert control.log[-1] == "close"
+
+
+def test_a_device_that_can_have_no_filters_is_told_and_the_others_are_held(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = held(control)
+    add_filter = FakeControl.add_filter
+
+    def added(self: FakeControl, syns: SynFilter, where: Installed, action: bytes) -> None:
+        if where.device == 3:
+            raise KernelError("add a filter", 95, detail="the block is shared")
+        add_filter(self, syns, where, action)
+
+    monkeypatch.setattr(FakeControl, "add_filter", added)
+    control.there |= {3: "la0", 4: "lb0"}
+    control.ingress.add(3)
+    for _ in range(2):
+        changed(backend)
+    assert len([one for one in control.installed if one.device == 4]) == len(LOCAL)
+    (told,) = backend.remarks
+    assert "la0" in told
+    assert "the block is shared" in told
+    backend.open()
+    backend.remove()
+    assert len(control.installed) == 1
+    assert control.ingress == {2, 3}
+
+
+def test_a_ledger_that_cannot_be_written_leaves_the_kernel_as_it_is(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = held(control)
+
+    def full(_self: Diversion, _traces: dict[str, str]) -> None:
+        raise SynplugError("no space left on device")
+
+    monkeypatch.setattr(Diversion, "enter_into_ledger", full)
+    control.there[3] = "eth1"
+    changed(backend)
+    assert control.log == ["set-up"]
+    assert "no space left" in backend.remarks[0]
+
+
+def test_a_dead_keepers_clsact_is_known_by_the_index_of_its_device(control: FakeControl) -> None:
+    """One that has another name has it still; one of that name that came later has its own."""
+    traces = held(control).traces()
+    control.there[1] = "lo0"
+    control.there[4] = "lo"
+    control.ingress.add(4)
+    PlugBackend(SPEC).clean_up_after_death(traces)
+    assert control.ingress == {2, 4}
+
+
+def test_a_dead_keepers_clsact_that_does_not_go_is_told(control: FakeControl) -> None:
+    traces = held(control).traces()
+    control.refused = {"remove-ingress"}
+    with pytest.raises(ReleaseError, match="the clsact of lo is still there"):
+        PlugBackend(SPEC).clean_up_after_death(traces)
+
+
+def test_filters_of_others_before_and_behind_ours_are_told(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every, arp = 0x0300, 0x0608  # struct tcmsg has them in network order
+    control.installed += [
+        Installed(2, flower.INGRESS, 5, 1 << 16 | every),
+        Installed(2, flower.INGRESS, 5, 2 << 16 | arp),
+        Installed(1, flower.INGRESS, 5, 9 << 16 | every),
+    ]
+    impossible = Entry(
+        run_id="no run",
+        keeper=1,
+        keeper_start=1,
+        backend="plug",
+        state="armed",
+        endpoints=(),
+        traces={"clsact": "eth0:x lo:"},
+    )
+    monkeypatch.setattr(diversion, "entries", lambda: [impossible])
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    behind, before = backend.remarks
+    assert "on lo " in behind
+    assert "behind those of the hold (preference 9)" in behind
+    assert "on eth0 " in before
+    assert "before those of the hold (preference 1)" in before
+
+
 def test_what_changes_after_the_release_is_not_diverted(control: FakeControl) -> None:
     backend = held(control)
     backend.open()
@@ -539,7 +663,7 @@ def test_filters_are_removed_that_are_not_noted_any_more(control: FakeControl) -
 def test_the_target_stays_as_long_as_something_is_sent_to_it(control: FakeControl) -> None:
     backend = held(control)
     control.refused.add("remove-filter")
-    with pytest.raises(KernelError):
+    with pytest.raises(ReleaseError, match="remove-filter"):
         backend.remove()
     assert 9 in control.there
     control.refused.clear()

@@ -1,0 +1,45 @@
+"""Whose a filter or a qdisc is: a run's filters by their handles, its qdiscs by the ledger."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from synplug.kernel.flower import Installed
+
+_HANDLES = 1 << 12
+#: In their lower 12 bits, a run's handles count from 1 to this.
+MOST_FILTERS = _HANDLES - 2
+#: For a mark, a connection, and SYNs to be held; the latter two by IP version.
+PREFERENCES = 5
+CLSACT = "clsact"
+_RUN_ID, _INDEX = re.compile(r"[0-9a-f]{8}"), re.compile(r"[0-9]{1,10}")
+
+
+def first_handle(run_id: str) -> int:
+    """By its upper 20 bits a filter is known as that run's."""
+    return (int(run_id, 16) & ~(_HANDLES - 1) or 1 << 31) + 1
+
+
+def is_of(run_id: str, handle: int) -> bool:
+    """Whether a filter with that handle is that run's; a ledger can name impossible runs."""
+    if not _RUN_ID.fullmatch(run_id):
+        return False
+    first = first_handle(run_id)
+    return first <= handle <= first + MOST_FILTERS
+
+
+def marks_of(found: list[Installed], mark: int, preferences: set[int]) -> list[Installed]:
+    """The filters for that mark, by the preferences of a run's in the same place."""
+    return [
+        one
+        for one in found
+        if one.handle == mark
+        and any(0 < preference - one.preference < PREFERENCES for preference in preferences)
+    ]
+
+
+def places_in(traces: Mapping[str, str]) -> set[int]:
+    """The indices of the devices that got a clsact, by a run's traces; these can say anything."""
+    ends = (word.rpartition(":")[2] for word in traces.get(CLSACT, "").split())
+    return {int(end) for end in ends if _INDEX.fullmatch(end)}

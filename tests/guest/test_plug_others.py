@@ -1,0 +1,206 @@
+"""A plug beside the devices, qdiscs and filters of others; inside the guest."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from netlab.program import wait_until
+from netlab.snapshot import NetworkState
+from netlab.topology import ClientServer, Namespace
+from tests.guest.plug import PLUG, device, hold, kill_everything, waits
+from tests.integration import shell
+from tests.integration.connect import connecting, connects_within, holds_in_force
+
+pytestmark = [pytest.mark.guests_only, pytest.mark.usefixtures("simple")]
+
+_MARK = 0x77
+
+
+@contextmanager
+def _place(server: Namespace, wire: str, *options: str) -> Iterator[None]:
+    """A clsact of somebody else."""
+    server.run(["tc", "qdisc", "add", "dev", wire, *options, "clsact"])
+    try:
+        yield
+    finally:
+        server.run(["tc", "qdisc", "del", "dev", wire, "clsact"])
+
+
+def _filter(server: Namespace, wire: str, words: str) -> None:
+    server.run(f"tc filter add dev {wire} ingress protocol ip {words}".split())
+
+
+def _let_go(lab: ClientServer) -> dict[str, Any]:
+    outcome = shell.run(lab.server, "release", "--name", "web", "--json", "-")
+    assert outcome.status == 0, outcome
+    return outcome.report
+
+
+def _has_filters(lab: ClientServer, wire: str) -> bool:
+    show = ["tc", "filter", "show", "dev", wire, "ingress"]
+    return "Redirect" in lab.server.run(show, check=False).stdout
+
+
+def test_a_foreign_qdisc_and_its_filters_stay_and_work(lab: ClientServer) -> None:
+    """They drop one port, and mark what comes to the other; a root qdisc queues.
+
+    The mark of a held SYN alone is not set: it passes by what stands behind. That is told.
+    """
+    wire = device(lab)
+    lab.server.run(["tc", "qdisc", "add", "dev", wire, "root", "pfifo", "limit", "77"])
+    try:
+        with _place(lab.server, wire), _counted(lab.server):
+            _filter(lab.server, wire, "pref 7 flower ip_proto tcp dst_port 9 action drop")
+            marking = f"action skbedit mark {_MARK}"
+            _filter(lab.server, wire, f"pref 8 flower ip_proto tcp dst_port 8080 {marking}")
+            before = NetworkState.capture(lab.server)
+            assert connects_within(lab.client, (lab.server_ipv4, 8080), 5)
+            syns, others = _marked(lab.server)
+            assert (syns, others > 0) == (1, True), "the control: all of it is marked"
+            hold(lab)
+            client = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+            waits(lab, 1)
+            dropped = connecting(lab.client, (lab.server_ipv4, 9), 2)
+            assert dropped.communicate(timeout=60)[0].strip() == "TimeoutError", "nobody refuses"
+            show = ["tc", "-s", "filter", "show", "dev", wire, "ingress", "pref", "7"]
+            shown = lab.server.run(show).stdout
+            assert re.search(r"Sent \d+ bytes [1-9]\d* pkt", shown), shown
+            (told,) = _let_go(lab)["warnings"]
+            assert f"on {wire} filters of somebody else come behind" in told
+            assert "(preference 7, 8)" in told
+            assert float(client.communicate(timeout=60)[0]) < 60
+            assert _marked(lab.server)[0] == syns, "the held SYN is not"
+            assert _marked(lab.server)[1] > others, "what follows it is"
+            assert connects_within(lab.client, (lab.server_ipv4, 8080), 5)
+            assert _marked(lab.server)[0] == syns + 1, "they work as before"
+            assert not before.difference(NetworkState.capture(lab.server))
+    finally:
+        lab.server.run(["tc", "qdisc", "del", "dev", wire, "root"])
+
+
+@contextmanager
+def _counted(server: Namespace) -> Iterator[None]:
+    """Rules that count what has the mark: SYNs, and the rest."""
+    rules = [
+        f"INPUT -p tcp --dport 8080 {which} -m mark --mark {_MARK}"
+        for which in ("--syn", "! --syn")
+    ]
+    for rule in rules:
+        server.run(f"iptables-legacy -t mangle -A {rule}".split())
+    try:
+        yield
+    finally:
+        for rule in rules:
+            server.run(f"iptables-legacy -t mangle -D {rule}".split())
+
+
+def _marked(server: Namespace) -> tuple[int, int]:
+    shown = server.run(["iptables-legacy", "-t", "mangle", "-nvxL", "INPUT"]).stdout
+    first, second = (int(line.split()[0]) for line in shown.splitlines() if "mark match" in line)
+    return first, second
+
+
+@pytest.mark.kernels
+def test_a_client_that_a_filter_behind_bans_is_held_and_that_is_told(lab: ClientServer) -> None:
+    wire = device(lab)
+    with _place(lab.server, wire):
+        ban = f"pref 7 flower ip_proto tcp src_ip {lab.client_ipv4} dst_port 8080 action drop"
+        _filter(lab.server, wire, ban)
+        assert not connects_within(lab.client, (lab.server_ipv4, 8080), 2), "the control"
+        hold(lab)
+        client = connecting(lab.client, (lab.server_ipv4, 8080), 2)
+        waits(lab, 1)
+        report = _let_go(lab)
+        client.communicate(timeout=60)
+    assert report["hold"]["held"] >= 1
+    assert any("come behind those of the hold (preference 7)" in it for it in report["warnings"])
+
+
+def test_a_filter_before_ours_has_its_way_and_that_is_told(lab: ClientServer) -> None:
+    wire = device(lab)
+    hold(lab)
+    client = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+    waits(lab, 1)
+    assert _let_go(lab)["warnings"] == [], "the control: it waits, and there is nothing to tell"
+    assert float(client.communicate(timeout=60)[0]) < 60
+    with _place(lab.server, wire):
+        _filter(lab.server, wire, "pref 1 matchall action pass")
+        hold(lab)
+        assert connects_within(lab.client, (lab.server_ipv4, 8080), 5), "it does not wait"
+        report = _let_go(lab)
+    assert report["hold"]["held"] == 0
+    (told,) = report["warnings"]
+    assert f"on {wire} filters of somebody else come before" in told
+    assert "(preference 1)" in told
+
+
+def test_where_a_block_is_shared_nothing_is_held_and_nothing_left(lab: ClientServer) -> None:
+    """Such a block takes no filters by its device (``ingress_block``, tc(8))."""
+    with _place(lab.server, device(lab), "ingress_block", "22"):
+        before = NetworkState.capture(lab.server)
+        refused = shell.run(lab.server, "wrap", "-p", "8080", *PLUG, "--", "echo", "it ran")
+        assert refused.status == 125, refused
+        assert "shared" in refused.stderr
+        assert "it ran" not in refused.stdout
+        assert not before.difference(NetworkState.capture(lab.server))
+
+
+def test_a_device_that_can_have_no_filters_keeps_nobody_else_from_being_held(
+    lab: ClientServer,
+) -> None:
+    """It appears during the hold, with a block that is shared; its peer has none."""
+    hold(lab)
+    (entry,) = holds_in_force(lab.server)
+    os.kill(entry["keeper"], signal.SIGSTOP)
+    lab.server.run(["ip", "link", "add", "la0", "type", "veth", "peer", "name", "lb0"])
+    with _place(lab.server, "la0", "ingress_block", "23"):
+        os.kill(entry["keeper"], signal.SIGCONT)
+        wait_until(lambda: _has_filters(lab, "lb0"), 20, "its peer has filters")
+        client = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+        waits(lab, 1)
+        (told,) = _let_go(lab)["warnings"]
+        assert "what la0 brings is not held" in told
+        assert "shared" in told
+        assert float(client.communicate(timeout=60)[0]) < 60
+        wait_until(lambda: _places(lab.server) == ["la0"], 20, "there is only somebody else's")
+    lab.server.run(["ip", "link", "del", "la0"])
+
+
+def _places(server: Namespace) -> list[str]:
+    qdiscs = json.loads(server.run(["tc", "-j", "qdisc", "show"]).stdout)
+    return [qdisc["dev"] for qdisc in qdiscs if qdisc["kind"] == "clsact"]
+
+
+def test_recover_finds_a_device_that_has_another_name(lab: ClientServer) -> None:
+    lab.server.run(["ip", "link", "add", "la0", "type", "veth", "peer", "name", "lb0"])
+    hold(lab)
+    assert "la0" in _places(lab.server)
+    lab.server.run(["ip", "link", "set", "la0", "name", "wan0"])
+    kill_everything(lab)
+    assert "wan0" in _places(lab.server)
+    assert "cleaned up" in shell.run(lab.server, "recover").stdout
+    assert _places(lab.server) == []
+    lab.server.run(["ip", "link", "del", "wan0"])
+
+
+def test_a_device_that_appears_is_held_too(lab: ClientServer) -> None:
+    hold(lab)
+    peer = ["peer", "name", "late1", "netns", lab.client.name]
+    lab.server.run(["ip", "link", "add", "late0", "type", "veth", *peer])
+    for side, wire, end in ((lab.server, "late0", 2), (lab.client, "late1", 1)):
+        side.run(["ip", "address", "add", f"10.79.0.{end}/24", "dev", wire])
+        side.run(["ip", "link", "set", wire, "up"])
+    wait_until(lambda: _has_filters(lab, "late0"), 20, "it has filters")
+    client = connecting(lab.client, ("10.79.0.2", 8080), 60)
+    waits(lab, 1)
+    assert _let_go(lab)["hold"]["released"] >= 1
+    assert float(client.communicate(timeout=60)[0]) < 60
+    lab.server.run(["ip", "link", "del", "late0"])

@@ -1,0 +1,61 @@
+"""What a backend that could not be armed leaves, and what is said of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synplug.errors import KernelError, ReleaseError
+from synplug.holding import runtime, watcher
+from synplug.holding.arming import arm_first
+from synplug.holding.ledger import Ledger, entries
+from synplug.model import Endpoint, HoldSpec
+
+SPEC = HoldSpec(endpoints=(Endpoint(port=80),), run_id="0123abcd")
+
+
+class Refused:
+    """A backend that the kernel refuses, after it has made something."""
+
+    name = "plug"
+    outlives_its_keeper = False
+
+    def __init__(self, left: str = "") -> None:
+        self._left = left
+
+    def traces(self) -> dict[str, str]:
+        return {"ifb device": "synplug0123abcd"}
+
+    def arm(self) -> None:
+        raise KernelError("add a filter", 95)
+
+    def close(self) -> None:
+        if self._left:
+            raise ReleaseError(self._left)
+
+
+def _arm(*backends: Refused) -> None:
+    makers: Any = tuple(lambda _spec, made=made: made for made in backends)
+    nobody: Any = type("Nobody", (), {"close_door": lambda _self: None})()
+    arm_first(makers, SPEC, ledger=Ledger(SPEC.run_id), audience=nobody)
+
+
+@pytest.fixture(autouse=True)
+def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "ROOT", str(tmp_path / "synplug"))
+    monkeypatch.setattr(watcher, "start", lambda _run_id: None)
+
+
+def test_what_is_undone_is_not_in_the_ledger() -> None:
+    with pytest.raises(KernelError):
+        _arm(Refused())
+    assert list(entries()) == []
+
+
+def test_what_could_not_be_undone_stays_in_the_ledger_and_is_told() -> None:
+    with pytest.raises(ReleaseError, match=r"add a filter.*; and .*the clsact of lo") as told:
+        _arm(Refused("the clsact of lo is still there"), Refused())
+    assert "synplug recover" in told.value.remedy
+    assert [entry.traces for entry in entries()] == [{"ifb device": "synplug0123abcd"}]
