@@ -14,17 +14,21 @@ EXIT_UNFIT = 1
 
 
 def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
-    """Run the verb; 0 only if the default backend works."""
-    findings = examine()
-    fit = all(finding.ok for finding in findings if finding.needed)
+    """Run the verb; 0 only if a hold with the default backend works."""
+    health = examine()
+    status = 0 if health.is_fit else EXIT_UNFIT
+    backend = health.backend.value if health.backend is not None else None
     if options.json:
-        release = os.uname().release
-        print(json.dumps({"fit": fit, "kernel": release, "findings": list(map(asdict, findings))}))
-        return 0 if fit else EXIT_UNFIT
-    for finding in findings:
+        found = {"fit": health.is_fit, "backend": backend, "kernel": os.uname().release}
+        print(json.dumps(found | {"findings": list(map(asdict, health.findings))}))
+        return status
+    for finding in health.findings:
         mark = "ok  " if finding.ok else ("FAIL" if finding.needed else "no  ")
         print(plain(f"{mark}  {finding.name:<28} {finding.detail}"))
         if finding.remedy:
             print(plain(f"      {'':<28} remedy: {finding.remedy}"))
-    print(f"\nthe default backend {'works' if fit else 'does not work'} here")
-    return 0 if fit else EXIT_UNFIT
+    if health.is_fit:
+        print(f"\nthe default backend works here: auto takes {backend}")
+    else:
+        print("\nthe default backend does not work here")
+    return status

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from synplug.errors import SynplugError
 from synplug.holding.runtime import ROOT, check_root
@@ -19,47 +19,79 @@ _SYSCTLS = ("net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_
 _MIGRATE = "net.ipv4.tcp_migrate_req"
 
 
+#: In the order in which ``auto`` tries them; and what each needs that every run may look at.
+_NEEDS = {
+    BackendName.NFQUEUE: {"nf_tables", "nfnetlink_queue"},
+    BackendName.NFQUEUE_IPTABLES: {"nfnetlink_queue", "python-iptables"},
+    BackendName.PLUG: set[str](),
+}
+_ALWAYS_NEEDED = {"CAP_NET_ADMIN", "sock_diag", "runtime folder"}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
     """One thing that was looked at.
 
-    :param needed: whether the default backend needs it.
+    :param needed: whether a hold with the default, ``--backend auto``, needs it.
     """
 
     name: str
     ok: bool
     detail: str
     remedy: str = ""
-    needed: bool = True
+    needed: bool = False
 
 
-def examine() -> list[Finding]:
-    """Look at everything; the default backend works if no needed finding failed."""
-    return [
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Health:
+    """All that was looked at.
+
+    :param backend: the one that ``auto`` would take: the first that works; None if none does.
+    """
+
+    findings: tuple[Finding, ...]
+    backend: BackendName | None
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether a hold works without any option."""
+        return all(finding.ok for finding in self.findings if finding.needed)
+
+
+def examine() -> Health:
+    """Look at everything."""
+    tests = {backend: _self_test(backend) for backend in _NEEDS}
+    taken = next((backend for backend, test in tests.items() if test.ok), None)
+    findings = (
         _try("CAP_NET_ADMIN", procfs.require_net_admin, "in the effective set"),
         _try("sock_diag", _listeners, "listeners can be read"),
         _try("nf_tables", tables, "tables can be listed"),
         _try("nfnetlink_queue", queue_states, "queues can be read"),
         _try("runtime folder", check_root, f"{ROOT} can be used"),
-        _self_test(BackendName.NFQUEUE, needed=True),
-        _try("python-iptables", describe, "can be imported", needed=False),
-        _self_test(BackendName.NFQUEUE_IPTABLES, needed=False),
-        _self_test(BackendName.PLUG, needed=False),
-        _self_test(BackendName.NFQUEUE, Hook.PREROUTING, needed=False),
+        tests[BackendName.NFQUEUE],
+        _try("python-iptables", describe, "can be imported"),
+        tests[BackendName.NFQUEUE_IPTABLES],
+        tests[BackendName.PLUG],
+        _self_test(BackendName.NFQUEUE, Hook.PREROUTING),
         *(_sysctl(name) for name in _SYSCTLS),
         _migration(),
-    ]
+    )
+    # Where no backend works, what the first would need is what is to be mended.
+    judged = taken or BackendName.NFQUEUE
+    needed = _ALWAYS_NEEDED | _NEEDS[judged] | {tests[judged].name}
+    return Health(
+        findings=tuple(replace(found, needed=found.name in needed) for found in findings),
+        backend=taken,
+    )
 
 
-def _try(name: str, look: Callable[[], object], good: str, *, needed: bool = True) -> Finding:
+def _try(name: str, look: Callable[[], object], good: str) -> Finding:
     try:
         found = look()
     except SynplugError as error:
-        return Finding(
-            name=name, ok=False, detail=error.message, remedy=error.remedy, needed=needed
-        )
+        return Finding(name=name, ok=False, detail=error.message, remedy=error.remedy)
     detail = found if isinstance(found, str) else good
-    return Finding(name=name, ok=True, detail=detail, needed=needed)
+    return Finding(name=name, ok=True, detail=detail)
 
 
 def _listeners() -> None:
@@ -68,7 +100,7 @@ def _listeners() -> None:
     diagnostics.close()
 
 
-def _self_test(backend: BackendName, hook: Hook = Hook.INPUT, *, needed: bool) -> Finding:
+def _self_test(backend: BackendName, hook: Hook = Hook.INPUT) -> Finding:
     failure = try_hold(backend, hook)
     where = "" if hook is Hook.INPUT else hook.value
     return Finding(
@@ -76,14 +108,13 @@ def _self_test(backend: BackendName, hook: Hook = Hook.INPUT, *, needed: bool) -
         ok=not failure,
         detail=failure or "a SYN waited, was released and connected, IPv4 and IPv6",
         remedy="see the lines above, and docs/kernels.md" if failure else "",
-        needed=needed,
     )
 
 
 def _sysctl(name: str) -> Finding:
     """A value that bounds how fast held connections can be released; never a failure."""
     detail = procfs.sysctl(name) or "not readable"
-    return Finding(name=name, ok=True, detail=detail, needed=False)
+    return Finding(name=name, ok=True, detail=detail)
 
 
 def _migration() -> Finding:
@@ -94,5 +125,4 @@ def _migration() -> Finding:
         ok=bool(value),
         detail=f"{value}; 'synplug swap --migrate' can set it" if value else "not in this kernel",
         remedy="" if value else "swap without --migrate; the parameter came with Linux 5.14",
-        needed=False,
     )

@@ -60,7 +60,8 @@ class Matrix:
         return lines
 
     def _backend_table(self) -> list[str]:
-        lines = ["| kernel | backend | held | released | clean after SIGKILL |", "|---" * 5 + "|"]
+        titles = ("kernel", "backend", "held", "released", "clean after SIGKILL of the keeper")
+        lines = [_row(*titles), "|---" * len(titles) + "|"]
         for kernel, backend in sorted(self._backends, key=lambda key: (self._age(key[0]), key[1])):
             found = self._backends[kernel, backend]
             cells = ["–"] * 3 if found.get("held") == "cannot" else list(map(found.get, _STAGES))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,9 @@ import pytest
 from guest.bridge import MACHINE
 from netlab.load import Load
 from netlab.topology import ClientServer
+from synplug.kernel.netlink import NETLINK_NETFILTER, NLM_F_CREATE, NetlinkSocket
+from synplug.kernel.netlink_codec import be32, nested, text
+from synplug.kernel.nft_rules import expression, native_queue
 from tests.guest.features import features
 from tests.integration import shell
 from tests.integration.conftest import SimpleService
@@ -42,6 +47,11 @@ NEEDS = {
 #: The watcher of a plug loads pyroute2 first: seconds, in a guest. Others pass at the next SYN.
 PASSES_AFTER_SIGKILL_S = {"nfqueue": 5.0, "nfqueue-iptables": 5.0, "plug": 30.0}
 
+# include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h; NFPROTO_BRIDGE
+_NFTABLES, _BRIDGE = 10, bytes((7, 0, 0, 0))
+_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = 0, 2, 3, 6
+_OWNER = 0x2
+
 
 @pytest.fixture(scope="session")
 def found(kernel: str) -> dict[str, bool]:
@@ -65,11 +75,18 @@ def record(kernel: str, record_property: Callable[[str, object], None]) -> Recor
 
 
 @pytest.fixture(scope="session")
-def findings(kernel: str) -> dict[str, dict[str, Any]]:
-    """What ``synplug doctor`` says, by name."""
+def health(kernel: str) -> dict[str, Any]:
+    """What ``synplug doctor`` says, and its status."""
     with ClientServer() as lab:
         said = shell.run(lab.server, "doctor", "--json")
-    return {finding["name"]: finding for finding in json.loads(said.stdout)["findings"]}
+    found: dict[str, Any] = json.loads(said.stdout)
+    return found | {"status": said.status}
+
+
+@pytest.fixture(scope="session")
+def findings(health: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Its findings, by name."""
+    return {finding["name"]: finding for finding in health["findings"]}
 
 
 def test_the_kernel_has_what_is_documented(
@@ -115,8 +132,9 @@ def test_a_restart_under_load_loses_nothing_or_is_refused(
 
 
 def test_auto_takes_the_first_that_works_and_says_what_it_passed_over(
-    request: pytest.FixtureRequest, found: dict[str, bool]
+    request: pytest.FixtureRequest, found: dict[str, bool], health: dict[str, Any]
 ) -> None:
+    """And doctor has said so."""
     works = [name for name in BACKENDS if all(found[need] for need in NEEDS[name])]
     assert works, "no backend holds here"
     lab: ClientServer = request.getfixturevalue("lab")
@@ -125,6 +143,7 @@ def test_auto_takes_the_first_that_works_and_says_what_it_passed_over(
     wrapped = shell.wrap(lab.server, options, simple.restart_argv())
     assert wrapped.status == 0, wrapped
     assert wrapped.report["hold"]["backend"] == works[0]
+    assert (health["status"], health["fit"], health["backend"]) == (0, True, works[0])
     passed_over = BACKENDS[: BACKENDS.index(works[0])]
     said = [text for text in wrapped.report["warnings"] if "is not available" in text]
     assert [text.split()[1] for text in said] == passed_over
@@ -143,6 +162,30 @@ def test_the_first_hold_loads_the_modules_of_legacy_iptables(
     options = ["--backend", "nfqueue-iptables", "--max-hold", "30s", "-p", "8080"]
     wrapped = shell.wrap(lab.server, options, simple.restart_argv())
     assert wrapped.status == 0, wrapped
+
+
+@pytest.mark.guests_only
+def test_our_own_queue_statement_is_one_to_the_kernel(found: dict[str, bool]) -> None:
+    """In a bridge table, since a guest's kernel has no other; the machine's has no statement."""
+    name, flags = "synplug-test", _OWNER if found["nf_tables, tables with an owner"] else 0
+    table = text(1, name)
+    rule = table + text(2, "queues") + nested(4, expression("counter") + native_queue(513))
+    requests = [
+        (_NEWTABLE, table + be32(2, flags)),
+        (_NEWCHAIN, table + text(3, "queues")),
+        (_NEWRULE, rule),
+    ]
+    sock = NetlinkSocket(NETLINK_NETFILTER)
+    bodies = [(_NFTABLES << 8 | kind, NLM_F_CREATE, _BRIDGE + body) for kind, body in requests]
+    sock.batch("make a table", _NFTABLES, bodies)
+    try:
+        argv = ["nft", "list", "table", "bridge", name]
+        shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        assert re.search(r"counter packets 0 bytes 0 queue flags bypass to 513\n", shown), shown
+        assert ("flags owner" in shown) == bool(flags), shown
+    finally:
+        sock.batch("remove it", _NFTABLES, [(_NFTABLES << 8 | _DELTABLE, 0, _BRIDGE + table)])
+        sock.close()
 
 
 def _refuses_before_the_command(backend: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator
+from contextlib import nullcontext
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -24,7 +26,7 @@ from synplug.holding.plug import PlugBackend
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, Prefix, SynFilter
 from synplug.kernel.netlink_codec import attributes
-from synplug.kernel.traffic_control import Device, PlugState
+from synplug.kernel.traffic_control import Device, PlugState, TrafficControl
 from synplug.model import BackendName, Endpoint, Flow, HoldSpec, OnFull
 
 SPEC = HoldSpec(endpoints=(Endpoint(port=80),), run_id="0123abcd", max_held_packets=100)
@@ -759,6 +761,26 @@ def test_the_words_of_it_remove_nobody_elses_clsact(at_loopback: bool) -> None:
     assert not [line for line in lines if line.startswith("tc qdisc del")]
     assert lines.count(f"tc filter del dev {where} protocol ip pref N handle N flower") == 1
     assert lines.count(f"tc filter del dev {where} protocol ipv6 pref N handle N flower") == 1
+
+
+class Refusing:
+    """Filters of a kernel that refuses to remove any."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def acknowledged(self, action: str, *_: object) -> None:
+        raise KernelError(action, self._number)
+
+
+@pytest.mark.parametrize(
+    ("number", "is_gone"), [(errno.ENOENT, True), (errno.EOPNOTSUPP, True), (errno.EPERM, False)]
+)
+def test_a_filter_is_gone_where_a_shared_block_is_now(number: int, is_gone: bool) -> None:
+    control = TrafficControl.__new__(TrafficControl)
+    control._filters = Refusing(number)  # type: ignore[assignment]
+    with nullcontext() if is_gone else pytest.raises(KernelError):
+        control.remove_filter(Installed(2, flower.INGRESS, 5, 1 << 16))
 
 
 # --- the messages
