@@ -1,9 +1,9 @@
 """Become a User Mode Linux kernel, in namespaces in which it can do no harm.
 
 ``python -m guest.launch ROOT SHARED ARGUMENT…`` runs ROOT's kernel, chrooted into ROOT, with these
-kernel arguments. It sees the host's files below /host, recursively read-only but for the
-folder SHARED; has the host's network not at all; and dies, with all its processes, with the
-process that started this one. Its own files (its memory, above all) are in a tmpfs.
+kernel arguments. It sees the host's files below /host, recursively read-only, as is all else, but
+for the folder SHARED; has the host's network not at all; and dies, with all its processes, with
+the process that started this one. Its own files (its memory, above all) are in a tmpfs.
 
 Without root all this is done in a user namespace (user_namespaces(7)).
 """
@@ -69,14 +69,19 @@ def _die_with_parent() -> None:
 
 
 def _arrange(root: str, shared: str) -> None:
-    """Mount what the kernel, a program of the host, is to see."""
+    """Mount what the kernel, a program of the host, is to see.
+
+    It can mount all of that by its own name once more (hostfs), so nothing of the host's may be
+    written there: not its own root, nor /dev and /proc.
+    """
     host = f"{root}/host"
+    _mount(root, root, _MS_BIND)
     _mount("/", host, _MS_BIND | _MS_REC)
-    _make_read_only(host)
-    _mount(shared, host + shared, _MS_BIND)
     _mount("/dev", f"{root}/dev", _MS_BIND | _MS_REC)
-    _mount("tmpfs", f"{root}/dev/shm", 0, kind="tmpfs", options="mode=1777")
     _mount("proc", f"{root}/proc", 0, kind="proc")
+    _make_read_only(root)
+    _mount(shared, host + shared, _MS_BIND)
+    _mount("tmpfs", f"{root}/dev/shm", 0, kind="tmpfs", options="mode=1777")
 
 
 def _mount(source: str, target: str, flags: int, *, kind: str = "none", options: str = "") -> None:

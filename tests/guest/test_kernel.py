@@ -38,6 +38,22 @@ def test_the_hosts_files_cannot_be_written_even_by_force(kernel: str) -> None:
         subprocess.run(["mount", "-o", "remount,ro", "/"], check=True)
 
 
+def test_a_second_mount_of_the_hosts_files_cannot_be_written(kernel: str, tmp_path: Path) -> None:
+    """Hostfs mounts whatever the kernel, a program of the host, sees: from its own root on."""
+    if kernel == MACHINE:
+        return  # it is the host
+    subprocess.run(["mount", "-t", "hostfs", "-o", "/", "none", tmp_path], check=True)
+    try:
+        assert (tmp_path / "host" / "etc").is_dir(), "the control: that is what it shows"
+        folders = [tmp_path / name for name in ("", "dev", "etc", "host", "host/tmp", "usr")]
+        assert [folder for folder in folders if is_writable(folder)] == []
+        domain = tmp_path / "proc/sys/kernel/domainname"
+        with pytest.raises(OSError, match="Read-only"):
+            domain.write_text(domain.read_text(), encoding="utf-8")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
 def is_writable(folder: Path) -> bool:
     path = folder / "guest-was-here"
     try:
