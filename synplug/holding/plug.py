@@ -16,6 +16,7 @@ from ipaddress import ip_address, ip_network
 from synplug.errors import ReleaseError, SynplugError, UnsupportedError
 from synplug.holding.base import ANY_BACKEND, Backend
 from synplug.holding.diversion import Diversion
+from synplug.holding.remarks import stranded_remark
 from synplug.kernel.capabilities import NET_RAW
 from synplug.kernel.flower import SynFilter
 from synplug.kernel.namespaces import wait_for_packets_in_flight
@@ -53,6 +54,7 @@ class PlugBackend(Backend):
         self._peak = 0
         self._lost = 0
         self._passing = 0
+        self._stranded = 0
         self._troubles: dict[str, None] = {}
 
     @property
@@ -74,7 +76,12 @@ class PlugBackend(Backend):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return (*self._troubles, *(self._diverted.remarks if self._diverted is not None else ()))
+        stranded = stranded_remark(self._stranded)
+        return (
+            *self._troubles,
+            *stranded,
+            *(self._diverted.remarks if self._diverted is not None else ()),
+        )
 
     # --- arming
 
@@ -187,7 +194,10 @@ class PlugBackend(Backend):
         give_up_s = time.monotonic() + _SETTLE_LIMIT_S
         while time.monotonic() < give_up_s:
             state = self._state()
-            if state is None or not (state.waiting or self._control.ifb_in_flight(self._ifb)):
+            if state is None:
+                return
+            if not (state.waiting or self._control.ifb_in_flight(self._ifb)):
+                self._stranded = self._control.ifb_stranded(self._ifb)
                 return
             time.sleep(_SETTLE_POLL_S)
         raise ReleaseError(f"{self._last.waiting} packets still wait in {self._ifb_name}")
@@ -211,13 +221,14 @@ class PlugBackend(Backend):
             raise ReleaseError(f"the device {self._ifb_name} is still there")
 
     def counts(self) -> HoldCounts:
-        released = self._last.passed - self._before.passed
+        released = self._last.passed - self._before.passed - self._stranded
+        lost = self._lost + self._stranded
         return HoldCounts(
-            held=released + self._last.waiting + self._lost,
+            held=released + self._last.waiting + lost,
             released=released,
             let_through=self._passing,
             overflowed=self._last.dropped - self._before.dropped,
-            lost=self._lost,
+            lost=lost,
             waiting=self._last.waiting,
             peak=self._peak,
         )

@@ -17,6 +17,13 @@ def loss_remark(lost: int) -> tuple[str, ...]:
     )
 
 
+def stranded_remark(lost: int) -> tuple[str, ...]:
+    """On SYNs that could not go back to where they were taken from."""
+    if not lost:
+        return ()
+    return (f"{lost} held SYNs were lost: the device that had brought them was gone",)
+
+
 def burst_remark(released: int, listeners: Collection[Listener]) -> tuple[str, ...]:
     """On what has gone at once from a backend that cannot do otherwise, if that was too much."""
     backlog = min((listener.backlog for listener in listeners), default=released)

@@ -195,11 +195,18 @@ class TrafficControl:
         It counts what it takes as received, what it passes on as sent, and what was not redirected
         to it as dropped (``drivers/net/ifb.c``, ifb_xmit and ifb_ri_tasklet).
         """
-        with _refused("read the counters of the ifb device"):
-            (link,) = self._route.get_links(index)
-        counters = link.get_attr("IFLA_STATS64")
+        counters = self._counters(index)
         gone = int(counters["tx_packets"]) + int(counters["rx_dropped"])
         return max(0, int(counters["rx_packets"]) - gone)
+
+    def ifb_stranded(self, index: int) -> int:
+        """Packets of which the device that they came by was gone when they were passed on."""
+        return int(self._counters(index)["tx_dropped"])
+
+    def _counters(self, index: int) -> Any:
+        with _refused("read the counters of the ifb device"):
+            (link,) = self._route.get_links(index)
+        return link.get_attr("IFLA_STATS64")
 
     def local_prefixes(self) -> set[Prefix]:
         """The addresses that this machine answers for: the table *local* of both IP versions."""

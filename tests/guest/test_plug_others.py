@@ -191,16 +191,36 @@ def test_recover_finds_a_device_that_has_another_name(lab: ClientServer) -> None
     lab.server.run(["ip", "link", "del", "wan0"])
 
 
+@pytest.mark.kernels
+def test_who_waits_that_came_by_a_device_that_is_gone_is_lost(lab: ClientServer) -> None:
+    hold(lab)
+    _wire_appears(lab)
+    client = connecting(lab.client, ("10.79.0.2", 8080), 60)
+    waits(lab, 1)
+    lab.server.run(["ip", "link", "del", "late0"])
+    report = _let_go(lab)
+    client.terminate()
+    client.communicate(timeout=60)
+    assert report["hold"]["released"] == 0
+    assert report["hold"]["lost"] == report["hold"]["held"] >= 1
+    assert any("the device that had brought them" in text for text in report["warnings"])
+
+
 def test_a_device_that_appears_is_held_too(lab: ClientServer) -> None:
     hold(lab)
+    _wire_appears(lab)
+    client = connecting(lab.client, ("10.79.0.2", 8080), 60)
+    waits(lab, 1)
+    assert _let_go(lab)["hold"]["released"] >= 1
+    assert float(client.communicate(timeout=60)[0]) < 60
+    lab.server.run(["ip", "link", "del", "late0"])
+
+
+def _wire_appears(lab: ClientServer) -> None:
+    """One more, with addresses of 10.79.0.0/24."""
     peer = ["peer", "name", "late1", "netns", lab.client.name]
     lab.server.run(["ip", "link", "add", "late0", "type", "veth", *peer])
     for side, wire, end in ((lab.server, "late0", 2), (lab.client, "late1", 1)):
         side.run(["ip", "address", "add", f"10.79.0.{end}/24", "dev", wire])
         side.run(["ip", "link", "set", wire, "up"])
     wait_until(lambda: _has_filters(lab, "late0"), 20, "it has filters")
-    client = connecting(lab.client, ("10.79.0.2", 8080), 60)
-    waits(lab, 1)
-    assert _let_go(lab)["hold"]["released"] >= 1
-    assert float(client.communicate(timeout=60)[0]) < 60
-    lab.server.run(["ip", "link", "del", "late0"])

@@ -43,7 +43,7 @@ class FakeControl:
         self.installed = [Installed(2, flower.INGRESS, 1, 3 << 16)]
         self.actions: dict[tuple[int, int], bytes] = {}
         self.state: PlugState | None = PlugState(0, 0, 0, 0)
-        self.in_flight = 0
+        self.in_flight = self.stranded = 0
         self.ports: set[int] = set()
         self.refused: set[str] = set()
 
@@ -78,6 +78,9 @@ class FakeControl:
 
     def ifb_in_flight(self, _index: int) -> int:
         return self.in_flight
+
+    def ifb_stranded(self, _index: int) -> int:
+        return self.stranded
 
     def local_prefixes(self) -> set[Prefix]:
         return LOCAL
@@ -333,6 +336,17 @@ def test_a_plug_that_does_not_open_holds_nobody_who_comes(control: FakeControl) 
     with pytest.raises(KernelError):
         backend.open()
     assert len(control.installed) == 1, "no filter of ours is left"
+
+
+def test_what_cannot_go_back_to_its_device_is_lost(control: FakeControl) -> None:
+    backend = held(control)
+    backend.open()
+    control.state = PlugState(waiting=0, passed=3, dropped=0, waiting_bytes=0)
+    control.stranded = 2
+    backend.confirm_empty()
+    counts = backend.counts()
+    assert (counts.held, counts.released, counts.lost) == (3, 1, 2)
+    assert "2 held SYNs were lost" in backend.remarks[0]
 
 
 def test_what_stays_in_the_plug_is_told(control: FakeControl) -> None:
