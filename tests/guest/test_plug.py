@@ -30,6 +30,8 @@ RATE_PER_S = 60
 RESTARTS = 2
 #: A SYN that was lost is sent again after a second.
 SPARE_MS = 900
+#: The report's time of a release is taken when all has been let go, which takes a guest a while.
+STAMP_NS = 200_000_000
 
 
 pytestmark = pytest.mark.guests_only
@@ -51,8 +53,8 @@ def test_no_client_notices_a_cold_restart(
     assert kept.failures == 0, kept.summary()
     assert kept.attempted > RATE_PER_S
     assert {name: after[name] - before[name] for name in NO_ROOM} == dict.fromkeys(NO_ROOM, 0)
-    late_ms = max(_waited_after(released_ns, sample) for sample in kept.samples) / 1e6
-    assert late_ms < SPARE_MS, "one waited for a retransmission"
+    late = [own for own in kept.samples if _waited_after(released_ns, own) / 1e6 >= SPARE_MS]
+    assert not late, f"waited for a retransmission, releases at {released_ns}: {late}"
 
 
 def _restarts(
@@ -75,7 +77,11 @@ def _plainly(service: Service) -> None:
 def _waited_after(released_ns: list[int], sample: Sample) -> int:
     """How long a connection took from its beginning, or from the release that it waited for."""
     established_ns = sample.opened_at_ns + sample.connect_ns
-    until = (at_ns for at_ns in released_ns if sample.opened_at_ns < at_ns <= established_ns)
+    until = (
+        min(at_ns, established_ns)
+        for at_ns in released_ns
+        if sample.opened_at_ns < at_ns <= established_ns + STAMP_NS
+    )
     return established_ns - max(until, default=sample.opened_at_ns)
 
 
