@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from synplug.cli.config_options import DIRECTORY, MAIN_FILE, OTHER_VARIABLES, PREFIX
-from synplug.cli.options import parser
+from synplug.cli.options import WITH_COMMAND, parser
 from synplug.cli.render import complain, plain
 from synplug.errors import SynplugError, UsageError, unforeseen
 from synplug.kernel.procfs import initial_variables
@@ -31,9 +31,8 @@ _VERBS = {
     "completion": "synplug.cli.completion",
     "demo": "synplug.cli.demo",
 }
-_WITH_COMMAND = ("wrap", "swap", "supervise")
 #: Those that take options from files and variables.
-_CONFIGURED = (*_WITH_COMMAND, "restart", "hold", "release")
+_CONFIGURED = (*WITH_COMMAND, "restart", "hold", "release")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +59,7 @@ def _run(words: list[str]) -> int:
     """Find the verb and run it; returns the exit status."""
     options_part, command = _split(words)
     verb = options_part[0] if options_part else ""
-    if command and verb in _VERBS and verb not in _WITH_COMMAND:
+    if command and verb in _VERBS and verb not in WITH_COMMAND:
         raise UsageError(f"synplug {verb} takes no command")
     try:
         if verb in _CONFIGURED and _is_configured(verb, options_part):

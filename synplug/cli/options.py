@@ -14,6 +14,8 @@ from synplug.cli.parser import HelpFormatter, Parser, Switch, value_of
 from synplug.cli.setup_options import completion_verb, config_verb, demo_verb, systemd_verb
 from synplug.cli.swap_options import SUPERVISE_EPILOG, SWAP_EPILOG, supervise_options, swap_options
 
+#: The verbs with a command behind ``--``.
+WITH_COMMAND = ("wrap", "swap", "supervise")
 _DESCRIPTION = "Restart anything that listens on TCP without losing a connection."
 _EPILOG = """\
 exit status:
@@ -61,7 +63,7 @@ def parser() -> Parser:
 
 
 def _verb(verbs: argparse._SubParsersAction[Parser], name: str, words: str, usage: str) -> Parser:
-    return verbs.add_parser(
+    verb = verbs.add_parser(
         name,
         help=words,
         description=words[0].upper() + words[1:] + ".",
@@ -70,6 +72,8 @@ def _verb(verbs: argparse._SubParsersAction[Parser], name: str, words: str, usag
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
+    verb.takes_command = name in WITH_COMMAND
+    return verb
 
 
 def _wrap(verbs: argparse._SubParsersAction[Parser]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NoReturn, TypeVar
 
 from synplug.errors import UsageError
@@ -12,12 +12,36 @@ T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises, so that one place says what is wrong and picks the exit code."""
+    """A parser that raises, so that one place says what is wrong and picks the exit code.
+
+    Each verb's says itself what it does not know, so that only options of its own are suggested.
+    """
+
+    #: Whether a command belongs behind ``--``.
+    takes_command = False
 
     def error(self, message: str) -> NoReturn:
         # A bad value says itself what a good one looks like.
         remedy = "" if message.startswith("argument ") else f"see '{self.prog} --help'"
-        raise UsageError(_nearest(message, self), remedy=remedy)
+        raise UsageError(message, remedy=remedy)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant(unknown[0])}")
+        return options, unknown
+
+    def _meant(self, word: str) -> str:
+        """What was probably meant by a word that nobody knows."""
+        if word.startswith("-"):
+            return nearest(word.partition("=")[0], self._option_string_actions)
+        return "; put -- before the command" if self.takes_command else ""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        known = [str(choice) for choice in action.choices or ()]
+        if known and value not in known:
+            words = f"invalid choice: {value!r}{nearest(str(value), known)}"
+            raise argparse.ArgumentError(action, f"{words} (choose from {', '.join(known)})")
 
 
 class Switch(argparse.Action):
@@ -47,29 +71,12 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return super()._format_action_invocation(action)
 
 
-def _nearest(message: str, parser: argparse.ArgumentParser) -> str:
-    """The message, with the option that was probably meant."""
-    prefix = "unrecognized arguments: "
-    if not message.startswith(prefix):
-        return message
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The one that was probably meant, as the end of a sentence; empty: none."""
     import difflib
 
-    known = _option_names(parser)
-    word = message[len(prefix) :].partition(" ")[0].partition("=")[0]
-    near = difflib.get_close_matches(word, known, n=1)
-    if not near:
-        return message
-    return f"{message}; did you mean {near[0]}?"
-
-
-def _option_names(parser: argparse.ArgumentParser) -> set[str]:
-    """Every option of a parser and of its verbs."""
-    names: set[str] = set()
-    for action in parser._actions:  # noqa: SLF001 -- argparse has no public list of them
-        names.update(action.option_strings)
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            names.update(*map(_option_names, action.choices.values()))
-    return names
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class value_of(Generic[T]):  # noqa: N801 -- it is called like the function that it stands for

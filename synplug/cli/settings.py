@@ -8,7 +8,6 @@ The configuration becomes words in front of those that were given, so that one p
 from __future__ import annotations
 
 import argparse
-import difflib
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 from synplug.cli.config_files import ConfigFile, Path, config_files
 from synplug.cli.config_options import OTHER_VARIABLES, PREFIX
 from synplug.cli.options import parser
-from synplug.cli.parser import Parser
+from synplug.cli.parser import Parser, nearest
 from synplug.cli.schema import (
     COMMANDS,
     IDENTITY,
@@ -101,9 +100,8 @@ class Configuration:
         known = self.services()
         if service in known:
             return
-        near = difflib.get_close_matches(service, known, n=1)
-        if near:
-            raise UsageError(f"no service {service!r} is configured; did you mean {near[0]}?")
+        if near := nearest(service, known):
+            raise UsageError(f"no service {service!r} is configured{near}")
         names = ", ".join(known) if known else "none is"
         where = ", ".join(file.name for file in self._files) or "there is no file"
         raise UsageError(f"no service {service!r} is configured", remedy=f"{names}: {where}")
@@ -195,8 +193,7 @@ def _place(file: ConfigFile, path: Path) -> str:
 
 
 def _unknown(name: str, known: Iterable[str], what: str) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"unknown {what} {name!r}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"unknown {what} {name!r}{nearest(name, known)}"
 
 
 # --- together

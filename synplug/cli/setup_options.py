@@ -20,7 +20,7 @@ def config_verb(add: AddVerb) -> None:
         "check the configuration, or show what is in force and where each value comes from",
         "synplug config check [--config PATH]\n       synplug config show [NAME] [--config PATH]",
     )
-    verb.add_argument("deed", choices=["check", "show"], help="what to do")
+    verb.add_argument("deed", choices=["check", "show"], metavar="{check,show}", help="what to do")
     verb.add_argument("service", nargs="?", metavar="NAME", help="only this service")
     config_option(verb)
     verb.add_argument("--json", action="store_true", help="as JSON on standard output")
@@ -33,7 +33,7 @@ def systemd_verb(add: AddVerb) -> None:
         "print a drop-in with which systemd's own restarts of a unit lose nothing",
         "synplug systemd drop-in UNIT [options]",
     )
-    verb.add_argument("deed", choices=["drop-in"], help="what to print")
+    verb.add_argument("deed", choices=["drop-in"], metavar="{drop-in}", help="what to print")
     verb.add_argument("unit", metavar="UNIT", help="a service unit")
     groups.port_option(verb)
     verb.add_argument(
@@ -58,7 +58,9 @@ def completion_verb(add: AddVerb) -> None:
         "print what completes synplug's command lines in a shell",
         "synplug completion {bash,zsh,fish}",
     )
-    verb.add_argument("shell", choices=["bash", "zsh", "fish"], help="which shell")
+    verb.add_argument(
+        "shell", choices=["bash", "zsh", "fish"], metavar="{bash,zsh,fish}", help="which shell"
+    )
 
 
 def demo_verb(add: AddVerb) -> None:

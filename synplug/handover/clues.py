@@ -241,3 +241,9 @@ def output_of(argv: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return (done.stdout + done.stderr).strip()
+
+
+def remedy_of_quotes(name: str) -> str:
+    """What to do about a whole command in one word, which no shell splits; empty: it is none."""
+    is_whole = any(map(str.isspace, name)) and not os.path.lexists(name)
+    return "leave out the quotes around the command, or use sh -c" if is_whole else ""

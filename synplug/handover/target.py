@@ -15,7 +15,7 @@ from ipaddress import IPv6Address
 from typing import Protocol
 
 from synplug.errors import PrivilegeError, TargetError, UsageError
-from synplug.handover.clues import Clue, beginning_of, clue_of, output_of
+from synplug.handover.clues import Clue, beginning_of, clue_of, output_of, remedy_of_quotes
 from synplug.handover.tools import ProcessTable, SocketTable
 from synplug.kernel.procfs import is_alive
 from synplug.model import Endpoint, Listener, Process
@@ -91,8 +91,9 @@ def find_target(
         return replace(target, pids=pids, unit=unit, returns_early=read.returns_early)
     clue, how = (named, _words(named)) if _tells(named) else (read, _words(read))
     if not _tells(clue):
+        quotes = remedy_of_quotes(request.argv[0]) if request.argv else ""
         raise TargetError(
-            "cannot tell which ports the command restarts; name them with -p"
+            f"cannot tell which ports the command restarts; {quotes or 'name them with -p'}"
             if request.argv
             else "nothing names an endpoint; name it with -p, --unit, --pid or --pidfile",
             remedy=_who_listens(sockets, processes),

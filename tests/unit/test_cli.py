@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from synplug.cli import values
 from synplug.cli.main import main
 from synplug.cli.options import parser
+from synplug.cli.schema import verb_parser
 from synplug.errors import (
     CommandNotFoundError,
     KernelError,
@@ -214,7 +216,18 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
         (["wrap", "", "--", "x"], ["unrecognized arguments"]),
         (["wrap", "--max-h", "1", "--", "x"], ["unrecognized arguments: --max-h"]),
         (["wrap", "systemctl", "restart", "x"], ["unrecognized arguments: systemctl"]),
+        (["wrap", "-p", "1", "./restart"], ["put -- before the command", "synplug wrap --help"]),
+        (["swap", "--old-pid", "1", "./new"], ["put -- before", "synplug swap --help"]),
+        (["reload", "x", "y"], ["unrecognized arguments: y (see 'synplug reload --help')"]),
+        (["wrap", "--restart", "3", "--", "x"], ["--restart 3", "synplug wrap --help"]),
         (["rwap", "--", "x"], ["'rwap'", "wrap", "doctor"]),
+        (["wrp", "--", "x"], ["did you mean wrap?"]),
+        (["relaod", "x"], ["did you mean reload?"]),
+        (["config", "sho"], ["'sho'", "did you mean show?"]),
+        (["config"], ["{check,show}", "synplug config --help"]),
+        (["systemd", "dropin", "x"], ["did you mean drop-in?"]),
+        (["completion"], ["{bash,zsh,fish}", "synplug completion --help"]),
+        (["wrap", "--on-full", "drpo", "--", "x"], ["--on-full", "did you mean drop?"]),
         ([], ["VERB"]),
         (["doctor", "--", "x"], ["doctor takes no command"]),
         (["status", "-p", "80"], ["unrecognized arguments: -p"]),
@@ -232,6 +245,28 @@ def test_mistakes_end_with_125_and_one_clear_line(
         assert words in line
     assert "Traceback" not in line
     assert line.count(line[9:40]) == 1, "said twice"
+    assert not re.search(r"\bdeed\b|\bshell\b", line), "a name of the code"
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["wrap", "./restart-redis"],  # near demo's --restarts
+        ["hold", "--name=x", "--max-hold=1", "./restart"],
+        ["wrap", "--restarts", "3", "--", "x"],
+        ["status", "--max-hodl", "3"],
+    ],
+)
+def test_no_option_of_another_verb_is_suggested(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 125
+    (verb, *_), said = arguments, capsys.readouterr().err
+    suggested = re.findall(r"did you mean (\S+)\?", said)
+    assert set(suggested) <= verb_parser(parser(), verb)._option_string_actions.keys()
+    assert "put --" in said or verb != "wrap" or suggested
+    assert "put --" not in said or verb == "wrap", "it takes no command"
 
 
 def test_without_a_command_there_is_nothing_to_wrap(

@@ -54,6 +54,15 @@ def test_what_is_not_there(folder: Path, name: str) -> None:
     with pytest.raises(CommandNotFoundError, match="command not found") as error:
         resolve(name)
     assert error.value.exit_code == 127
+    assert not error.value.remedy
+
+
+def test_a_whole_command_in_one_word_is_no_program(folder: Path) -> None:
+    (folder / "my program").write_text("")
+    with pytest.raises(CommandNotFoundError, match="leave out the quotes"):
+        resolve("program --option")
+    with pytest.raises(CommandError, match="cannot be executed"):
+        resolve(f"{folder}/my program")
 
 
 @pytest.mark.parametrize("name", ["text", "{}/text", "{}/folder"])

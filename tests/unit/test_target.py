@@ -139,6 +139,13 @@ def test_a_command_that_tells_nothing_lists_who_listens() -> None:
     ]
 
 
+def test_a_whole_command_in_one_word_tells_nothing_but_that() -> None:
+    with pytest.raises(TargetError, match="ports the command restarts; leave out the quotes"):
+        Machine().find(argv=("systemctl restart app",))
+    with pytest.raises(TargetError, match="ports the command restarts; name them with -p"):
+        Machine().find(argv=("./restart", "systemctl restart app"))
+
+
 def test_a_reuseport_set_is_one_line_for_each_owner() -> None:
     machine = Machine(listener(1), listener(2))
     with pytest.raises(TargetError) as error:
