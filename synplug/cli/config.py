@@ -6,17 +6,15 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 
+from synplug.cli.combinations import complaint, places, to_blame
 from synplug.cli.config_files import ConfigFile, file_names, read
 from synplug.cli.config_options import PREFIX
-from synplug.cli.options import parser
 from synplug.cli.render import complain, plain
-from synplug.cli.requests import check_url, closing_plans, hold_options
 from synplug.cli.schema import COMMANDS, Key, keys
 from synplug.cli.settings import Configuration, Layer, Problem, merged, words_for
 from synplug.errors import UsageError
-from synplug.handover.request import check_wrap, hold_spec
-from synplug.holding.names import check_name
 
 EXIT_UNFIT = 1
 _NO_COMMAND = ("true",)
@@ -74,30 +72,32 @@ def _check(
 def _problems(configuration: Configuration, services: list[str]) -> list[str]:
     """Everything, each once."""
     found: list[str] = []
+    elsewhere = set(configuration.layers(None)[1])
     for service in (None, *services):
         layers, problems = configuration.layers(service)
         found += map(str, problems)
-        if service is not None and not problems:
-            found += map(str, _impossible(service, layers))
+        if service is not None:
+            is_sound = elsewhere.issuperset(problems)
+            found += map(str, _impossible(service, layers, is_sound=is_sound))
     return list(dict.fromkeys(found))
 
 
-def _impossible(service: str, layers: list[Layer]) -> Iterator[Problem]:
+def _impossible(service: str, layers: list[Layer], *, is_sound: bool) -> Iterator[Problem]:
     """Values that are right by themselves, and cannot stand together.
 
     Those are named without which there would be no complaint.
+
+    :param is_sound: the service's own values are all there. Where one is wrong, a complaint of
+        another one by itself may be for lack of it.
     """
     for verb in _verbs_of(layers):
         mine = merged(layers, verb)
-        while complaint := _complaint(mine, verb, service):
-            involved = [
-                name
-                for name in mine
-                if _complaint({k: v for k, v in mine.items() if k != name}, verb, service)
-                != complaint
-            ]
-            places = ", ".join(f"{mine[name].origin()} ({name})" for name in involved)
-            yield Problem(origin=places or f"[service.{service}]", message=complaint)
+        says = partial(_complaint, verb=verb, service=service)
+        while said := says(mine):
+            involved = to_blame(mine, says)
+            if is_sound or involved[1:]:
+                origin = places(mine, involved) or f"[service.{service}]"
+                yield Problem(origin=origin, message=said)
             if not involved:
                 break
             for name in involved:
@@ -105,29 +105,20 @@ def _impossible(service: str, layers: list[Layer]) -> Iterator[Problem]:
 
 
 def _verbs_of(layers: list[Layer]) -> list[str]:
-    """The verbs that the service is made for, by its commands."""
+    """The verbs that the service is made for, by its commands, and by who is meant."""
     has_start = any("start" in layer for layer in layers)
     verbs = ["wrap"] if any("restart" in layer for layer in layers) or not has_start else []
-    return verbs + (["supervise"] if has_start else [])
+    is_old = any("old-pid" in layer or "new-pidfile" in layer for layer in layers)
+    return verbs + ["supervise"] * has_start + ["swap"] * (has_start or is_old)
 
 
-def _complaint(settings: Layer, verb: str, service: str) -> str:
-    """What the verb itself would say of these settings, before it looks at the machine."""
+def _complaint(settings: Layer, *, verb: str, service: str) -> str:
+    """What the verb itself would say of these settings."""
     try:
         words = [verb, *words_for(settings, verb, service=service)]
-        options = parser().parse_args(words)
-        hold_spec(tuple(options.endpoints), hold_options(options))
-        check_url(options.ready_http.replace("{generation}", "1"))
-        if verb == "wrap":
-            from synplug.cli.wrap import request_of
-
-            check_wrap(request_of(options, _NO_COMMAND))
-        else:
-            check_name(options.name)
-            closing_plans(options)
     except UsageError as error:
         return str(error)
-    return ""
+    return complaint(words, _NO_COMMAND)
 
 
 # --- what is in force

@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _flushed(_run(words))
+    except SystemExit as end:  # --help and --version have said it
+        return _flushed(int(end.code or 0))
     except SynplugError as error:
         complain(f"synplug: {plain(str(error))}")
         return error.exit_code
@@ -57,18 +59,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     """Find the verb and run it; returns the exit status."""
-    options_part, command = _split(words)
-    verb = options_part[0] if options_part else ""
+    given, command = _split(words)
+    verb = given[0] if given else ""
     if command and verb in _VERBS and verb not in WITH_COMMAND:
         raise UsageError(f"synplug {verb} takes no command")
-    try:
-        if verb in _CONFIGURED and _is_configured(verb, options_part):
-            from synplug.cli.settings import with_settings
+    if verb not in _CONFIGURED or not _is_configured(verb, given):
+        return _call(given, command)
+    from synplug.cli.settings import with_settings
 
-            options_part, command = with_settings(options_part, command, os.environ)
-        options = parser().parse_args(options_part)
-    except SystemExit as end:  # --help and --version have said it
-        return int(end.code or 0)
+    with_all, whole_command = with_settings(given, command, os.environ)
+    try:
+        return _call(with_all, whole_command)
+    except UsageError as error:
+        from synplug.cli.combinations import places_of
+
+        places = places_of(error, given, command, os.environ)
+        if not places:
+            raise
+        raise UsageError(f"{places}: {error.message}", remedy=error.remedy) from error
+
+
+def _call(words: list[str], command: list[str]) -> int:
+    """Run what the words say; returns the exit status."""
+    options = parser().parse_args(words)
     run: Callable[..., int] = importlib.import_module(_VERBS[options.verb]).run
     return run(options, tuple(command))
 

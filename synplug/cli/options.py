@@ -185,7 +185,11 @@ def _reload(verbs: argparse._SubParsersAction[Parser]) -> None:
 
 def _name_option(verb: Parser) -> None:
     verb.add_argument(
-        "--name", required=True, metavar="NAME", help="what the hold is called, such as web"
+        "--name",
+        type=value_of(values.hold_name),
+        required=True,
+        metavar="NAME",
+        help="what the hold is called, such as web",
     )
 
 

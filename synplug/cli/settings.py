@@ -256,10 +256,33 @@ def _forget_defaults(verb: Parser) -> None:
         group.required = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resolved:
+    """What a call comes to.
+
+    :param settings: those of files and variables that it does not override.
+    :param name: the service's, where the call does not say another one.
+    """
+
+    settings: Layer
+    name: str | None
+    command: list[str]
+
+
 def with_settings(
     words: list[str], command: list[str], environ: Mapping[str, str]
 ) -> tuple[list[str], list[str]]:
     """The words and the command, with what the configuration and the environment say.
+
+    :raises UsageError: something of that cannot be so.
+    """
+    found = resolve(words, command, environ)
+    added = words_for(found.settings, words[0], service=found.name)
+    return [words[0], *added, *words[1:]], found.command
+
+
+def resolve(words: list[str], command: list[str], environ: Mapping[str, str]) -> Resolved:
+    """What the configuration and the environment add to a call.
 
     :raises UsageError: something of that cannot be so.
     """
@@ -285,7 +308,7 @@ def with_settings(
     if not command and service is not None:
         command = _command(configured, verb, service)
     name = None if "name" in on_line else service
-    return [verb, *words_for(configured, verb, service=name), *words[1:]], command
+    return Resolved(settings=configured, name=name, command=command)
 
 
 def _command(settings: Layer, verb: str, service: str) -> list[str]:

@@ -51,7 +51,11 @@ def supervise_options(verb: Parser) -> None:
     service_options(verb)
     group = verb.add_argument_group("the service")
     group.add_argument(
-        "--name", required=True, metavar="NAME", help="what the supervisor is called, such as edge"
+        "--name",
+        type=value_of(values.hold_name),
+        required=True,
+        metavar="NAME",
+        help="what the supervisor is called, such as edge",
     )
     groups.port_option(group)
     groups.netns_option(group)

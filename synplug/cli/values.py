@@ -101,6 +101,16 @@ def _endpoint(text: str) -> Endpoint:
     return Endpoint(port=int(port), address=address)
 
 
+def hold_name(text: str) -> str:
+    """What a hold, or a supervisor, is called.
+
+    :raises UsageError: it is no name.
+    """
+    from synplug.holding.names import check_name
+
+    return check_name(text)
+
+
 def _no_endpoint(text: str) -> UsageError:
     return UsageError(
         f"{text!r} is not an endpoint",

@@ -69,10 +69,7 @@ def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions, *, name: st
         raise UsageError(f"the number of held SYNs must be from 1 to {_LARGEST_MAX_HELD}")
     if not 0 <= options.max_held_per_source <= options.max_held:
         raise UsageError("the number of held SYNs of one source must be from 0 to that of all")
-    if (options.devices or options.loopback_egress) and options.backend is not BackendName.PLUG:
-        raise UsageError("only the backend plug goes by device; add --backend plug")
-    if options.devices and options.loopback_egress:
-        raise UsageError("--loopback-egress is about lo alone; leave out --dev")
+    _check_plug(options)
     check_hook(options, endpoints)
     if len(endpoints) > _MOST_ENDPOINTS:
         raise UsageError(f"{len(endpoints)} endpoints are more than {_MOST_ENDPOINTS}")
@@ -90,6 +87,22 @@ def hold_spec(endpoints: tuple[Endpoint, ...], options: HoldOptions, *, name: st
         devices=options.devices,
         loopback_egress=options.loopback_egress,
     )
+
+
+def _check_plug(options: HoldOptions) -> None:
+    """See that nothing is asked of a plug that it cannot do, nor of a queue what only a plug can.
+
+    :raises UsageError: it is.
+    """
+    if options.backend is BackendName.PLUG:
+        if options.on_full is OnFull.PASS:
+            raise UsageError("a plug drops what does not fit", remedy="leave out --on-full pass")
+        if options.max_held_per_source:
+            raise UsageError("a plug knows no sources", remedy="leave out --max-held-per-source")
+    elif options.devices or options.loopback_egress:
+        raise UsageError("only the backend plug goes by device; add --backend plug")
+    if options.devices and options.loopback_egress:
+        raise UsageError("--loopback-egress is about lo alone; leave out --dev")
 
 
 def check_hook(options: HoldOptions, endpoints: tuple[Endpoint, ...]) -> None:

@@ -120,6 +120,7 @@ def example(key: schema.Key) -> tuple[object, str]:
         values.endpoints: (["10.0.0.1:80"], "10.0.0.1:80"),
         values.argv: (["a", "b c"], "a 'b c'"),
         values.signal_number: ("QUIT", "QUIT"),
+        values.hold_name: ("web@1", "web@1"),
     }
     return by_parser.get(key.parse, ("unix:/s:/p", "unix:/s:/p"))
 
@@ -295,6 +296,24 @@ def test_the_command_is_the_service_s_unless_there_is_one(write: Write) -> None:
             [":2 (settle)", ":4 (max-hold)", "beyond the longest hold"],
         ),
         ("[service.web]\nready-http = 'ftp://x'\n", [":2 (ready-http)", "http://"]),
+        (
+            "[service.web]\nport = 80\nbackend = 'plug'\non-full = 'pass'\n",
+            [":3 (backend)", ":4 (on-full)", "a plug drops what does not fit"],
+        ),
+        (
+            "[defaults]\nbackend = 'plug'\n[service.web]\nmax-held-per-source = 3\n",
+            [":2 (backend)", ":4 (max-held-per-source)", "a plug knows no sources"],
+        ),
+        (
+            "[service.web]\nstart = 's'\nold-pid = 7\npidfile = '/run/web.pid'\n",
+            [":3 (old-pid)", ":4 (pidfile)", "not allowed with"],
+        ),
+        (
+            "[service.web]\nold-pid = 7\npidfile = '/run/web.pid'\n",
+            [":2 (old-pid)", ":3 (pidfile)", "not allowed with"],
+        ),
+        ("[service.web]\nname = '../web'\n", [":2:", "name: '../web' is no name"]),
+        ("[service.web]\nstart = 's'\nname = ''\n", [":3:", "name: '' is no name"]),
     ],
 )
 def test_check_names_file_line_and_remedy(
@@ -323,6 +342,78 @@ def test_check_names_every_problem_and_finds_none_in_a_right_one(
     place = write("[service.a]\nx = 1\n", "other.toml")
     assert main(["config", "check", "--json", "--config", place]) == 1
     assert len(json.loads(capsys.readouterr().out)["problems"]) == 1
+
+
+def test_a_mistake_hides_no_combination_and_makes_up_none(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    combination = "[service.a]\nquiet = true\nverbose = true\n"
+    for other in ("[service.b]\ny = 1\n", "y = 1\n", "[defaults]\ny = 1\n"):
+        place = write(other + combination)
+        assert main(["config", "check", "--config", place]) == 1
+        said = capsys.readouterr().err
+        assert len(said.splitlines()) == 2
+        assert "'y'" in said
+        assert "not allowed with" in said
+    place = write(f"{combination}y = 1\n")
+    assert main(["config", "check", "--config", place]) == 1
+    assert "not allowed with" in capsys.readouterr().err
+    place = write("[service.a]\nmax-hodl = '20s'\nsettle = '15s'\n")
+    assert main(["config", "check", "--config", place]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "did you mean max-hold?" in line, "settle is beyond the hold only for want of that"
+
+
+RUNS = """\
+[defaults]
+max-hold = 3
+[service.web]
+restart = "true"
+settle = 9
+[service.both]
+restart = "true"
+start = "true"
+quiet = true
+verbose = true
+on-full = "pass"
+[service.far]
+hook = "forward"
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["restart", "web"], "{0}:2 (max-hold), {0}:5 (settle): the settle time, 9 s, is beyond"),
+        (["restart", "web", "--max-hold=5"], "{0}:5 (settle): the settle time, 9 s, is beyond"),
+        (["wrap", "-s", "web", "--settle=8", "--", "x"], "{0}:2 (max-hold): the settle time, 8 s"),
+        (["restart", "both"], "{0}:9 (quiet), {0}:10 (verbose): argument"),
+        (["supervise", "-s", "both", "--backend=plug"], "{0}:11 (on-full): a plug drops"),
+        (["hold", "-s", "far"], "{0}:13 (hook): with --hook forward the listeners are not here"),
+        (["restart", "web", "--max-hold=5", "--settle=8"], "the settle time, 8 s, is beyond"),
+    ],
+)
+def test_a_run_names_the_places_of_what_it_refuses(
+    arguments: list[str],
+    says: str,
+    write: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("synplug.kernel.procfs.require_net_admin", lambda: None)
+    place = write(RUNS)
+    monkeypatch.setenv("SYNPLUG_CONFIG", place)
+    assert main(arguments) == 125
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"synplug: {says.format(place)}")
+
+
+@pytest.mark.parametrize("verb", ["wrap", "restart"])
+def test_help_is_there_whatever_is_configured(
+    verb: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "--config", write(RUNS), "--help"]) == 0
+    assert f"synplug {verb}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
