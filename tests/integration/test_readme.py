@@ -26,7 +26,7 @@ from tests.unit.test_documents import ROOT, blocks
 BIN = Path(sys.executable).parent
 #: How a block begins, and why it is not run here.
 ELSEWHERE = {
-    "pipx install": "it installs",
+    "apt install pipx": "it installs",
     "synplug demo": "tests/integration/test_demo.py",
     "make demo": "it is this test run, and its like",
     "synplug supervise": "tests/integration/test_supervise_envoy.py, as the unit has it",
@@ -88,6 +88,7 @@ def machine(lab: ClientServer, etc: Path, tmp_path: Path) -> Iterator[Machine]:
         script(folder / f"stop-{name}", _STOP.format(**values))
         script(folder / f"restart-{name}", f"{folder}/stop-{name} && {folder}/start-{name}")
     script(folder / "restart.sh", f"{folder}/restart-other")
+    script(folder / "app", f"exec {sys.executable} {SERVER} 8000 --delay 0.2 --reuseport")
     script(folder / "app-2", f"exec {sys.executable} {SERVER} 8000 --reuseport")
     script(folder / "migrate-database", "true")
     script(folder / "check-config", "true")
