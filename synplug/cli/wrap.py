@@ -20,6 +20,8 @@ from synplug.kernel import procfs
 from synplug.kernel.namespaces import enter_network, network_of
 from synplug.model import Hook
 
+_UNCHANGED = "nothing has changed since the last successful run"
+
 
 def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Run the verb; returns the exit status."""
@@ -27,7 +29,7 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     if options.netns is not None:
         enter_network(network_of(options.netns))
     if options.dry_run:
-        print(plain(_dry_run(*plan_wrap(request_of(options, command)))))
+        print(plain(_forecast(options, command)))
         return 0
     if not options.best_effort:
         procfs.require_net_admin()
@@ -65,13 +67,12 @@ def _restart_if_changed(options: argparse.Namespace, command: tuple[str, ...]) -
     """Restart, unless the files are what they were at the last success."""
     from synplug.handover.changed import ChangeRecord
 
-    identity = (options.service or "", options.netns or "", *command)
-    record = ChangeRecord(identity, options.only_if_changed)
+    record = ChangeRecord(_identity(options, command), options.only_if_changed)
     try:
         record.take(timeout_s=options.lock_timeout)
         if record.is_unchanged():
             if not options.quiet:
-                complain("synplug: nothing has changed since the last successful run: not run")
+                complain(f"synplug: {_UNCHANGED}: not run")
             return 0
         status = _restart(options, command)
         if not status:
@@ -79,6 +80,11 @@ def _restart_if_changed(options: argparse.Namespace, command: tuple[str, ...]) -
         return status
     finally:
         record.close()
+
+
+def _identity(options: argparse.Namespace, command: tuple[str, ...]) -> tuple[str, ...]:
+    """Whose record of what has changed it is."""
+    return (options.service or "", options.netns or "", *command)
 
 
 def request_of(options: argparse.Namespace, command: tuple[str, ...]) -> WrapRequest:
@@ -97,6 +103,16 @@ def request_of(options: argparse.Namespace, command: tuple[str, ...]) -> WrapReq
         check=options.check,
         best_effort=options.best_effort,
     )
+
+
+def _forecast(options: argparse.Namespace, command: tuple[str, ...]) -> str:
+    """What a run would do now."""
+    if options.only_if_changed:
+        from synplug.handover.changed import would_be_unchanged
+
+        if would_be_unchanged(_identity(options, command), options.only_if_changed):
+            return f"{_UNCHANGED}: would do nothing"
+    return _dry_run(*plan_wrap(request_of(options, command)))
 
 
 def _dry_run(plan: WrapPlan, target: Target) -> str:

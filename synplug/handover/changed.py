@@ -33,13 +33,11 @@ class ChangeRecord:
         self, identity: Sequence[str], paths: Sequence[str], *, directory: str = DIRECTORY
     ) -> None:
         self._paths = [os.path.abspath(path) for path in paths]
-        word = hashlib.sha256(json.dumps([*identity, *self._paths]).encode()).hexdigest()[:32]
-        self._directory = directory
-        self._name = os.path.join(directory, f"unchanged-{word}")
         self._digest = ""
         try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
-            self._lock = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            name = _name_of(identity, self._paths, directory)
+            self._lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise UsageError(
                 f"what was there at the last success cannot be kept in {directory}: "
@@ -79,7 +77,7 @@ class ChangeRecord:
         """
         self._digest = digest_of(self._paths)
         os.lseek(self._lock, 0, os.SEEK_SET)
-        return os.read(self._lock, 4096).decode(errors="replace").strip() == self._digest
+        return _kept(self._lock) == self._digest
 
     def keep(self) -> None:
         """The restart was a success with what the files were before it.
@@ -92,6 +90,38 @@ class ChangeRecord:
     def close(self) -> None:
         """Let others in."""
         os.close(self._lock)
+
+
+def would_be_unchanged(
+    identity: Sequence[str], paths: Sequence[str], *, directory: str = DIRECTORY
+) -> bool:
+    """What :meth:`ChangeRecord.is_unchanged` would say now; nothing is made, nor waited for.
+
+    :raises UsageError: a file, or the record, cannot be read.
+    """
+    whole = [os.path.abspath(path) for path in paths]
+    digest = digest_of(whole)
+    try:
+        record = os.open(_name_of(identity, whole, directory), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UsageError(
+            f"what was there at the last success cannot be read in {directory}: {error.strerror}"
+        ) from error
+    try:
+        return _kept(record) == digest
+    finally:
+        os.close(record)
+
+
+def _name_of(identity: Sequence[str], paths: Sequence[str], directory: str) -> str:
+    word = hashlib.sha256(json.dumps([*identity, *paths]).encode()).hexdigest()[:32]
+    return os.path.join(directory, f"unchanged-{word}")
+
+
+def _kept(record: int) -> str:
+    return os.read(record, 4096).decode(errors="replace").strip()
 
 
 def digest_of(paths: Sequence[str]) -> str:

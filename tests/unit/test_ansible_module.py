@@ -32,12 +32,13 @@ class FakeAnsibleModule:
 
     given: dict[str, Any] = {}  # noqa: RUF012 -- set by each test
     synplug: Any = None
+    in_check_mode = False
 
     def __init__(self, argument_spec: dict[str, Any], **_: Any) -> None:
         defaults = {name: spec.get("default") for name, spec in argument_spec.items()}
         assert self.given.keys() <= defaults.keys()
         self.params = defaults | self.given
-        self.check_mode = bool(self.params.pop("check_mode", False))
+        self.check_mode = self.in_check_mode
         self.tmpdir = self.given_tmpdir
         self.warnings: list[str] = []
 
@@ -213,14 +214,18 @@ def test_check_mode_only_asks_for_the_plan(module: Any, monkeypatch: pytest.Monk
         called.append(argv)
         return 0, "the plan", ""
 
-    initial = FakeAnsibleModule.__init__
-
-    def checking(self: FakeAnsibleModule, **words: Any) -> None:
-        initial(self, **words)
-        self.check_mode = True
-
-    monkeypatch.setattr(FakeAnsibleModule, "__init__", checking)
+    monkeypatch.setattr(FakeAnsibleModule, "in_check_mode", True)
     result = run(module, synplug, command=["r"], port=["80"])
     assert (result["changed"], result["plan"]) == (True, "the plan")
     assert result["diff"] == {"prepared": "the plan"}
     assert called == [["/usr/bin/synplug", "wrap", "--dry-run", "--port=80", "--", "r"]]
+
+
+def test_check_mode_changes_nothing_where_nothing_would_be_done(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeAnsibleModule, "in_check_mode", True)
+    says = "nothing has changed since the last successful run: would do nothing\n"
+    for said, changed in ((says, False), ("synplug would, changing nothing now:\n", True)):
+        result = run(module, lambda _, said=said: (0, said, ""), command=["r"])
+        assert (result["changed"], result["plan"]) == (changed, said)

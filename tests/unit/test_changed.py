@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from synplug.cli.main import main
 from synplug.errors import LockError, UsageError
-from synplug.handover.changed import ChangeRecord, digest_of
+from synplug.handover.changed import ChangeRecord, digest_of, would_be_unchanged
 
 
 @pytest.fixture
@@ -53,6 +55,66 @@ def test_it_is_unchanged_after_a_success_until_it_changes(
     assert not unchanged(record())
     (tmp_path / "conf").write_text("a")
     assert unchanged(record())
+
+
+def test_a_forecast_says_what_the_run_would_and_makes_nothing(
+    record: Callable[..., ChangeRecord], tmp_path: Path
+) -> None:
+    state, files = tmp_path / "state", (str(tmp_path / "conf"),)
+
+    def forecast(*identity: str) -> bool:
+        return would_be_unchanged(identity, files, directory=str(state))
+
+    assert not forecast("web")
+    assert not state.exists()
+    running = record()
+    running.take(timeout_s=0)
+    assert not forecast("web"), "there was no success; and it waits for nobody"
+    running.close()
+    succeed(record())
+    before = sorted(state.iterdir())
+    assert forecast("web")
+    assert not forecast("other")
+    (tmp_path / "conf").write_text("b")
+    assert not forecast("web")
+    assert sorted(state.iterdir()) == before
+    (tmp_path / "conf").unlink()
+    with pytest.raises(UsageError, match="No such file"):
+        forecast("web")
+
+
+def test_a_dry_run_says_that_nothing_would_be_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "conf"
+    file.write_text("a")
+    directory = str(tmp_path / "state")
+    monkeypatch.setattr(
+        "synplug.handover.changed.would_be_unchanged",
+        partial(would_be_unchanged, directory=directory),
+    )
+    monkeypatch.setattr("synplug.cli.wrap.plan_wrap", lambda _request: ())
+    monkeypatch.setattr("synplug.cli.wrap._dry_run", lambda: "the plan")
+    asked = [
+        "wrap",
+        "-n",
+        "--config=/dev/null",
+        "-p80",
+        f"--only-if-changed={file}",
+        "--",
+        "r",
+        "x",
+    ]
+    assert main(asked) == 0
+    assert capsys.readouterr().out == "the plan\n"
+    succeed(ChangeRecord(("", "", "r", "x"), (str(file),), directory=directory))
+    assert main(asked) == 0
+    assert capsys.readouterr().out == (
+        "nothing has changed since the last successful run: would do nothing\n"
+    )
+    file.write_text("b")
+    assert main(asked) == 0
+    assert capsys.readouterr().out == "the plan\n"
 
 
 def test_what_counts_is_what_was_there_before_the_run(

@@ -166,7 +166,8 @@ attributes:
 requirements:
   - synplug on the host, and the privileges that it needs (become)
 notes:
-  - RV(ignore:changed) is true if the restart command ran, whatever came of it.
+  - RV(ignore:changed) is true if the restart command ran, whatever came of it; in check mode, if it
+    would run.
   - The task fails where synplug does, with RV(rc) as of C(timeout), env(1) and nohup(1), 124 for a
     service that was not ready in time, 125 where synplug itself failed, else the command's own.
 """
@@ -225,6 +226,8 @@ import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 
+#: How synplug begins to say so, with only_if_changed.
+_UNCHANGED = "nothing has changed since the last successful run"
 _COMMANDS = ("check", "ready_cmd", "on_event")
 _LISTS = ("unit", "port", "pid", "pidfile", "dev", "only_if_changed", "log")
 _SWITCHES = ("loopback_egress", "require_new", "best_effort")
@@ -321,7 +324,10 @@ def _plan(module, argv):
     status, out, err = module.run_command(argv)
     if status:
         module.fail_json(msg=err.strip() or "synplug failed", rc=status, command=argv)
-    module.exit_json(changed=True, rc=0, plan=out, command=argv, diff={"prepared": out})
+    result = {"rc": 0, "plan": out, "command": argv, "diff": {"prepared": out}}
+    if out.startswith(_UNCHANGED):
+        module.exit_json(changed=False, msg=_UNCHANGED, **result)
+    module.exit_json(changed=True, **result)
 
 
 def _restart(module, argv, path):
@@ -332,7 +338,7 @@ def _restart(module, argv, path):
     if report is None:
         if status:
             module.fail_json(msg=err.strip() or "synplug failed", **result)
-        module.exit_json(msg="nothing has changed since the last successful run", **result)
+        module.exit_json(msg=_UNCHANGED, **result)
     lost = lost_in(report)
     result.update(report=report, lost=lost, changed=report["command"]["ran"])
     for warning in report["warnings"]:
