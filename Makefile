@@ -15,7 +15,7 @@ help:
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   restarts beside every alternative: docs/benchmarks.*; BENCH=--quick for a trial"
 	@echo "make comparison  the table of docs/comparison.md, measured in a guest"
-	@echo "make man     the manual pages, man/*.1, from the options"
+	@echo "make man     the manual pages, man/*.1, and docs/command-line.md, from the options"
 	@echo "make soak    1,000 restarts in a row, 50 at once, 100,000 cases of the properties"
 	@echo "make site    docs/ as web pages, in build/site"
 	@echo "make format  ruff format"

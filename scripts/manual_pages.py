@@ -1,4 +1,4 @@
-"""Write the manual pages, man/synplug.1 and one a verb, from the parser.
+"""Write the manual pages, man/synplug.1 and one a verb, and docs/command-line.md, from the parser.
 
 A test compares them with the parser: ``make man`` writes them anew.
 """
@@ -16,6 +16,7 @@ from synplug.cli.parser import Parser, Switch
 from synplug.cli.schema import verb_parser
 
 FOLDER = Path(__file__).parents[1] / "man"
+REFERENCE = Path(__file__).parents[1] / "docs" / "command-line.md"
 _FILES = """\
 .SH FILES
 .TP
@@ -92,25 +93,71 @@ def _page(name: str, words: str, verb: Parser) -> str:
         *([".PP", *_epilog(verb)] if verb.epilog else []),
         ".SH OPTIONS",
     ]
-    for group in verb._action_groups:  # noqa: SLF001 -- argparse has no public list of them
-        actions = group._group_actions  # noqa: SLF001
-        if actions:
-            title = (group.title or "").partition(" (")[0]
-            lines += [f".SS {_text(title[:1].upper() + title[1:])}", *map(_action, actions)]
+    for title, actions in _groups(verb):
+        lines += [f".SS {_text(title)}", *map(_action, actions)]
     lines += [".SH SEE ALSO", ".BR synplug (1)"]
     return "\n".join(lines) + "\n"
 
 
-def _action(action: argparse.Action) -> str:
-    flags = action.option_strings
+def _groups(verb: Parser) -> list[tuple[str, list[argparse.Action]]]:
+    """Its options, by the titles of their groups."""
+    return [
+        (title[:1].upper() + title[1:], group._group_actions)  # noqa: SLF001 -- no public list
+        for group in verb._action_groups  # noqa: SLF001
+        if group._group_actions  # noqa: SLF001
+        for title in [(group.title or "").partition(" (")[0]]
+    ]
+
+
+def _parts(action: argparse.Action) -> tuple[list[str], str, str]:
+    """Its flags, what its value is called (empty: it takes none), and its help."""
+    flags = list(action.option_strings)
     if isinstance(action, Switch):
         flags = [flag for flag in flags if not flag.startswith("--no-")]
     metavar = action.metavar if isinstance(action.metavar, str) else ""
     if action.choices and not metavar:
         metavar = "{" + ",".join(map(str, action.choices)) + "}"
-    value = "" if action.nargs == 0 else f" \\fI{_text(metavar)}\\fR"
+    return flags, "" if action.nargs == 0 else metavar, (action.help or "").replace("%%", "%")
+
+
+def _action(action: argparse.Action) -> str:
+    flags, metavar, words = _parts(action)
+    value = f" \\fI{_text(metavar)}\\fR" if metavar else ""
     heads = [f"\\fB{_text(flag)}\\fR{value}" for flag in flags] or [value.strip()]
-    return f".TP\n{', '.join(heads)}\n{_text((action.help or '').replace('%%', '%'))}"
+    return f".TP\n{', '.join(heads)}\n{_text(words)}"
+
+
+def reference() -> str:
+    """The page of all verbs and options, in Markdown."""
+    top = parser()
+    lines = [
+        "# The command line",
+        "",
+        "Written from the options by `make man`, as the manual pages.",
+    ]
+    lines += ["", "| verb | |", "|---|---|"]
+    lines += [f"| [{verb.name}](#{verb.name}) | {_markdown(verb.help)} |" for verb in verbs()]
+    for verb in verbs():
+        found = verb_parser(top, verb.name)
+        usage = [line.strip() for line in (found.usage or "").splitlines()]
+        words = verb.help[0].upper() + verb.help[1:] + "."
+        lines += ["", f"## {verb.name}", "", "```", *usage, "```", "", _markdown(words)]
+        for title, actions in _groups(found):
+            lines += ["", f"**{_markdown(title)}**", "", *map(_item, actions)]
+        if found.epilog:
+            lines += ["", "```", *found.epilog.strip().splitlines(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _item(action: argparse.Action) -> str:
+    flags, metavar, words = _parts(action)
+    heads = [f"{flag} {metavar}".strip() for flag in flags] or [metavar]
+    return f"- {', '.join(f'`{head}`' for head in heads)}: {_markdown(words)}"
+
+
+def _markdown(text: str) -> str:
+    """Plain text as Markdown has it."""
+    return re.sub(r"([\\`*_<>\[\]|])", r"\\\1", text)
 
 
 def _epilog(verb: Parser) -> list[str]:
@@ -138,6 +185,7 @@ def main() -> int:
         old.unlink()
     for name, text in pages().items():
         (FOLDER / name).write_text(text, encoding="utf-8")
+    REFERENCE.write_text(reference(), encoding="utf-8")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -84,20 +85,31 @@ def test_the_verb_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "tcsh"]) == 125
 
 
-def manual_pages() -> dict[str, str]:
+def script() -> Any:
+    """What writes the manual pages."""
     spec = importlib.util.spec_from_file_location("manual_pages", ROOT / "scripts/manual_pages.py")
     assert spec is not None
     assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found: dict[str, str] = module.pages()
-    return found
+    return module
 
 
 def test_the_manual_pages_are_those_of_the_options() -> None:
     """``make man`` writes them."""
     there = {path.name: path.read_text() for path in (ROOT / "man").glob("*.1")}
-    assert there == manual_pages()
+    assert there == script().pages()
+
+
+def test_the_reference_is_that_of_the_options() -> None:
+    """``make man`` writes it, too."""
+    page = (ROOT / "docs/command-line.md").read_text()
+    assert page == script().reference()
+    for verb in completion.verbs():
+        section = page.partition(f"\n## {verb.name}\n")[2].partition("\n## ")[0]
+        assert f"synplug {verb.name}" in section
+        flags = {flag for option in verb.options for flag in option.flags}
+        assert flags <= set(re.findall(r"`(-[-a-z]+)", section))
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "man").glob("*.1")))

@@ -150,3 +150,17 @@ def test_the_documents_make_a_site(tmp_path: Path) -> None:
     for page in (ROOT / "docs").glob("*.md"):
         assert f": {page.name}\n" in listed, f"{page.name} is not in mkdocs.yml"
         assert (tmp_path / page.with_suffix(".html").name).exists()
+    links = [
+        (page, link)
+        for page in tmp_path.rglob("*.html")
+        for link in re.findall(r'(?:href|src)="([^"#?:]+)[#?"]', page.read_text())
+        if page.name != "404.html"  # it names everything from the top
+    ]
+    assert [f"{page}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+    led = {(page.name, link) for page, link in links}
+    assert led >= {
+        ("recipes.html", "ansible.html"),
+        ("envoy.html", "files/envoy.service"),
+        ("systemd.html", "envoy.html"),
+        ("index.html", "command-line.html"),
+    }
