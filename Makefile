@@ -64,7 +64,7 @@ comparison: setup
 	@$(PYTHON) bench/comparison.py --write
 
 site: setup
-	.venv/bin/mkdocs build --strict --quiet
+	.venv/bin/mkdocs build --strict
 
 soak: setup
 	$(PYTHON) -m pytest --soak tests/unit tests/integration/test_soak.py

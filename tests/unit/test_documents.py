@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -139,12 +140,31 @@ def test_every_row_of_the_failure_modes_names_a_test_that_is_there() -> None:
             assert f"\ndef {test}(" in source, f"{row[0]}: {module}::{test}"
 
 
+def site_of(configuration: Path, to: Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file"]
+    return subprocess.run(
+        [*argv, str(configuration), "--site-dir", str(to)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_a_dead_link_makes_no_site(tmp_path: Path) -> None:
+    """The control."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    words = f"INHERIT: {ROOT}/mkdocs.yml\nhooks: [{ROOT}/scripts/site_pages.py]\n"
+    (tmp_path / "mkdocs.yml").write_text(words)
+    assert site_of(tmp_path / "mkdocs.yml", tmp_path / "site").returncode == 0
+    with (tmp_path / "docs/faq.md").open("a") as page:
+        page.write("\n[nowhere](../integrations/nowhere/README.md)\n")
+    refused = site_of(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert refused.returncode != 0
+    assert "nowhere" in refused.stderr
+
+
 def test_the_documents_make_a_site(tmp_path: Path) -> None:
     """``make site``: every page is in its navigation, or below the decisions."""
-    argv = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
-    done = subprocess.run(
-        [*argv, "--site-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    assert "mkdocs build --strict\n" in (ROOT / "Makefile").read_text()
+    done = site_of(ROOT / "mkdocs.yml", tmp_path)
     assert done.returncode == 0, done.stderr
     listed = (ROOT / "mkdocs.yml").read_text()
     for page in (ROOT / "docs").glob("*.md"):
