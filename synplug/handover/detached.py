@@ -91,7 +91,7 @@ def _begin(kept: Hold, plan: HoldPlan, tools: Tools, warnings: list[str]) -> Beg
         keeper=kept.detach(sight.old),
         backend=kept.backend,
         drain=drain,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *kept.warnings),
     )
 
 

@@ -10,6 +10,7 @@ from synplug.holding import watcher
 from synplug.holding.audience import Audience
 from synplug.holding.base import Backend
 from synplug.holding.ledger import Entry, Ledger
+from synplug.holding.remarks import unwatched_remark
 from synplug.kernel import procfs
 from synplug.model import HoldSpec
 
@@ -36,7 +37,7 @@ def arm_first(
     ledger: Ledger,
     audience: Audience,
 ) -> tuple[Backend, list[str]]:
-    """The first backend that could be armed, and why those before it could not.
+    """The first backend that could be armed, and what there is to say about that.
 
     :raises SynplugError: none could; nothing of them is left.
     """
@@ -47,8 +48,10 @@ def arm_first(
         except ImportError as error:  # of a module that only this backend needs
             passed_over.append(f"a backend cannot be loaded: {error}")
             continue
+        is_safe = True
+        backend.load_libraries()
         if backend.outlives_its_keeper:
-            watcher.start(spec.run_id)
+            is_safe = watcher.start(spec.run_id, backend.capabilities)
         try:
             ledger.own()
             ledger.write(entry_of(spec, backend, "arming"))
@@ -64,7 +67,7 @@ def arm_first(
                 raise
             passed_over.append(f"backend {backend.name} is not available: {error.message}")
         else:
-            return backend, passed_over
+            return backend, passed_over + ([] if is_safe else [unwatched_remark(backend)])
     raise UnsupportedError(
         "; ".join(passed_over), remedy="'synplug doctor' says what each would need"
     )

@@ -2,7 +2,7 @@
 
 A backend lives in the keeper and nowhere else. It is driven in this order::
 
-    arm() → hold() → { absorb(), let_through(), release_next() }*
+    load_libraries() → arm() → hold() → { absorb(), let_through(), release_next() }*
     → open() → confirm_empty() → remove() → close()
 
 ``close()`` alone must be safe at any point: it undoes what the kernel does not undo by itself.
@@ -44,6 +44,12 @@ class Backend(ABC):
     @abstractmethod
     def traces(self) -> dict[str, str]:
         """What will stand in the kernel, by kind and name: known before it does."""
+
+    def load_libraries(self) -> None:  # noqa: B027 -- most need nothing
+        """Import what :meth:`clean_up_after_death` needs, unless making the backend has.
+
+        Who calls that may have too few capabilities to read it then.
+        """
 
     @abstractmethod
     def arm(self) -> None:

@@ -26,6 +26,9 @@ class Gate(Protocol):
     def traces(self) -> dict[str, str]:
         """What it puts into the kernel."""
 
+    def load_libraries(self) -> None:
+        """Import what :meth:`clean_up_after_death` needs."""
+
     def prepare(self, queues: tuple[int, ...]) -> None:
         """Put in everything but the rule that holds."""
 
@@ -78,6 +81,9 @@ class NftGate:
 
     def traces(self) -> dict[str, str]:
         return {"nft table": f"inet synplug-{self._spec.run_id}"}
+
+    def load_libraries(self) -> None:
+        """Nothing to do."""
 
     def prepare(self, queues: tuple[int, ...]) -> None:
         self._made = HoldTable(f"synplug-{self._spec.run_id}")

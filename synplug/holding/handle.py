@@ -45,6 +45,10 @@ class Hold(Protocol):
     def may_hold_local(self) -> bool:
         """Whether a connection from this host may wait, as far as is known."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was to be said when it was armed; the result has it, too."""
+
     def arm(self) -> None:
         """Do all that can fail; nothing is held.
 
@@ -100,6 +104,7 @@ class KeptHold(KeeperLink):
         self._spec = spec
         self._locks = locks
         self._backends = backends_for(spec.backend, spec.hook)
+        self.warnings: tuple[str, ...] = ()
 
     def arm(self) -> None:
         """Start the keeper, and let it do all that can fail."""
@@ -115,7 +120,9 @@ class KeptHold(KeeperLink):
         # Not the pid: a program that we are a library of may collect children that it never made.
         with suppress(ProcessLookupError):
             self._pidfd = os.pidfd_open(self.keeper_pid)
-        self.backend = self._expect("armed", _ARM_TIMEOUT_S)["backend"]
+        armed = self._expect("armed", _ARM_TIMEOUT_S)
+        self.backend = armed["backend"]
+        self.warnings = tuple(armed["warnings"])
 
     def hold(self) -> float:
         """From the returned time on SYNs wait."""

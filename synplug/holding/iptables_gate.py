@@ -23,8 +23,16 @@ from contextlib import suppress
 
 from synplug.errors import LockError, ReleaseError, SynplugError, UnsupportedError
 from synplug.holding.base import ANY_BACKEND
+from synplug.kernel import xt_lock
 from synplug.kernel.xt_rules import SynMatch, jump_target, queue_target
-from synplug.kernel.xtables import TABLE, MangleTable, MangleTables, has_ipv6, is_in_use
+from synplug.kernel.xtables import (
+    TABLE,
+    MangleTable,
+    MangleTables,
+    has_ipv6,
+    is_in_use,
+    load_library,
+)
 from synplug.model import BackendName, Family, HoldSpec, Hook
 
 _BASE_CHAINS = {
@@ -82,6 +90,11 @@ class IptablesGate:
 
     def traces(self) -> dict[str, str]:
         return {"iptables chain": f"{TABLE} {self._chain}"}
+
+    def load_libraries(self) -> None:
+        with suppress(UnsupportedError):  # it is told when it is needed
+            load_library()
+        xt_lock.load_library()
 
     # --- armed and holding
 

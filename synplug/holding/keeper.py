@@ -138,7 +138,7 @@ class Keeper:
         self._ledger.write(entry_of(self._spec, self._backend, "armed"))
         for descriptor in (self._signals, self._run):
             self._poll.register(descriptor, select.POLLIN)
-        self._audience.say("armed", backend=self._backend.name)
+        self._audience.say("armed", backend=self._backend.name, warnings=self._warnings)
         while self._reason is None:
             self._turn(self._timeout_ms())
         if self._held_at_s:

@@ -90,6 +90,9 @@ class QueueBackend(Backend):
         numbers = self._queues.numbers if self._queues else ()
         return self._gate.traces() | ({"queues": " ".join(map(str, numbers))} if numbers else {})
 
+    def load_libraries(self) -> None:
+        self._gate.load_libraries()
+
     def arm(self) -> None:
         length_wanted = self._spec.max_held_packets
         if self._spec.max_held_per_source:  # what is refused passes through the queue, too

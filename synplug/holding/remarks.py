@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from synplug.holding.base import Backend
 from synplug.model import Listener
 
 
@@ -87,4 +88,16 @@ def foreign_remark(packets: int) -> tuple[str, ...]:
     return (
         f"{packets} packets that are no SYNs to the endpoints came to our queues by somebody "
         "else's rule; they were let through",
+    )
+
+
+def unwatched_remark(backend: Backend) -> str:
+    """On a watcher that dies with its keeper where the whole control group is killed."""
+    stays = [f"{kind} {name}" for kind, name in backend.traces().items() if kind != "queues"]
+    what = ", ".join(stays)
+    holds_on = "" if backend.uses_queues else ", and new connections wait for ever"
+    return (
+        "the watcher could not leave the keeper's control group (its file system is read-only, or "
+        f"not there): if that group is killed as a whole, the hold's {what} stays{holds_on}, until "
+        "'synplug recover' clears it"
     )

@@ -15,6 +15,8 @@ from synplug.errors import KernelError, PrivilegeError
 from synplug.model import Process
 
 CAP_NET_ADMIN = 12
+#: include/linux/proc_ns.h, PROC_CGROUP_INIT_INO
+_FIRST_CGROUP_NAMESPACE = 0xEFFFFFFB
 _GONE_OR_HIDDEN = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 
 
@@ -222,7 +224,11 @@ def leave_control_group() -> bool:
     """Move this process into the root control group (cgroups(7), version 2), where that is allowed.
 
     A control group can be killed as a whole (cgroup.kill, a unit's KillMode=control-group).
+
+    :returns: whether this process is in none that can be killed so.
     """
+    if _is_in_no_group():
+        return True
     for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
         with suppress(OSError):
             # Not created: with version 1 the first of them is a file system in memory.
@@ -233,6 +239,16 @@ def leave_control_group() -> bool:
                 os.close(descriptor)
             return True
     return False
+
+
+def _is_in_no_group() -> bool:
+    """Whether it is in the root groups of the machine; of a namespace they may be a container's."""
+    if any(path != "/" for _, path in _control_groups(os.getpid())):
+        return False
+    try:
+        return os.stat("/proc/self/ns/cgroup").st_ino == _FIRST_CGROUP_NAMESPACE
+    except OSError:  # a kernel without
+        return True
 
 
 def network_inode(pid: int) -> int:

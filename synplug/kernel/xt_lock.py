@@ -23,6 +23,11 @@ def lock(path: str, patience_s: float) -> int:
     return descriptor
 
 
+def load_library() -> None:
+    """Import what retries: for who may not be able to when it has to."""
+    import tenacity  # noqa: F401
+
+
 def _lock_patiently(descriptor: int, patience_s: float) -> bool:
     """Retry; importing what retries is left to those who have to."""
     from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random

@@ -51,7 +51,7 @@ _Seen = TypeVar("_Seen")
 # --- python-iptables
 
 
-def _load() -> Any:
+def load_library() -> Any:
     """Import python-iptables. It takes a third of a second, and runs ldconfig, and gcc or ld.
 
     :raises UnsupportedError: it is not installed, or misses iptables' libraries.
@@ -78,7 +78,7 @@ def describe() -> str:
 
     :raises UnsupportedError: none that works.
     """
-    iptc = _load()
+    iptc = load_library()
     return f"{iptc.version.__version__}, libxtables {iptc.xtables.xtables_version}"
 
 
@@ -87,7 +87,7 @@ def _fresh_table(family: Family) -> Any:
 
     Its *code* is the errno of what failed last: the message alone does not tell.
     """
-    iptc = _load()
+    iptc = load_library()
     import ctypes
 
     base: Any = iptc.Table if family is Family.IPV4 else iptc.Table6
@@ -125,7 +125,7 @@ class MangleTable:
     def __init__(self, family: Family) -> None:
         self._family = family
         self._table = _fresh_table(family)
-        self._error: type[Exception] = _load().IPTCError
+        self._error: type[Exception] = load_library().IPTCError
         with self._translated("open"):
             self._table.open()
 

@@ -127,22 +127,50 @@ def test_another_pid_namespaces_hold_is_no_dead_run(
     assert shell.run(lab.server, "release", "--name", "web").status == 0
 
 
-def test_a_watcher_survives_its_control_group(lab: ClientServer, simple: SimpleService) -> None:
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A control group, as a unit or a container has one."""
+    made = Path("/sys/fs/cgroup/unified/synplug-test")
+    made.mkdir(exist_ok=True)
+    yield made
+    wait_until(lambda: not (made / "cgroup.procs").read_text(), 5, "the group is empty")
+    made.rmdir()
+
+
+_IN_A_GROUP = f"{' '.join(shell.SYNPLUG)} hold -p 8080 --backend nfqueue-iptables --name web"
+
+
+def test_a_watcher_survives_its_control_group(
+    lab: ClientServer, simple: SimpleService, group: Path
+) -> None:
     """As by a unit's KillMode=control-group, or cgroup.kill(7)."""
-    group = Path("/sys/fs/cgroup/unified/synplug-test")
-    group.mkdir(exist_ok=True)
-    try:
-        line = f"echo $$ >{group}/cgroup.procs; exec {' '.join(shell.SYNPLUG)} hold -p 8080 "
-        line += "--backend nfqueue-iptables --name web --max-hold 30s"
-        lab.server.run(["sh", "-c", line])
-        members = [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
-        assert holds_in_force(lab.server)[0]["keeper"] in members
-        (group / "cgroup.kill").write_text("1")
-        assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
-        wait_until(lambda: not ledger(lab), 5, "the watcher has cleaned up")
-        wait_until(lambda: not (group / "cgroup.procs").read_text(), 5, "the group is empty")
-    finally:
-        group.rmdir()
+    line = f"echo $$ >{group}/cgroup.procs; exec {_IN_A_GROUP} --max-hold 30s"
+    assert "control group" not in lab.server.run(["sh", "-c", line]).stderr
+    members = [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+    assert holds_in_force(lab.server)[0]["keeper"] in members
+    (group / "cgroup.kill").write_text("1")
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
+    wait_until(lambda: not ledger(lab), 5, "the watcher has cleaned up")
+
+
+def test_a_watcher_that_cannot_leave_its_control_group_is_told(
+    lab: ClientServer, simple: SimpleService, group: Path
+) -> None:
+    """With a read-only control group file system, as by ProtectControlGroups=, or a container's."""
+    line = f"echo $$ >{group}/cgroup.procs; mount -o remount,bind,ro /sys/fs/cgroup/unified; "
+    line += f"exec {_IN_A_GROUP} --max-hold 30s"
+    argv = ["unshare", "--mount", "sh", "-c", line]
+    said = lab.server.run(argv).stderr
+    released = shell.run(lab.server, "release", "--name", "web", "--now", "--json", "-")
+    (warning,) = released.report["warnings"]
+    assert f"synplug: {warning}" in said.splitlines(), "at once, and in the report"
+    assert "iptables chain mangle synplug-" in warning
+    assert "synplug recover" in warning
+    lab.server.run(argv)
+    (group / "cgroup.kill").write_text("1")
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
+    assert "synplug-" in lab.server.run(["iptables-legacy", "-t", "mangle", "-S"]).stdout
+    assert "cleaned up" in shell.run(lab.server, "recover").stdout
 
 
 def test_a_stopped_keeper_is_ended_after_the_deadline(

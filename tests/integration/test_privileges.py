@@ -21,6 +21,8 @@ _NEEDS = {
     "nfqueue": ("net_admin",),
     "nfqueue-iptables": ("net_admin", "net_raw"),
 }
+#: The names of a keeper's children; what the kernel does not remove is watched.
+_WATCHERS = {"nfqueue": [], "nfqueue-iptables": ["synplug-watcher"]}
 
 
 def _limited(capabilities: Sequence[str], *argv: str) -> list[str]:
@@ -105,12 +107,17 @@ def test_the_keeper_has_no_more(lab: ClientServer, simple: SimpleService, backen
     argv = ["hold", "--name", "web", "--max-hold", "9s", "--backend", backend, "-p", "8080"]
     assert shell.run(lab.server, *argv).status == 0
     (entry,) = holds_in_force(lab.server)
-    status = _status(entry["keeper"])
     wanted = sum(1 << _BITS[f"CAP_{name.upper()}"] for name in _NEEDS[backend])
-    for which in ("CapEff", "CapPrm"):
-        assert int(status[which], 16) == wanted, which
-    assert int(status["CapInh"], 16) == 0
-    assert status["NoNewPrivs"] == "1"
+    watchers = _children(entry["keeper"])
+    assert [_status(pid)["Name"] for pid in watchers] == _WATCHERS[backend]
+    for pid in (entry["keeper"], *watchers):
+        status = _status(pid)
+        for which in ("CapEff", "CapPrm"):
+            assert int(status[which], 16) == wanted, (status["Name"], which)
+        assert int(status["CapInh"], 16) == 0
+        assert status["NoNewPrivs"] == "1"
+    for pid in watchers:  # it may not be able to read it any more
+        assert "libxtwrapper" in Path(f"/proc/{pid}/maps").read_text()
     assert shell.run(lab.server, "release", "--name", "web").status == 0
 
 
@@ -138,6 +145,11 @@ def test_another_users_process_needs_ptrace(lab: ClientServer, simple: SimpleSer
 def _status(pid: int) -> dict[str, str]:
     with open(f"/proc/{pid}/status") as file:
         return _fields(file.read())
+
+
+def _children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return list(map(int, file.read().split()))
 
 
 def _fields(text: str) -> dict[str, str]:

@@ -32,6 +32,9 @@ class FakeGate:
     def traces(self) -> dict[str, str]:
         return {"rule": "fake rule"}
 
+    def load_libraries(self) -> None:
+        pass
+
     def prepare(self, queues: tuple[int, ...]) -> None:
         self.queues = queues
         self.log.append("prepare")

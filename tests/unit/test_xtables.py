@@ -355,3 +355,32 @@ def test_every_source_port_has_one_queue(queues: int) -> None:
         for share in shares
     ]
     assert max(loads) < 1.5 * len(ephemeral) / queues
+
+
+def test_what_the_clean_up_imports_is_there_before_it() -> None:
+    """A watcher has fewer capabilities: it may not be able to read where the library is."""
+    code = (
+        "import sys\n"
+        "from synplug.holding.iptables_gate import IptablesGate as G\n"
+        "from synplug.errors import LockError\n"
+        "from synplug.model import *\n"
+        "gate = G(HoldSpec(endpoints=(Endpoint(port=1),), run_id='0badcafe'))\n"
+        "gate.load_libraries()\n"
+        "sys.meta_path.clear()\n"  # nothing is found any more
+        "sys.path_hooks.clear()\n"
+        "try: gate.clean_up_after_death()\n"
+        "except LockError as error: print(error)\n"
+    )
+
+    def body() -> None:
+        gate = IptablesGate(spec_of(Endpoint(port=80)))
+        gate.prepare((20_000,))
+        argv = [sys.executable, "-c", code]
+        subprocess.run(argv, check=True)
+        assert "synplug" not in saved()
+        with open(xtables.LOCK_FILE, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            said = subprocess.run(argv, check=True, capture_output=True, text=True)
+        assert "lock of iptables" in said.stdout
+
+    apart(body)
