@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 
 from synplug.fate import Fate, OldGeneration
-from synplug.model import Outcome, OwnedListener, ReleaseReason, Report
+from synplug.model import BackendName, Outcome, OwnedListener, ReleaseReason, Report
 
 _HEADLINES = {
     Outcome.READY: "restarted",
@@ -110,7 +110,7 @@ def _hold_rows(report: Report) -> list[tuple[str, str]]:
     if hold is None:
         return [("held", "nothing")]
     if hold.reason is ReleaseReason.KEEPER_LOST:
-        return [("held", "not known: the keeper was lost, and what it held with it")]
+        return [("held", f"not known: the keeper was lost, {_fate_of_held(hold.backend)}")]
     counts = hold.counts
     words = [
         f"{counts.held} connections waited, {counts.released} released",
@@ -134,6 +134,13 @@ def _hold_rows(report: Report) -> list[tuple[str, str]]:
     if hold.reason is not ReleaseReason.ASKED:
         rows.append(("ended by", hold.reason.value))
     return rows
+
+
+def _fate_of_held(backend: str) -> str:
+    """What became of those that waited when their keeper was lost."""
+    if backend == BackendName.PLUG.value:  # its device stays, and is opened
+        return "and what waits in its plug is let go by whoever cleans up after it"
+    return "and what it held with it; those clients send their SYN again"
 
 
 def _drain(report: Report) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from synplug.errors import ReleaseError
 from synplug.holding.channel import listener_from_wire, spec_from_wire
 from synplug.holding.link import KeeperLink
 from synplug.holding.names import call, no_such_hold
@@ -25,6 +26,7 @@ class AttachedHold(KeeperLink):
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        self._run_id = ""
         self._channel, self.keeper_pid = call(name)
         with suppress(OSError):  # gone, or of another PID namespace
             self._pidfd = os.pidfd_open(self.keeper_pid)
@@ -38,6 +40,7 @@ class AttachedHold(KeeperLink):
         self._held_at_s = float(greeting["at_s"])
         self._deadline_s = self._held_at_s + float(greeting["max_hold_s"])
         self.spec = spec_from_wire(greeting, name)
+        self._run_id = self.spec.run_id
         self.old = tuple(map(listener_from_wire, greeting["old"]))
         self._releasing = bool(greeting["releasing"])
         self.may_hold_local = bool(greeting["local"])
@@ -54,4 +57,8 @@ class AttachedHold(KeeperLink):
             os.close(descriptor)
 
     def _clean_up_after_death(self) -> None:
-        recover()
+        # The run of one that never greeted us is not known.
+        found = [dead for dead in recover() if self._run_id in ("", dead.run_id)]
+        errors = [dead.error for dead in found if dead.error]
+        if errors:
+            raise ReleaseError("; ".join(errors))

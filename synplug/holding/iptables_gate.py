@@ -176,9 +176,17 @@ class IptablesGate:
         rules (``net/netfilter/x_tables.c``, xt_replace_table).
         """
         self._looked_at_s = float("inf")
-        with self._tables.locked(patience_s=0):
-            self._delete_jumps()
-            self._matched = self._count()
+        try:
+            with self._tables.locked(patience_s=0):
+                self._delete_jumps()
+                self._matched = self._count()
+        except SynplugError as error:
+            kind = LockError if isinstance(error, LockError) else ReleaseError
+            raise kind(
+                f"the rules of chain {self._chain} are still in table {TABLE}, and let all pass: "
+                f"{error}",
+                remedy="run 'synplug recover'",
+            ) from error
 
     def matched(self) -> int:
         if self._matched is not None:

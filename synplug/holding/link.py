@@ -191,13 +191,13 @@ class KeeperLink:
                 opened_at_s=time.monotonic(),
                 counts=HoldCounts(),
             )
-        words = f"the keeper (pid {pid}) {why}; connections are no longer held"
+        words = f"the keeper (pid {pid}) {why}"
         try:
             self._clean_up_after_death()
         except Exception as error:
-            words += f"; cleaning up after it failed: {unforeseen(error).message}"
+            words += f"; what it made may still be in place: {unforeseen(error)}"
             raise KeeperError(words, remedy="run 'synplug recover'") from error
-        raise KeeperError(words)
+        raise KeeperError(f"{words}; connections are no longer held")
 
     def _has_ended(self, timeout_s: float) -> bool:
         """Whether the keeper's process is gone, in so many seconds."""

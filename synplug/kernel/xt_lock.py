@@ -16,8 +16,9 @@ def lock(path: str, patience_s: float) -> int:
     descriptor = _open_lock(path)
     if not _try_lock(descriptor) and not _lock_patiently(descriptor, patience_s):
         os.close(descriptor)
+        waited = f", for {patience_s:g} s" if patience_s else ""
         raise LockError(
-            f"another program has had {path}, the lock of iptables, for {patience_s:g} s",
+            f"another program has {path}, the lock of iptables{waited}",
             remedy=f"'fuser -v {path}' names it",
         )
     return descriptor

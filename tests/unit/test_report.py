@@ -237,6 +237,17 @@ def test_the_report_for_people() -> None:
     assert verbose["new"] == "0.0.0.0:8080 nginx[4720]"
 
 
+@pytest.mark.parametrize(
+    ("backend", "words"), [("nfqueue", "send their SYN again"), ("plug", "let go by whoever")]
+)
+def test_what_became_of_those_that_waited_for_a_lost_keeper(backend: str, words: str) -> None:
+    """The kernel drops what a queue holds; a plug outlives its keeper."""
+    report = example_report()
+    assert report.hold is not None
+    lost = replace(report.hold, reason=ReleaseReason.KEEPER_LOST, backend=backend)
+    assert words in rows(replace(report, hold=lost))["held"]
+
+
 def test_a_command_that_did_not_run_is_said_to_have_not() -> None:
     report = replace(example_report(), command=CommandResult(argv=("a b", "c")), hold=None)
     assert rows(report)["command"].startswith("not run: ")

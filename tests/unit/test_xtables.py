@@ -184,6 +184,26 @@ def test_copies_of_the_jump_are_deleted_too() -> None:
     apart(body)
 
 
+def test_a_rule_that_cannot_be_taken_out_is_named() -> None:
+    def body() -> None:
+        gate = IptablesGate(spec_of(Endpoint(port=80)))
+        gate.prepare((20_000,))
+        gate.hold()
+        with open(xtables.LOCK_FILE, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(
+                LockError, match="synplug-0badcafe are still in table mangle"
+            ) as info:
+                gate.open()
+        assert "for 0 s" not in str(info.value)
+        assert xtables.LOCK_FILE in str(info.value)
+        assert "synplug recover" in info.value.remedy
+        gate.close()
+        assert "synplug" not in saved()
+
+    apart(body)
+
+
 def test_what_cannot_be_removed_is_named() -> None:
     def body() -> None:
         gate = IptablesGate(spec_of(Endpoint(port=80)))
