@@ -20,6 +20,8 @@ from synplug.holding.life import Life, lives
 from synplug.holding.runtime import create, here, names_in, tidy
 
 _FORMAT = 1
+#: How the names of files end that are not complete yet.
+DRAFT = ".new"
 _RUN_ID = re.compile(r"[0-9a-f]{8}")
 _DRAFT_S = 5.0
 _CLAIM_S, _CLAIM_POLL_S = 5.0, 0.01
@@ -35,6 +37,8 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "deadline_s": (int, float),
     "traces": (dict,),
 }
+#: What reading a file as an entry may raise.
+_NOT_AN_ENTRY = (OSError, ValueError, TypeError, KeyError, RecursionError)
 _ENTRY_BYTES = 1 << 24  # more than one with an endpoint for every port has
 _PIDS = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 _CLOCK_END_S = (1 << 63) / 1e9  # ktime_t counts nanoseconds in 63 bits
@@ -67,14 +71,16 @@ class Entry:
 
         :raises SynplugError: that cannot be found out, which is not "no".
         """
-        if not is_run_id(self.run_id):
-            return False
-        try:
-            return lives(self.run_id)
-        except OSError as error:
-            raise SynplugError(
-                f"cannot see whether run {self.run_id} lives: {error.strerror}"
-            ) from error
+        return _is_live(self.run_id)
+
+
+def _is_live(run_id: str) -> bool:
+    if not is_run_id(run_id):
+        return False
+    try:
+        return lives(run_id)
+    except OSError as error:
+        raise SynplugError(f"cannot see whether run {run_id} lives: {error.strerror}") from error
 
 
 def is_run_id(text: str) -> bool:
@@ -102,7 +108,7 @@ class Ledger:
 
     def write(self, entry: Entry) -> None:
         """Write it, for a crash of processes, not of the machine; a failure leaves the old one."""
-        draft = self._path + ".new"
+        draft = self._path + DRAFT
         descriptor = create(draft, os.O_TRUNC)
         try:
             with os.fdopen(descriptor, "w") as file:
@@ -129,6 +135,28 @@ def entries() -> Iterator[Entry]:
 
     :raises PrivilegeError: the folder is another user's.
     """
+    for path in _paths():
+        with suppress(*_NOT_AN_ENTRY):
+            yield _entry(path)
+
+
+def illegible() -> Iterator[tuple[str, str, str]]:
+    """What lies among the entries, is no live run's, and cannot be read as one.
+
+    :returns: the run's id as the file's name has it, the path, and why.
+    """
+    for path in _paths():
+        run_id = os.path.basename(path).removesuffix(".json")
+        try:
+            _entry(path)
+        except FileNotFoundError:
+            continue  # it has gone just now
+        except _NOT_AN_ENTRY as error:
+            if not _is_live(run_id):  # it may be of another version
+                yield run_id, path, str(error) or type(error).__name__
+
+
+def _paths() -> list[str]:
     folder = here()
     try:
         names = names_in(folder, ".json")
@@ -138,9 +166,7 @@ def entries() -> Iterator[Entry]:
             capability="CAP_DAC_READ_SEARCH",
             remedy="ask as root, or as the user that holds",
         ) from error
-    for name in names:
-        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-            yield _entry(f"{folder}/{name}")
+    return [f"{folder}/{name}" for name in names]
 
 
 def _entry(path: str) -> Entry:
@@ -197,9 +223,9 @@ def _wait_for(descriptor: int, run_id: str) -> None:
 
 
 def remove_drafts() -> None:
-    """Remove drafts of entries: a keeper died while it wrote one. A live one writes another."""
+    """Remove drafts: who died while it wrote one left it. Who lives writes another."""
     folder = here()
-    for name in names_in(folder, ".json.new"):
+    for name in names_in(folder, DRAFT):
         path = f"{folder}/{name}"
         with suppress(OSError):
             if time.time() - os.stat(path).st_mtime >= _DRAFT_S:  # a live run may be writing it

@@ -14,6 +14,7 @@ import os
 from contextlib import suppress
 
 from synplug.errors import SynplugError
+from synplug.holding.ledger import DRAFT
 from synplug.holding.runtime import create, here, tidy
 from synplug.kernel import sysctl
 
@@ -52,12 +53,14 @@ class Migration:
 
     def _write_down(self) -> None:
         """What it is, unless somebody else has: complete or not at all."""
-        draft = f"{_path()}.{self._run_id}"
+        draft = f"{_path()}.{self._run_id}{DRAFT}"
         with os.fdopen(create(draft, os.O_TRUNC), "w") as file:
             json.dump({"run_id": self._run_id, "value": sysctl.read(NAME)}, file)
-        with suppress(FileExistsError):
+        # One that was long in the making may have been removed: then it is made again.
+        with suppress(FileExistsError, FileNotFoundError):
             os.link(draft, _path())
-        os.unlink(draft)
+        with suppress(FileNotFoundError):
+            os.unlink(draft)
 
     def end(self) -> None:
         """Restore it, if we are the last who wanted it; may be called again.

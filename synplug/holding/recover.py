@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 from synplug.errors import ReleaseError, SynplugError
 from synplug.holding.backends import backends_for
-from synplug.holding.ledger import Entry, Ledger, claim, entries, is_run_id, remove_drafts
+from synplug.holding.ledger import (
+    Entry,
+    Ledger,
+    claim,
+    entries,
+    illegible,
+    is_run_id,
+    remove_drafts,
+)
 from synplug.holding.locks import remove_unused_locks
 from synplug.holding.migration import restore_unless_wanted
 from synplug.holding.supervisors import remove_dead_supervisors
@@ -31,6 +39,7 @@ def recover() -> list[Recovered]:
     """Clean up after every dead run of this network namespace. Does nothing the second time."""
     found = [_recover(entry) for entry in entries() if not entry.is_live]
     found += _recover_migration()
+    found += _illegible()
     remove_unused_locks()
     remove_drafts()
     remove_dead_supervisors()
@@ -48,6 +57,21 @@ def recover_run(run_id: str) -> None:
             if dead is not None and dead.error:
                 raise ReleaseError(dead.error)
     remove_unused_locks()
+
+
+def _illegible() -> list[Recovered]:
+    """Entries that nobody can clean up by: they stay, and are told."""
+    return [
+        Recovered(
+            run_id=run_id,
+            backend="",
+            endpoints=(),
+            error=f"{path} cannot be read as a ledger entry: {why} (run 'synplug recover' of the "
+            f"version that wrote it; or look for synplug-{run_id} in iptables-legacy -t mangle -S, "
+            f"and for a device synplug{run_id}, remove them, then remove the file)",
+        )
+        for run_id, path, why in illegible()
+    ]
 
 
 def _recover_migration() -> list[Recovered]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from synplug.cli.main import main
 from synplug.errors import ReleaseError, SynplugError
 from synplug.holding import recover as recover_module
 from synplug.holding import runtime
-from synplug.holding.ledger import Entry, Ledger, entries
+from synplug.holding.ledger import DRAFT, Entry, Ledger, entries
 from synplug.holding.locks import RunLocks
 from synplug.holding.recover import recover
 from synplug.holding.supervisors import read_supervisor
@@ -152,3 +153,46 @@ def test_one_failure_does_not_keep_another_run_from_its_clean_up(
     Ledger("ffffffff").write(replace(DEAD, run_id="ffffffff"))
     assert [bool(found.error) for found in recover()] == [True, False]
     assert remains.cleaned == ["ffffffff"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": 2}', '{"format": 1, "run_id": "0123abcd"}']
+)
+def test_what_is_no_entry_is_named_and_stays(
+    root: Path, remains: Remains, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half written, of another version, or of whoever: something of a hold may be there."""
+    Ledger("ffffffff").write(replace(DEAD, run_id="ffffffff"))
+    path = Path(runtime.here()) / "0123abcd.json"
+    path.write_text(text)
+    found = {dead.run_id: dead.error for dead in recover()}
+    assert found["ffffffff"] == "", "others are cleaned up after"
+    assert str(path) in found["0123abcd"]
+    assert "remove the file" in found["0123abcd"]
+    assert path.exists()
+    assert main(["recover"]) == 125
+    assert str(path) in capsys.readouterr().out
+    path.unlink()
+    assert main(["recover"]) == 0
+
+
+def test_a_live_run_of_another_version_is_left_alone(root: Path, remains: Remains) -> None:
+    ledger = Ledger(DEAD.run_id)
+    ledger.own()
+    (Path(runtime.here()) / "0123abcd.json").write_text('{"format": 2}')
+    assert recover() == []
+    ledger.remove()
+
+
+def test_drafts_of_who_died_are_removed(root: Path, remains: Remains) -> None:
+    """Of an entry, and of what a swap writes down; one that is new may be in the making."""
+    folder = Path(runtime.here())
+    folder.mkdir(parents=True, mode=0o700)
+    old = [folder / "0123abcd.json.new", folder / f"tcp_migrate_req.0123abcd{DRAFT}"]
+    new = folder / f"tcp_migrate_req.ffffffff{DRAFT}"
+    for path in (*old, new):
+        path.touch()
+    for path in old:
+        os.utime(path, (1, 1))
+    recover()
+    assert [path.exists() for path in (*old, new)] == [False, False, True]
