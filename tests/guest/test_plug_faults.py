@@ -6,10 +6,12 @@ code; what a plug does not come to is named here, so that a new step without a c
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,8 +40,21 @@ ELSEWHERE = {
 }
 #: Struck on every kernel.
 ON_EVERY_KERNEL = ("Backend.arm", "Backend.hold", "Backend.open", "Backend.remove")
+#: Where the keeper gets the signals, too, that leave it alive: a step of each part of its life.
+SIGNALLED = (*ON_EVERY_KERNEL, "Backend.check_for_loss")
+#: Struck in every run of the tests: holding, and letting go.
+ALWAYS = (
+    ("Backend.check_for_loss", Fault.SIGKILL),
+    ("Backend.check_for_loss", Fault.SIGTERM),
+    ("Backend.open", Fault.SIGSTOP),
+    ("Backend.open", Fault.EXCEPTION),
+)
+#: Of a keeper that is stopped; others end by themselves.
+_SHORT = ["--max-hold", "5s"]
 _ACCIDENTS = (
     (Party.KEEPER, Fault.SIGKILL),
+    (Party.KEEPER, Fault.SIGTERM),
+    (Party.KEEPER, Fault.SIGSTOP),
     (Party.KEEPER, Fault.EXCEPTION),
     (Party.ORCHESTRATOR, Fault.SIGKILL),
     (Party.BOTH, Fault.SIGKILL),
@@ -55,10 +70,14 @@ def _cases() -> Iterator[object]:
                 continue
             if party is not Party.BOTH and party is not point.process:
                 continue
+            if fault in (Fault.SIGTERM, Fault.SIGSTOP) and point.name not in SIGNALLED:
+                continue
             chosen = point.name in ON_EVERY_KERNEL and party is Party.KEEPER
-            mark = pytest.mark.kernels if chosen else pytest.mark.faults
+            marks = [pytest.mark.kernels if chosen else pytest.mark.faults]
+            if party is Party.KEEPER and (point.name, fault) in ALWAYS:
+                marks = []
             name = "-".join((point.name, party.value, fault.value)).replace(" ", "_")
-            yield pytest.param(point, party, fault, id=name, marks=mark)
+            yield pytest.param(point, party, fault, id=name, marks=marks)
 
 
 def test_what_is_elsewhere_is_a_step() -> None:
@@ -78,13 +97,17 @@ def test_new_connections_pass_and_nothing_is_left(
     facts = tmp_path / "facts"
     accident = [point.name, party.value, fault.value, str(facts)]
     argv = [sys.executable, str(LAUNCHER), *accident, "wrap", *PLUG, "-p", "8080"]
-    argv += [*point.options, "--"]
+    argv += [*point.options, *(_SHORT if fault is Fault.SIGSTOP else []), "--"]
     done = lab.server.run([*argv, *simple.restart_argv()], check=False, timeout_s=120)
     assert "fault" in facts.read_text(), "it struck"
+    if fault is Fault.SIGSTOP:
+        _let_go_on(int(facts.read_text().split()[3]))
     if party is not Party.KEEPER and fault is Fault.SIGKILL:
         assert done.returncode == -signal.SIGKILL, done
     else:
-        assert done.returncode == 125 or point.name in AFTER_THE_RELEASE, done
+        is_late = point.name in AFTER_THE_RELEASE
+        is_late |= fault is Fault.SIGTERM and point.name == "Backend.open"  # it does so anyway
+        assert done.returncode == 125 or is_late, done
     # A command whose run was killed goes on, and has the service down for a moment more.
     target = (lab.server_ipv4, 8080)
     try:
@@ -94,3 +117,9 @@ def test_new_connections_pass_and_nothing_is_left(
     wait_until(simple.listens, 30, "the service listens")
     if party is not Party.KEEPER:  # files may be left, and what was made before a keeper was there
         assert shell.run(lab.server, "recover").status == 0
+
+
+def _let_go_on(keeper: int) -> None:
+    """One that was stopped when nothing was held any more: it may still be there."""
+    with suppress(ProcessLookupError):
+        os.kill(keeper, signal.SIGCONT)
