@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -167,3 +169,29 @@ def test_a_hidden_pid_1_is_taken_for_the_root(monkeypatch: pytest.MonkeyPatch) -
     """With hidepid (proc(5)) and without root."""
     machine(monkeypatch, {10: "0::/system.slice/nginx.service\n"})
     assert control_group_members(UNIT) == {10}
+
+
+@pytest.mark.parametrize(
+    ("groups", "is_first_namespace", "is_apart"),
+    [
+        ("0::/\n", True, True),
+        ("9:memory:/some\n1:name=systemd:/\n0::/\n", True, True),
+        ("", True, True),
+        ("0::/\n", False, False),
+        ("0::/system.slice/app.service\n", True, False),
+        ("1:name=systemd:/system.slice/app.service\n0::/\n", True, False),
+    ],
+)
+def test_who_cannot_leave_a_control_group_is_safe_only_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, groups: str, is_first_namespace: bool, is_apart: bool
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, "read-only")
+
+    machine(monkeypatch, {os.getpid(): groups})
+    inode = procfs._FIRST_CGROUP_NAMESPACE - (not is_first_namespace)
+    monkeypatch.setattr(os, "stat", lambda _: SimpleNamespace(st_ino=inode))
+    monkeypatch.setattr(os, "open", refuse)
+    left = procfs.leave_control_group()
+    monkeypatch.undo()
+    assert left is is_apart

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from synplug.errors import LockError
+from synplug.errors import KeeperError, KernelError, LockError
 from synplug.holding import watcher
 
 
@@ -43,3 +45,15 @@ def test_it_is_given_up_after_two_minutes(monkeypatch: pytest.MonkeyPatch) -> No
     assert not _clean_up(trouble, monkeypatch)
     assert 120 <= trouble.now_s < 130
     assert trouble.calls < 50
+
+
+def test_one_that_cannot_watch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is armed: a plug without a watcher could hold for ever."""
+
+    def refuse(_capabilities: frozenset[int]) -> None:
+        raise KernelError("give up capabilities", 1)
+
+    monkeypatch.setattr(watcher, "limit", refuse)
+    with pytest.raises(KeeperError, match="watcher"):
+        watcher.start("0123abcd", frozenset())
+    os.waitpid(-1, 0)
