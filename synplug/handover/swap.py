@@ -258,6 +258,7 @@ class Swap:
                     plan=self._plan,
                     tools=self._tools,
                     hold=self._hold,
+                    interrupted=self._interrupted,
                 )
                 self.new = None
         finally:

@@ -224,8 +224,8 @@ def test_a_signal_during_a_swap_ends_everything(app: Supervised, number: Signals
 
 
 def test_a_signal_reaches_the_serving_one_though_the_new_one_is_deaf(app: Supervised) -> None:
-    """It does not wait until the swap has given up."""
-    with app.start("--ready-timeout", "20s", "--kill-after", "4s"):
+    """It does not wait until the swap has given up, and that takes none of --kill-after."""
+    with app.start("--ready-timeout", "20s", "--kill-after", "60s"):
         first = app.pid(1)
         app.serve_with("trap '' TERM; sleep 100; sleep 100")
         app.program.send_signal(Signals.SIGHUP)

@@ -393,6 +393,51 @@ def test_a_signal_before_the_stop_ends_the_new_one(service: Service, number: int
     assert_the_old_one_serves(service, report)
 
 
+def deaf_until_killed(service: Service, *, stands: bool) -> None:
+    """The new one never becomes ready, and ignores SIGTERM."""
+    service.on_signal = lambda pid, number: (
+        service.obeys(pid, number) if number == signal.SIGKILL else None
+    )
+    service.probe = FakeProbe(service.world)
+    if not stands:
+        service.script = lambda command: None
+
+
+@pytest.mark.parametrize(("stands", "signal_s"), [(False, 0.2), (True, 0.2), (False, 2.5)], ids=str)
+def test_a_signal_waits_for_no_deaf_new_one(
+    service: Service, stands: bool, signal_s: float
+) -> None:
+    """Also one that comes while it is being ended: not ready in time, say."""
+    deaf_until_killed(service, stands=stands)
+    began_s = service.world.now_s
+    service.world.after(signal_s, lambda: service.signals.arrive(signal.SIGTERM))
+    report = run(service, ready=ReadyPlan(timeout_s=2.0), retire=RetirePlan(kill_after_s=60.0))
+    assert_the_old_one_serves(service, report)
+    assert service.world.now_s - began_s == pytest.approx(signal_s + 1.0, abs=0.3)
+
+
+@pytest.mark.parametrize("stands", [False, True])
+def test_without_a_signal_a_deaf_new_one_has_all_of_kill_after(
+    service: Service, stands: bool
+) -> None:
+    """The control."""
+    deaf_until_killed(service, stands=stands)
+    began_s = service.world.now_s
+    report = run(service, ready=ReadyPlan(timeout_s=2.0), retire=RetirePlan(kill_after_s=60.0))
+    assert_the_old_one_serves(service, report)
+    assert service.world.now_s - began_s == pytest.approx(62.0, abs=0.3)
+
+
+def test_a_new_one_that_ends_by_sigterm_has_the_time_for_it(service: Service) -> None:
+    service.on_signal = lambda pid, number: service.world.after(
+        0.7, lambda: service.ends(pid, number)
+    )
+    service.script = lambda command: None
+    service.world.after(0.2, lambda: service.signals.arrive(signal.SIGTERM))
+    run(service, retire=RetirePlan(kill_after_s=60.0))
+    assert f"signal {signal.SIGKILL} to {NEW}" not in service.world.log
+
+
 def test_a_signal_after_the_stop_cannot_turn_back(service: Service) -> None:
     def drains(command: FakeCommand) -> None:
         service.drains(command)
