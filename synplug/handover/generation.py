@@ -10,7 +10,7 @@ another session than ours is a generation's, the keepers aside. Which one's, its
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from synplug.errors import SynplugError
 from synplug.fate import Fate
@@ -99,6 +99,9 @@ class Generation:
         self._known = {pid: self._processes.start_time(pid)}
         self._main_pid = pid
         self._main_status: int | None = None
+        self._lost_status: int | None = None
+        self._serving_pid = pid
+        self._served: tuple[Endpoint, ...] = ()
         #: Whether its first process had ended when it was ready.
         self.is_daemon = False
 
@@ -116,10 +119,13 @@ class Generation:
     def last_status(self) -> int | None:
         """As :attr:`status`; of a daemon, whose first process has succeeded, its main process's.
 
-        None: it runs, or nobody can tell.
+        While something of it lives, that of the one that was the main process before. None: it
+        runs, or nobody can tell.
         """
         first = not self.is_daemon or self._main_pid == self.pid
-        return self.status if first else self._main_status
+        if first:
+            return self.status
+        return self._lost_status if self._known else self._main_status
 
     @property
     def main_pid(self) -> int:
@@ -144,8 +150,33 @@ class Generation:
         self._known = {pid: known.get(pid) or start_time(pid) for pid in living}
         if living and self._main_pid not in living:
             self._main_pid = min(living, key=lambda pid: (self._known[pid], pid))
-            self._main_status = None
+            self._main_status, self._lost_status = None, self._main_status
         return living
+
+    def has_come_up(self, served: Iterable[Listener]) -> None:
+        """It serves these now; from here on it shows whether it is a daemon."""
+        self.is_daemon = self.status is not None
+        self._serving_pid = self.main_pid
+        self._served = tuple(listener.endpoint() for listener in served)
+
+    def may_serve(self, endpoints: Collection[Endpoint]) -> bool:
+        """Whether it serves; yes, where that cannot be seen now.
+
+        It does no more when its first process has ended. That of a daemon has ended before: it
+        serves while its main process lives, or one of its listeners does.
+
+        :param endpoints: what matters; empty: what it served when it had come up.
+        """
+        if not self.may_live():
+            return False
+        if not self.is_daemon:
+            return self.status is None
+        try:
+            return self.main_pid == self._serving_pid or bool(
+                self.listeners(endpoints or self._served)
+            )
+        except SynplugError:
+            return True
 
     def may_live(self) -> bool:
         """Whether anything of it lives; yes, where that cannot be seen now."""

@@ -117,7 +117,7 @@ class Launch:
         if missing:
             self.complaint = f"the new generation does not listen on {missing}"
         elif self._probe_passed() and lasts:
-            generation.is_daemon = generation.status is not None
+            generation.has_come_up(listeners)
             return Outcome.READY
         elif not lasts:
             self.complaint = (

@@ -106,13 +106,13 @@ class _Supervisor:
             self._signals.take()
             if self._signals.ending is not None:
                 return self._stop(self._signals.ending)
-            if self._has_died():
+            assert self._current is not None
+            if not self._current.may_serve(self._plan.endpoints):
                 status = self._current_status()
                 return self._end(signal.SIGTERM, EXIT_UNKNOWN if status is None else status)
             if self._signals.reloads_heard > self._served:
                 self._reload()
                 continue
-            assert self._current is not None
             self._signals.pause(min(_TURN_S, self._around.notifier.interval_s or _TURN_S))
 
     # --- the first one
@@ -261,15 +261,6 @@ class _Supervisor:
         self._around.publish(self._state)
 
     # --- the end
-
-    def _has_died(self) -> bool:
-        """Whether the current one serves no more: all of it is gone, or its first process.
-
-        That of a daemon has ended before; it serves for as long as anything of it lives.
-        """
-        current = self._current
-        assert current is not None
-        return not current.may_live() or (current.status is not None and not current.is_daemon)
 
     def _current_status(self) -> int | None:
         return self._current.last_status if self._current is not None else None

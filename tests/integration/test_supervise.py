@@ -272,6 +272,17 @@ def test_a_daemon_that_dies_ends_the_supervisor_with_its_status(app: Supervised)
         assert app.program.wait() == 128 + signal.SIGSEGV
 
 
+def test_a_daemon_that_dies_ends_the_supervisor_though_a_helper_of_it_lives(
+    app: Supervised,
+) -> None:
+    server = f"{sys.executable} {SERVER} 8080 --reuseport --pidfile {app.directory}/pid-$1"
+    app.serve_with(f"setsid {server} </dev/null & setsid sleep 321 </dev/null &")
+    with app.start():
+        assert app.reload().status == 0, app.program.output
+        os.kill(app.pid(2), signal.SIGSEGV)
+        assert app.program.wait() == 128 + signal.SIGSEGV
+
+
 def test_what_a_check_leaves_behind_is_collected(app: Supervised) -> None:
     with app.start("--check", "setsid -f sleep 0.2"):
         assert app.reload().status == 0, app.program.output

@@ -510,6 +510,8 @@ class Restart:
         self.script: Callable[[FakeCommand], None] = self.usual
         self.spawn_error: BaseException | None = None
         self.reaped: list[int] = []
+        #: With what processes have ended that are reaped.
+        self.statuses: dict[int, int] = {}
         self.migration = FakeMigration(self.world)
         self.on_signal: Callable[[int, int], None] = lambda pid, number: None
         self.on_post: Callable[[FakeCommand], None] = lambda command: command.end(0)
@@ -568,10 +570,14 @@ class Restart:
             spawn_apart=lambda argv, _environment: self._spawn(argv),
             post=self._post,
             send_to=self._send_to,
-            reap=self.reaped.append,
+            reap=self._reap,
             migration=lambda _run_id: self.migration,
             probe=self._probe,
         )
+
+    def _reap(self, pid: int) -> int | None:
+        self.reaped.append(pid)
+        return self.statuses.get(pid)
 
     def _recover(self) -> list[str]:
         self.world.note("recover")

@@ -148,6 +148,56 @@ def test_a_daemon_lives_on_without_its_first_process(supervisor: Supervisor) -> 
     assert supervisor.sent == [signal.SIGTERM]
 
 
+LOGGER = HELPER + 1
+
+
+def becomes_a_daemon(supervisor: Supervisor, *, logger_listens: bool) -> None:
+    """The server, HELPER, and a process that is to outlive it."""
+
+    def daemonizes(command: FakeCommand) -> None:
+        command.end(0)
+        supervisor.processes.dead.add(FIRST)
+        supervisor.processes.children[WE] = {HELPER, LOGGER}
+        supervisor.processes.inodes[HELPER] = {supervisor.new.inode}
+        if logger_listens:
+            supervisor.processes.inodes[LOGGER] = {supervisor.new.inode}
+        supervisor.listen(supervisor.new)
+
+    def obeys(pid: int, number: int) -> None:
+        supervisor.sent.append(number)
+        supervisor.processes.dead.add(pid)
+
+    supervisor.script = daemonizes
+    supervisor.on_signal = obeys
+
+
+def crashes(supervisor: Supervisor, *, but_listening: bool) -> None:
+    """HELPER, with status 139; we see it as a zombie first, and collect it."""
+    supervisor.processes.zombies.add(HELPER)
+    supervisor.statuses[HELPER] = 139
+    if not but_listening:
+        supervisor.listen()
+
+
+def test_a_daemon_without_its_main_process_and_listeners_serves_no_more(
+    supervisor: Supervisor,
+) -> None:
+    becomes_a_daemon(supervisor, logger_listens=False)
+    supervisor.world.after(10.0, lambda: crashes(supervisor, but_listening=False))
+    supervisor.world.after(60.0, lambda: supervisor.signals.arrive(signal.SIGQUIT))
+    assert supervisor.run() == 139
+    assert supervisor.sent == [signal.SIGTERM], "the helper goes with it, at once"
+
+
+def test_a_daemons_workers_serve_on_without_its_main_process(supervisor: Supervisor) -> None:
+    """The control: it is the listeners that count."""
+    becomes_a_daemon(supervisor, logger_listens=True)
+    supervisor.world.after(10.0, lambda: crashes(supervisor, but_listening=True))
+    supervisor.world.after(60.0, lambda: supervisor.signals.arrive(signal.SIGQUIT))
+    assert supervisor.run() == 0
+    assert supervisor.sent == [signal.SIGQUIT]
+
+
 def test_a_reload_that_cannot_even_begin_ends_nothing(supervisor: Supervisor) -> None:
     supervisor.world.after(3.0, lambda: supervisor.signals.arrive(signal.SIGHUP))
     supervisor.world.after(6.0, lambda: supervisor.dies(0))
