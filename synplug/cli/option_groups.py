@@ -199,15 +199,20 @@ def lock_option(group: argparse._ActionsContainer) -> None:
 def output_options(verb: Parser) -> None:
     """Where the report goes."""
     group = verb.add_argument_group("report")
-    group.add_argument(
-        "--json",
-        metavar="FILE|-",
-        help="write the report as JSON; with - CMD's standard output goes to standard error",
-    )
+    json_option(group, "write the report as JSON")
     volume = group.add_mutually_exclusive_group()
     volume.add_argument("-q", "--quiet", action=Switch, help="no report where all went well")
     volume.add_argument("-v", "--verbose", action=Switch, help="phases and listeners, too")
     telemetry_options(group)
+
+
+def json_option(group: argparse._ActionsContainer, what: str) -> None:
+    """The report for machines."""
+    group.add_argument(
+        "--json",
+        metavar="FILE|-",
+        help=f"{what}; with - CMD's standard output goes to standard error",
+    )
 
 
 def telemetry_options(group: argparse._ActionsContainer) -> None:

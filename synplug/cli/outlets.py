@@ -70,8 +70,7 @@ class Outlets:
                 from synplug.cli.live import timeline
 
                 complain(timeline(report))
-        if unwritten:
-            complain(f"synplug: the JSON report could not be written: {plain(unwritten)}")
+        tell_unwritten(unwritten)
         if self._telemetry is not None:
             tell_complaints(self._telemetry.finished(report))
         return report.exit_code or (SynplugError.exit_code if unwritten else 0)
@@ -84,6 +83,12 @@ def telemetry_of(options: argparse.Namespace) -> Telemetry | None:
     from synplug.cli.telemetry import Telemetry
 
     return Telemetry(options)
+
+
+def tell_unwritten(reason: str) -> None:
+    """Say why there is no JSON report; ``""``: there is one."""
+    if reason:
+        complain(f"synplug: the JSON report could not be written: {plain(reason)}")
 
 
 def tell_complaints(complaints: list[str]) -> None:

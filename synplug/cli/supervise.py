@@ -9,7 +9,8 @@ import time
 from contextlib import closing
 from dataclasses import replace
 
-from synplug.cli.outlets import telemetry_of, tell_complaints
+from synplug.cli.json_output import JsonOutput
+from synplug.cli.outlets import telemetry_of, tell_complaints, tell_unwritten
 from synplug.cli.render import complain, report_text
 from synplug.cli.requests import check_url, closing_plans, hold_options
 from synplug.errors import UsageError
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     procfs.require_net_admin()
     plan = _plan(options, command)
     hold, endpoints = hold_options(options), tuple(options.endpoints)
-    telemetry = telemetry_of(options)
+    outlets = _Outlets(options)
     adopt_orphans()
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup(1); reloads come by it
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -50,28 +51,46 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
         with Signals(*ENDING, *PASSED_ON) as signals, closing(SocketDiagnostics()) as sockets:
 
             def tools(spec: HoldSpec | None) -> Tools:
-                return real_tools(spec or plan.generation.spec, signals=signals, sockets=sockets)
+                return real_tools(
+                    spec or plan.generation.spec,
+                    signals=signals,
+                    sockets=sockets,
+                    command_stdout=outlets.command_stdout,
+                )
 
             def spec(generation: Generation) -> HoldSpec:
                 return spec_of(generation.look(), endpoints, hold)
-
-            def tell(report: Report) -> None:
-                if not options.quiet or report.exit_code or report.warnings:
-                    complain(report_text(report, verbose=options.verbose))
-                if telemetry is not None:
-                    tell_complaints(telemetry.finished(report))
 
             around = Surroundings(
                 tools=tools,
                 spec=spec,
                 notifier=Notifier(os.environ, clock=time.monotonic, own_pid=os.getpid()),
                 publish=file.write,
-                tell=tell,
+                tell=outlets.tell,
                 complain=complain,
             )
             return supervise(plan, around, own_pid=os.getpid())
     finally:
         file.close()
+
+
+class _Outlets:
+    """Where each swap's report goes, opened before anything is started."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._json = JsonOutput(options.json, again=True)
+        self._telemetry = telemetry_of(options)
+        #: What the generations get as their standard output; None: ours.
+        self.command_stdout = self._json.diverted
+
+    def tell(self, report: Report) -> None:
+        """Tell all."""
+        tell_unwritten(self._json.write(report))
+        if not self._options.quiet or report.exit_code or report.warnings:
+            complain(report_text(report, verbose=self._options.verbose))
+        if self._telemetry is not None:
+            tell_complaints(self._telemetry.finished(report))
 
 
 def _plan(options: argparse.Namespace, command: tuple[str, ...]) -> SupervisePlan:

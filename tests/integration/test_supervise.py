@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -100,6 +101,41 @@ def test_three_reloads_at_once_are_two_swaps(app: Supervised) -> None:
         assert app.reload().status == 0
         assert app.manager.states() == ["READY", *["RELOADING", "READY"] * 3]
         assert app.program.end(signal.SIGTERM) == 0
+
+
+def test_the_json_report_is_that_of_the_newest_swap(app: Supervised) -> None:
+    path = app.directory / "report.json"
+    with app.start("--json", str(path)):
+        assert path.read_text() == "", "nothing was swapped yet"
+        pid = app.pid(1)
+        assert app.reload().status == 0
+        first = json.loads(path.read_text())
+        assert (first["outcome"], first["old_generation"]["pid"]) == ("ready", pid)
+        app.serve_with("exit 7")
+        assert app.reload().status == 125
+        second = json.loads(path.read_text())
+        assert (second["outcome"], second["exit_code"]) == ("command-failed", 7)
+        assert second["old_generation"]["fate"] == "serving"
+        assert app.program.end(signal.SIGTERM) == 0
+
+
+def test_with_a_dash_only_reports_come_on_standard_output(app: Supervised) -> None:
+    app.serve_with(f"echo said; exec sh {app.good_script()} $1")
+    argv = [*shell.SYNPLUG, "supervise", "--name", "app", "--json", "-", "--", "sh"]
+    child = subprocess.Popen(
+        app.lab.server.command([*argv, str(app.script), "{generation}"]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "NOTIFY_SOCKET": str(app.manager.path)},
+    )
+    wait_until(lambda: "READY" in app.manager.states(), 10, "it serves")
+    for _ in range(2):
+        assert app.reload().status == 0
+    child.terminate()
+    reports, said = child.communicate(timeout=10)
+    assert [json.loads(line)["outcome"] for line in reports.splitlines()] == ["ready"] * 2
+    assert said.splitlines().count("said") == 3
 
 
 def test_what_the_manager_is_told(app: Supervised) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -484,6 +486,33 @@ def test_the_report_replaces_what_a_file_had(
     assert path.read_text() == "x" * 100_000, "not before there is a report"
     output.write(example_report())
     assert path.read_text() == report_json(example_report())
+
+
+def test_each_report_replaces_the_one_before_it(tmp_path: Path) -> None:
+    """Those of a supervisor, one a swap."""
+    from synplug.cli.json_output import JsonOutput
+    from synplug.cli.report_json import report_json
+    from tests.unit.examples import example_report
+
+    path = tmp_path / "report.json"
+    output = JsonOutput(str(path), again=True)
+    shorter = replace(example_report(), warnings=())
+    for report in (example_report(), shorter, example_report()):
+        assert output.write(report) == ""
+        assert path.read_text() == report_json(report)
+
+
+def test_who_writes_again_and_again_waits_for_no_reader(tmp_path: Path) -> None:
+    from synplug.cli.json_output import JsonOutput
+    from tests.unit.examples import example_report
+
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    output = JsonOutput(str(path), again=True)
+    said = next(said for _ in range(1000) if (said := output.write(example_report())))
+    os.close(reader)
+    assert "without blocking" in said
 
 
 def test_a_report_that_cannot_be_written_is_said_before_anything_is_held(
