@@ -6,7 +6,12 @@ import json
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import UnixStreamServer
 
 import pytest
 
@@ -14,6 +19,8 @@ from netlab.program import Program, wait_until
 from netlab.topology import ClientServer
 from tests.integration import shell
 from tests.integration.conftest import SERVER
+from tests.integration.connect import connects_within
+from tests.integration.supervised import supervised
 
 SHOW = ["cat", "/proc/sys/net/ipv4/tcp_migrate_req"]
 
@@ -101,6 +108,56 @@ def test_recover_restores_what_a_killed_swap_has_set(
         assert done.status == 0, done
         assert "tcp_migrate_req" in done.stdout
         assert value(lab) == before
+
+
+def test_a_reload_that_is_refused_restores_it_and_leaves_no_descriptor(
+    lab: ClientServer, tmp_path: Path, before: str
+) -> None:
+    """The old generation does not want to go, when all is held and the parameter is set."""
+    seen: list[str] = []
+    with (
+        refusing(tmp_path / "admin", lambda: seen.append(value(lab))) as url,
+        supervised(lab, tmp_path) as app,
+        app.start("--migrate", "--stop-post", url),
+    ):
+        first, descriptors = app.pid(1), app.descriptors()
+        for _ in range(3):
+            refused = app.reload()
+            assert refused.status == 125
+            assert "generation 1 serves on" in refused.stderr
+            assert value(lab) == before
+        assert seen == ["1"] * 3, "it was not set, or nobody was asked"
+        assert app.generations() == {first}
+        assert app.descriptors() == descriptors
+        assert connects_within(lab.client, (lab.server_ipv4, 8080), 2.0)
+        assert app.program.end(signal.SIGTERM) == 0, app.program.output
+
+
+@contextmanager
+def refusing(path: Path, asked: Callable[[], None]) -> Iterator[str]:
+    """An admin socket that answers every POST with 404; its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked()
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def address_string(self) -> str:  # of a Unix socket there is none
+            return ""
+
+    with UnixStreamServer(str(path), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"unix:{path}:/drain"
+        finally:
+            http.shutdown()
+            thread.join()
 
 
 def _command(pid: int) -> str:
