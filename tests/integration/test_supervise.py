@@ -16,6 +16,7 @@ from signal import Signals
 import pytest
 
 from netlab.load import Load
+from netlab.load_result import LoadResult
 from netlab.program import Program, wait_until
 from netlab.topology import ClientServer
 from synplug.handover.timeline import Step, SwapStep
@@ -27,6 +28,8 @@ from tests.integration.fault_run import LAUNCHER
 from tests.integration.supervised import Supervised, supervised
 
 RATE_PER_S = 300
+MODEST_RATE_PER_S = 200
+LEAST_SERVED = 20
 #: No text in any encoding, and what a terminal would take for a command.
 SAID = b"\0\xff\xfe\x1b[31m\r\n"
 
@@ -93,14 +96,18 @@ def test_the_control_without_a_hold_loses_somebody(app: Supervised) -> None:
 def test_three_reloads_at_once_are_two_swaps(app: Supervised) -> None:
     """The first begins at once; the others ask for one that begins after them."""
     with app.start("--linger", "1s"):
-        wait_until(lambda: app.program.pid != 0, 1, "started")
-        for _ in range(3):
-            app.program.send_signal(Signals.SIGHUP)
-            _pass_time(0.03)
-        wait_until(lambda: app.manager.states().count("READY") == 3, 15, "two reloads have ended")
+        with modest_load(app) as load:
+            for _ in range(3):
+                app.program.send_signal(Signals.SIGHUP)
+                _pass_time(0.03)
+            wait_until(
+                lambda: app.manager.states().count("READY") == 3, 15, "two reloads have ended"
+            )
+            result = load.stop()
         assert app.reload().status == 0
         assert app.manager.states() == ["READY", *["RELOADING", "READY"] * 3]
         assert app.program.end(signal.SIGTERM) == 0
+    assert result.failures == 0, result.summary()
 
 
 def test_the_json_report_is_that_of_the_newest_swap(app: Supervised) -> None:
@@ -178,10 +185,14 @@ def test_generations_have_their_number_and_not_the_managers_socket(app: Supervis
 
 
 def test_a_generation_that_dies_ends_the_supervisor_with_its_status(app: Supervised) -> None:
-    with app.start():
+    with app.start(), modest_load(app) as load:
         assert app.reload().status == 0
-        os.kill(app.pid(2), signal.SIGSEGV)
+        pid = app.pid(2)
+        crashed_ns = time.monotonic_ns()
+        os.kill(pid, signal.SIGSEGV)
         assert app.program.wait() == 128 + signal.SIGSEGV
+        result = load.stop()
+    assert_none_failed_before(crashed_ns, result)
 
 
 def test_one_that_dies_while_the_next_one_starts_is_replaced_by_it(app: Supervised) -> None:
@@ -252,11 +263,15 @@ def test_sigusr1_goes_to_the_generations_and_ends_nothing(app: Supervised) -> No
 
 @pytest.mark.parametrize("number", [Signals.SIGTERM, Signals.SIGINT, Signals.SIGQUIT])
 def test_a_signal_during_a_swap_ends_everything(app: Supervised, number: Signals) -> None:
-    with app.start("--ready-timeout", "20s"):
+    with app.start("--ready-timeout", "20s"), modest_load(app) as load:
         app.serve_with("exec sleep 100")
         app.program.send_signal(Signals.SIGHUP)
         wait_until(lambda: len(app.generations()) == 2, 10, "the new generation is there")
+        _pass_time(0.2)
+        ended_ns = time.monotonic_ns()
         assert app.program.end(number) == 0, app.program.output
+        result = load.stop()
+    assert_none_failed_before(ended_ns, result)
 
 
 def test_a_signal_reaches_the_serving_one_though_the_new_one_is_deaf(app: Supervised) -> None:
@@ -343,6 +358,19 @@ def test_a_reload_that_fails_ends_nothing_of_the_one_that_serves(app: Supervised
         assert b"321" in _words(app)
         assert app.program.end(signal.SIGTERM) == 0, app.program.output
         assert b"321" not in _words(app), "it goes with its own generation"
+
+
+def modest_load(app: Supervised) -> Load:
+    targets = [(address, 8080) for address in app.lab.server_addresses]
+    return Load(app.lab.client, targets, rate_per_s=MODEST_RATE_PER_S)
+
+
+def assert_none_failed_before(end_ns: int, result: LoadResult) -> None:
+    """Whoever waits for an answer at that time may lose it."""
+    early = [one for one in result.failed if one.opened_at_ns + one.total_ns < end_ns]
+    assert early == [], result.summary()
+    assert result.ok >= LEAST_SERVED, f"this shows nothing: {result.summary()}"
+    assert result.failures > 0, "the control: nobody serves after it"
 
 
 def _words(app: Supervised) -> set[bytes]:
