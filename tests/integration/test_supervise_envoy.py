@@ -16,6 +16,7 @@ from netlab.program import Program, wait_until
 from netlab.servers.envoy import VERSIONS, envoy_binary
 from netlab.topology import ClientServer
 from tests.integration import shell
+from tests.integration.connect import connects_within
 from tests.integration.supervised import Manager
 
 ROOT = Path(__file__).parents[2]
@@ -24,20 +25,32 @@ PAGE = ROOT / "docs" / "envoy.md"
 TEMPLATES = ROOT / "netns-fixtures" / "servers"
 RATE_PER_S = 1000
 #: Where nobody else's Envoys have their shared memory: base ids, each ten of these names.
-BASE_ID = "4711"
+BASE_ID, OTHER_BASE_ID = "4711", "4712"
 SHARED_MEMORY = Path("/dev/shm")
 
 
 class Installed:
     """Envoy as an operator has it: a program that upgrades replace, and a configuration."""
 
-    def __init__(self, lab: ClientServer, folder: Path) -> None:
+    def __init__(
+        self,
+        lab: ClientServer,
+        folder: Path,
+        *,
+        name: str = "envoy",
+        port: int = 8080,
+        base_id: str = BASE_ID,
+    ) -> None:
+        folder.mkdir(exist_ok=True)
         self.lab = lab
         self.folder = folder
+        self.name = name
+        self.port = port
+        self.base_id = base_id
         self.program = folder / "envoy"
         self.configuration = folder / "envoy.yaml"
         self.good = "static_resources:\n  listeners:\n" + "".join(
-            _listener(number, address) for number, address in enumerate(("0.0.0.0", "::"))
+            _listener(number, address, port) for number, address in enumerate(("0.0.0.0", "::"))
         )
         self.install(VERSIONS[0])
         self.configuration.write_text(self.good)
@@ -55,7 +68,11 @@ class Installed:
             ("/usr/bin/envoy", str(self.program)),
             ("/etc/envoy/envoy.yaml", str(self.configuration)),
             ("/run/envoy", str(self.folder)),
-            ("--base-id 17{generation}", f"--base-id {BASE_ID}{{generation}} --log-level error"),
+            ("--name envoy", f"--name {self.name}"),
+            (
+                "--base-id 17{generation}",
+                f"--base-id {self.base_id}{{generation}} --log-level error",
+            ),
             ("--linger 60s", "--linger 5s"),
         ):
             assert there in line, there
@@ -63,6 +80,16 @@ class Installed:
         synplug, *words = shlex.split(line.replace("\\\n", " "))
         assert synplug == "/usr/bin/synplug"
         return [*_with_capabilities(), *shell.SYNPLUG, *words]
+
+    def supervisor(self, manager: Manager) -> Program:
+        """The unit's main process, to be started."""
+        return Program(
+            self.lab.server,
+            self.argv(),
+            env={"NOTIFY_SOCKET": str(manager.path), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            ready=lambda: "READY" in manager.states(),
+            deadline_s=20,
+        )
 
     def versions(self) -> list[str]:
         """Those of the Envoys that run in the namespace."""
@@ -79,9 +106,9 @@ class Installed:
         wait_until(lambda: self.versions() == [version], 15, f"only {version} runs")
 
 
-def _listener(number: int, address: str) -> str:
+def _listener(number: int, address: str, port: int) -> str:
     template = Template((TEMPLATES / "envoy-listener.yaml").read_text())
-    return template.substitute(number=number, address=address, port=8080, backlog=1024)
+    return template.substitute(number=number, address=address, port=port, backlog=1024)
 
 
 def _with_capabilities() -> list[str]:
@@ -94,20 +121,15 @@ def _with_capabilities() -> list[str]:
 @pytest.fixture
 def envoy(lab: ClientServer, tmp_path: Path) -> Iterator[Installed]:
     yield Installed(lab, tmp_path)
-    for left in SHARED_MEMORY.glob(f"envoy_shared_memory_{BASE_ID}*"):
-        left.unlink()
+    for base_id in (BASE_ID, OTHER_BASE_ID):
+        for left in SHARED_MEMORY.glob(f"envoy_shared_memory_{base_id}*"):
+            left.unlink()
 
 
 def test_the_unit_swaps_versions_and_refuses_bad_ones(envoy: Installed, tmp_path: Path) -> None:
     lab, manager = envoy.lab, Manager(tmp_path / "notify")
     targets = [(address, 8080) for address in lab.server_addresses]
-    supervisor = Program(
-        lab.server,
-        envoy.argv(),
-        env={"NOTIFY_SOCKET": str(manager.path), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-        ready=lambda: "READY" in manager.states(),
-        deadline_s=20,
-    )
+    supervisor = envoy.supervisor(manager)
     with supervisor:
         with Load(lab.client, targets, rate_per_s=RATE_PER_S) as load:
             for number in range(2, 6):
@@ -128,6 +150,27 @@ def test_the_unit_swaps_versions_and_refuses_bad_ones(envoy: Installed, tmp_path
     assert result.failures == 0, result.summary()
     assert envoy.versions() == []
     assert manager.states() == ["READY", *["RELOADING", "READY"] * 6, "STOPPING"]
+
+
+def test_two_such_units_run_side_by_side(envoy: Installed, tmp_path: Path) -> None:
+    """With base ids of their own; one that has the other's does not come up: the control."""
+    lab = envoy.lab
+    other = Installed(lab, tmp_path / "b", name="other", port=8081, base_id=OTHER_BASE_ID)
+    same = Installed(lab, tmp_path / "c", name="same", port=8082)
+    managers = [Manager(tmp_path / name) for name in ("notify", "other-notify")]
+    with envoy.supervisor(managers[0]) as one, other.supervisor(managers[1]) as two:
+        refused = shell.run_plainly(lab.server, same.argv(), timeout_s=20)
+        assert refused.status == 1
+        assert "base-id" in refused.stderr, refused
+        for unit in (envoy, other, envoy):
+            assert shell.run(lab.server, "reload", unit.name).status == 0, one.output + two.output
+            for each in (envoy, other):
+                assert connects_within(lab.client, (lab.server_ipv4, each.port), 2.0)
+        for supervisor in (one, two):
+            assert supervisor.end(signal.SIGTERM, deadline_s=15) == 0, supervisor.output
+    for manager in managers:
+        manager.close()
+    assert envoy.versions() == []
 
 
 def test_the_page_shows_the_unit_as_it_is() -> None:
