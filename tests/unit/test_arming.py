@@ -25,6 +25,9 @@ class Refused:
     def __init__(self, left: str = "") -> None:
         self._left = left
 
+    def load_libraries(self) -> None:
+        pass
+
     def traces(self) -> dict[str, str]:
         return {"ifb device": "synplug0123abcd"}
 
@@ -45,7 +48,7 @@ def _arm(*backends: Refused) -> None:
 @pytest.fixture(autouse=True)
 def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "ROOT", str(tmp_path / "synplug"))
-    monkeypatch.setattr(watcher, "start", lambda _run_id: None)
+    monkeypatch.setattr(watcher, "start", lambda _run_id, _capabilities: True)
 
 
 def test_what_is_undone_is_not_in_the_ledger() -> None:
