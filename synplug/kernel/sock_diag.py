@@ -21,8 +21,9 @@ from synplug.model import Endpoint, Family, Flow, Listener
 _TCPDIAG_GETSOCK, _SOCK_DIAG_BY_FAMILY = 18, 20
 _NO_COOKIE = b"\xff" * 8
 _TCP = 6
-_ESTABLISHED, _SYN_SENT, _SYN_RECV, _LISTEN = 1, 2, 3, 10
-_UNDER_WAY = (_ESTABLISHED, _SYN_RECV)
+_ESTABLISHED, _SYN_SENT, _SYN_RECV, _CLOSE_WAIT, _LISTEN = 1, 2, 3, 8, 10
+_OPEN = 1 << _ESTABLISHED | 1 << _CLOSE_WAIT
+_UNDER_WAY = (_ESTABLISHED, _SYN_RECV, _CLOSE_WAIT)
 _INET_DIAG_INFO, _INET_DIAG_SKV6ONLY = 2, 11
 _REQUEST = struct.Struct("=BBBxI")
 _STATES = struct.Struct("=II")  # idiag_states, idiag_dbs
@@ -39,6 +40,9 @@ _TCP_INFO = struct.Struct("=44xI4xI64xQQ")
 @dataclass(frozen=True, slots=True)
 class Connection:
     """A connection that came in to a listener's port: established, or still a handshake.
+
+    One that the peer has closed for its part, and we have not (CLOSE_WAIT), counts as established:
+    an answer may be owed. Its FIN counts as no byte.
 
     :param is_handshake: it is in SYN_RECV, so all else about it is 0.
     :param accepted: a process has it; otherwise it still waits in an accept queue.
@@ -91,15 +95,14 @@ class SocketDiagnostics:
     def connections(self, endpoints: Iterable[Endpoint]) -> list[Connection]:
         """The established connections that came in to *endpoints*, with their tcp_info."""
         return [
-            _connection(body)
-            for body in self._made_to(endpoints, 1 << _ESTABLISHED, extension=_INET_DIAG_INFO)
+            _connection(body) for body in self._made_to(endpoints, _OPEN, extension=_INET_DIAG_INFO)
         ]
 
     def inbound(
         self, endpoints: Iterable[Endpoint], *, established: bool = True
     ) -> list[Connection]:
         """The connections to *endpoints* in SYN_RECV, and the established ones, by one walk."""
-        states = 1 << _SYN_RECV | (1 << _ESTABLISHED if established else 0)
+        states = 1 << _SYN_RECV | (_OPEN if established else 0)
         bodies = self._made_to(endpoints, states, extension=_INET_DIAG_INFO)
         return [_connection(body) for body in bodies]
 
@@ -242,6 +245,8 @@ def _connection(body: memoryview) -> Connection:
             info = bytes(payload)
     info = info.ljust(_TCP_INFO.size, b"\0")  # older kernels tell less
     sent, received, acked_bytes, received_bytes = _TCP_INFO.unpack_from(info)
+    if body[1] == _CLOSE_WAIT:  # its FIN has a sequence number, which is no data
+        unread, received_bytes = max(0, unread - 1), max(0, received_bytes - 1)
     return Connection(
         is_handshake=body[1] == _SYN_RECV,
         accepted=inode != 0,

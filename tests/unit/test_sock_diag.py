@@ -12,12 +12,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from synplug.handover.drain import is_busy
 from synplug.kernel import sock_diag
 from synplug.kernel.netlink_codec import attribute
 from synplug.kernel.sock_diag import Connection, SocketDiagnostics
 from synplug.model import Endpoint, Listener
 
-LISTEN, ESTABLISHED, SYN_SENT, SYN_RECV, TIME_WAIT = 10, 1, 2, 3, 6
+LISTEN, ESTABLISHED, SYN_SENT, SYN_RECV, TIME_WAIT, CLOSE_WAIT = 10, 1, 2, 3, 6, 8
 
 
 def answer(
@@ -276,6 +277,26 @@ def test_what_came_in_is_seen_with_one_walk(kernel: Kernel) -> None:
     assert [own.is_handshake for own in diagnostics.inbound([at("*:80")], established=False)] == [
         True
     ]
+
+
+def test_who_has_half_closed_may_wait_for_an_answer(kernel: Kernel) -> None:
+    """The FIN takes a number of its own, and is no data: read or not, it is nothing to wait for."""
+    asked = tcp_info(since_sent=9000, since_received=500, acked=1, received=11)
+    answered = tcp_info(since_sent=500, since_received=500, acked=9, received=11)
+    silent = tcp_info(since_sent=500, since_received=500, acked=1, received=1)
+    kernel.sockets = [
+        answer(("10.0.0.1", 80), ("10.0.0.2", 1), asked, state=CLOSE_WAIT),
+        answer(("10.0.0.1", 80), ("10.0.0.2", 2), answered, state=CLOSE_WAIT, received=3),
+        answer(("10.0.0.1", 80), ("10.0.0.2", 3), answered, state=CLOSE_WAIT, received=1),
+        answer(("10.0.0.1", 80), ("10.0.0.2", 4), silent, state=CLOSE_WAIT, received=1),
+    ]
+    diagnostics = SocketDiagnostics()
+    found = diagnostics.inbound([at("*:80")])
+    assert [own.unread_bytes for own in found] == [0, 2, 0, 0]
+    assert [is_busy(own) for own in found] == [True, True, False, False]
+    assert diagnostics.again(found) == found
+    assert diagnostics.connections([at("*:80")]) == found
+    assert diagnostics.inbound([at("*:80")], established=False) == []
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "fd00::1", "::ffff:10.0.0.1"])
