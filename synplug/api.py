@@ -7,11 +7,12 @@ from contextlib import closing, contextmanager
 from enum import Enum
 from typing import TypeVar
 
-from synplug.errors import UsageError
+from synplug.errors import DrainError, UsageError
 from synplug.handover.assembly import real_tools
 from synplug.handover.plan import DrainPlan, ReadyPlan
 from synplug.handover.process import NoSignals
 from synplug.handover.request import HoldOptions, WrapRequest, hold_spec, plan_wrap
+from synplug.handover.sight import sight_of
 from synplug.handover.target import TargetRequest
 from synplug.handover.wrap import wrap as wrap_sequence
 from synplug.holding.handle import KeptHold
@@ -22,6 +23,7 @@ from synplug.model import (
     BackendName,
     Endpoint,
     HoldResult,
+    HoldSpec,
     Hook,
     OnDrainTimeout,
     OnFull,
@@ -62,9 +64,12 @@ def hold(  # noqa: PLR0913 -- one keyword an option of the command line
     devices: Sequence[str] = (),
     loopback_egress: bool = False,
     lock_timeout: float = 0.0,
+    drain_timeout: float = 1.0,
+    quiesce: float = 1.0,
 ) -> Iterator[Held]:
     """Hold new connections to *ports* for as long as the ``with`` block lasts.
 
+    The block begins when the old listener's queues have run empty, and nothing is in flight.
     Works in the calling thread's network namespace. Forks a keeper; nothing else of the
     process is touched, its signals neither.
 
@@ -76,9 +81,13 @@ def hold(  # noqa: PLR0913 -- one keyword an option of the command line
     :param devices: backend plug: only what these network devices bring; empty: all.
     :param loopback_egress: backend plug: only what local clients send, where they send it.
     :param lock_timeout: seconds to wait for another run on the same ports.
+    :param drain_timeout: seconds, at the most, for the old listener's queues; then the block begins
+        all the same. :param quiesce: for requests in flight. Where ``hook`` is another than
+        ``input``, the old listener is not here, and nobody waits.
     :raises PrivilegeError: no CAP_NET_ADMIN. :raises UnsupportedError: no backend works here.
     :raises LockError: another run has one of the ports.
-    :raises KeeperError: the keeper died; the block has run, but not wholly under the hold.
+    :raises DrainError: the hold ended before the old listener had run empty.
+    :raises KeeperError: the keeper died; the block may have run, but not wholly under the hold.
     """
     _check_words(devices=devices)
     procfs.require_net_admin()
@@ -94,13 +103,14 @@ def hold(  # noqa: PLR0913 -- one keyword an option of the command line
         loopback_egress=loopback_egress,
     )
     spec = hold_spec(_endpoints(ports), options)
+    drain = DrainPlan(timeout_s=drain_timeout, quiesce_s=quiesce)
     locks = RunLocks(endpoint.port for endpoint in spec.endpoints)
     locks.take(timeout_s=lock_timeout)
     kept = KeptHold(spec, locks)
     held = Held(kept)
     try:
         kept.arm()
-        kept.hold()
+        _hold_and_drain(kept, spec, drain)
         yield held
         held.release()
         kept.finish()
@@ -108,6 +118,25 @@ def hold(  # noqa: PLR0913 -- one keyword an option of the command line
         kept.close()
         held.result = kept.result
         locks.drop()
+
+
+def _hold_and_drain(kept: KeptHold, spec: HoldSpec, drain: DrainPlan) -> None:
+    """Hold, and let the old listener run empty.
+
+    :raises DrainError: the hold ended before that.
+    """
+    tools = real_tools(spec, signals=NoSignals())
+    with closing(tools.sockets):
+        sight = sight_of(spec, tools=tools, drain=drain, warn=lambda _: None)
+        with closing(sight):
+            sight.look_at_the_old()
+            kept.hold()
+            sight.drain(lambda: kept.ended() is not None)
+    if kept.ended() is not None:
+        raise DrainError(
+            "the hold ended before the old listener had run empty",
+            remedy="raise max_hold, or lower drain_timeout and quiesce",
+        )
 
 
 def wrap(  # noqa: PLR0913 -- one keyword an option of the command line
