@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from synplug.cli.json_output import JsonOutput
 from synplug.cli.render import complain, plain, report_text
-from synplug.errors import SynplugError
-from synplug.model import HoldSpec, Report
+from synplug.errors import SynplugError, UsageError
+from synplug.model import HoldSpec, Outcome, Report
+from synplug.steps import CommandResult
 
 if TYPE_CHECKING:
     from synplug.cli.telemetry import Telemetry
@@ -74,6 +77,28 @@ class Outlets:
         if self._telemetry is not None:
             tell_complaints(self._telemetry.finished(report))
         return report.exit_code or (SynplugError.exit_code if unwritten else 0)
+
+
+@contextmanager
+def planning(options: argparse.Namespace, command: tuple[str, ...]) -> Iterator[None]:
+    """Report to machines, too, what fails before there is a plan; an older report would stay."""
+    try:
+        yield
+    except SynplugError as error:
+        if options.json is not None and not options.dry_run:
+            report = Report(
+                run_id=secrets.token_hex(4),
+                outcome=Outcome.ERROR,
+                exit_code=error.exit_code,
+                endpoints=(),
+                command=CommandResult(argv=command),
+                started_at=time.time(),
+                error=error.message,
+                remedy=error.remedy,
+            )
+            with suppress(UsageError):  # it cannot be opened: what went wrong first is said
+                JsonOutput(options.json).write(report)
+        raise
 
 
 def telemetry_of(options: argparse.Namespace) -> Telemetry | None:

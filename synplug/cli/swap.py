@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 
-from synplug.cli.outlets import Outlets
+from synplug.cli.outlets import Outlets, planning
 from synplug.cli.render import milliseconds, plain
 from synplug.cli.requests import check_url, closing_plans, hold_options
 from synplug.handover.assembly import real_tools
@@ -24,13 +24,14 @@ from synplug.kernel.subreaper import adopt_orphans
 
 def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Run the verb; returns the exit status."""
-    check_url(options.ready_http)
-    if options.netns is not None:
-        enter_network(network_of(options.netns))
-    if not options.dry_run:
-        procfs.require_net_admin()
-    request = _request(options, command)
-    plan, _ = plan_swap(request, own_pid=os.getpid())
+    with planning(options, command):
+        check_url(options.ready_http)
+        if options.netns is not None:
+            enter_network(network_of(options.netns))
+        if not options.dry_run:
+            procfs.require_net_admin()
+        request = _request(options, command)
+        plan, _ = plan_swap(request, own_pid=os.getpid())
     if options.dry_run:
         print(plain(_dry_run(plan, request.old_pid)))
         return 0

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import time
 
-from synplug.cli.outlets import Outlets
+from synplug.cli.outlets import Outlets, planning
 from synplug.cli.render import complain, milliseconds, plain
 from synplug.cli.requests import check_url, drain_plan, far_hold_options, target_request
 from synplug.handover.assembly import real_tools
@@ -25,14 +25,15 @@ _UNCHANGED = "nothing has changed since the last successful run"
 
 def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """Run the verb; returns the exit status."""
-    check_url(options.ready_http)
-    if options.netns is not None:
-        enter_network(network_of(options.netns))
-    if options.dry_run:
-        print(plain(_forecast(options, command)))
-        return 0
-    if not options.best_effort:
-        procfs.require_net_admin()
+    with planning(options, command):
+        check_url(options.ready_http)
+        if options.netns is not None:
+            enter_network(network_of(options.netns))
+        if options.dry_run:
+            print(plain(_forecast(options, command)))
+            return 0
+        if not options.best_effort:
+            procfs.require_net_admin()
     if options.jitter:
         _wait_some_of(options.jitter)
     if options.only_if_changed:
@@ -42,7 +43,8 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
 
 def _restart(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     """One restart, and what there is to say of it."""
-    plan, target = plan_wrap(request_of(options, command))
+    with planning(options, command):
+        plan, target = plan_wrap(request_of(options, command))
     if not options.quiet:
         for endpoint in target.unserved:
             complain(f"synplug: nobody listens on {endpoint} so far")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from synplug.cli import values
 from synplug.cli.main import main
@@ -542,3 +544,20 @@ def test_no_report_where_none_was_asked_for(
     assert output.diverted is None
     output.write(example_report())
     assert capfd.readouterr().out == ""
+
+
+def test_what_fails_before_there_is_a_plan_is_in_the_json_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No old report stays, which might say that all went well."""
+    file = tmp_path / "report.json"
+    file.write_text('{"outcome": "ready"}')
+    status = main(["wrap", "--json", str(file), "--netns", "/no/such", "-p", "80", "--", "true"])
+    report = json.loads(file.read_text())
+    assert report["outcome"] == "error"
+    assert report["exit_code"] == status == 125
+    assert report["error"]
+    assert report["error"] in capsys.readouterr().err
+    assert report["command"] == {"argv": ["true"], "ran": False, "pid": None, "status": None}
+    schema = json.loads((Path(__file__).parents[2] / "docs/report-v1.schema.json").read_text())
+    assert list(Draft202012Validator(schema).iter_errors(report)) == []
