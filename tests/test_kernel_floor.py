@@ -203,6 +203,32 @@ def test_a_connection_is_found_again_by_its_key_in_whatever_state(
 
 
 @pytest.mark.parametrize(("bound_to", "connected_to"), _WAYS)
+def test_a_half_closed_connections_fin_is_no_byte(bound_to: str, connected_to: str) -> None:
+    """Its answer is owed; the kernel counts the end of what was sent as a byte of it."""
+    with (
+        closing(SocketDiagnostics()) as diagnostics,
+        listening(bound_to) as listener,
+    ):
+        port = listener.getsockname()[1]
+        with socket.create_connection((connected_to, port)) as client:
+            accepted, _ = listener.accept()
+            with accepted:
+                client.sendall(b"hello")
+                client.shutdown(socket.SHUT_WR)
+                (made,) = diagnostics.inbound([Endpoint(port=port)])
+                assert (made.unread_bytes, made.received_bytes) == (5, 5)
+                accepted.recv(5)
+                (now,) = diagnostics.again([made])
+                assert (now.unread_bytes, now.received_bytes) == (0, 5)
+                assert accepted.recv(5) == b""
+                (now,) = diagnostics.again([made])
+                assert (now.unread_bytes, now.received_bytes) == (0, 5)
+                accepted.sendall(b"world")
+                (now,) = diagnostics.again([made])
+                assert (now.unread_bytes, now.unsent_bytes, now.acked_bytes) == (0, 0, 5)
+
+
+@pytest.mark.parametrize(("bound_to", "connected_to"), _WAYS)
 def test_a_handshake_is_found_again_by_its_key(bound_to: str, connected_to: str) -> None:
     with (
         closing(SocketDiagnostics()) as diagnostics,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -87,7 +86,7 @@ def planning(options: argparse.Namespace, command: tuple[str, ...]) -> Iterator[
     except SynplugError as error:
         if options.json is not None and not options.dry_run:
             report = Report(
-                run_id=secrets.token_hex(4),
+                run_id=os.urandom(4).hex(),
                 outcome=Outcome.ERROR,
                 exit_code=error.exit_code,
                 endpoints=(),
