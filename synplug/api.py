@@ -80,12 +80,12 @@ def hold(  # noqa: PLR0913 -- one keyword an option of the command line
     :param hook: ``input``, ``forward`` or ``prerouting``, as ``--hook`` means them.
     :param devices: backend plug: only what these network devices bring; empty: all.
     :param loopback_egress: backend plug: only what local clients send, where they send it.
-    :param lock_timeout: seconds to wait for another run on the same ports.
+    :param lock_timeout: seconds to wait for another run on the same endpoints.
     :param drain_timeout: seconds, at the most, for the old listener's queues; then the block begins
         all the same. :param quiesce: for requests in flight. Where ``hook`` is another than
         ``input``, the old listener is not here, and nobody waits.
     :raises PrivilegeError: no CAP_NET_ADMIN. :raises UnsupportedError: no backend works here.
-    :raises LockError: another run has one of the ports.
+    :raises LockError: another run has one of the endpoints.
     :raises DrainError: the hold ended before the old listener had run empty.
     :raises KeeperError: the keeper died; the block may have run, but not wholly under the hold.
     """
@@ -104,7 +104,7 @@ def hold(  # noqa: PLR0913 -- one keyword an option of the command line
     )
     spec = hold_spec(_endpoints(ports), options)
     drain = DrainPlan(timeout_s=drain_timeout, quiesce_s=quiesce)
-    locks = RunLocks(endpoint.port for endpoint in spec.endpoints)
+    locks = RunLocks(spec.endpoints)
     locks.take(timeout_s=lock_timeout)
     kept = KeptHold(spec, locks)
     held = Held(kept)

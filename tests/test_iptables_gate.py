@@ -60,7 +60,7 @@ def listener(host: str, *, backlog: int = 512) -> Iterator[int]:
 @contextmanager
 def hold_of(spec: HoldSpec) -> Iterator[KeptHold]:
     """An armed hold with a keeper, closed at the end."""
-    locks = RunLocks([endpoint.port for endpoint in spec.endpoints])
+    locks = RunLocks(spec.endpoints)
     locks.take(timeout_s=0)
     hold = KeptHold(spec, locks)
     try:

@@ -192,7 +192,7 @@ def lock_option(group: argparse._ActionsContainer) -> None:
         type=value_of(values.duration),
         default=0.0,
         metavar="TIME",
-        help="wait so long for another run on the same ports (default 0)",
+        help="wait so long for another run on the same endpoints (default 0)",
     )
 
 

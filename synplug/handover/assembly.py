@@ -33,7 +33,7 @@ def real_tools(
     :param sockets: the kernel's sockets, already opened; None: open them anew.
     :param observe: is told of each step as it begins.
     """
-    locks = RunLocks((endpoint.port for endpoint in spec.endpoints), spec.name)
+    locks = RunLocks(spec.endpoints, spec.name)
     return Tools(
         clock=time.monotonic,
         wall=time.time,

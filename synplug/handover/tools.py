@@ -129,7 +129,7 @@ class Signals(Protocol):
 
 
 class Locks(Protocol):
-    """The locks of the run's ports; :class:`synplug.holding.locks.RunLocks`."""
+    """The locks of the run's endpoints; :class:`synplug.holding.locks.RunLocks`."""
 
     def take(
         self,

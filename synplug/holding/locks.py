@@ -7,28 +7,45 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from synplug.errors import LockError
 from synplug.holding.runtime import create, here, names_in, tidy
+from synplug.model import Endpoint, Family
 
 _LOCK_POLL_S = 0.01
 _GRACE_S = 0.05  # a run that tidies up has each lock for a moment; that is no other run
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Wanted:
+    """A lock to take.
+
+    :param kind: of flock(2). :param holder: who has it when we do not get it.
+    """
+
+    path: str
+    kind: int
+    holder: str
+
+
 class RunLocks:
-    """The locks of a run's ports in this network namespace, and of the name of its hold.
+    """The locks of a run's endpoints in this network namespace, and of the name of its hold.
+
+    Each port has a lock for each IP version: an exact address shares it and has one of its own
+    besides; whoever wants every address has it alone.
 
     A lock is on its file's open description: a forked keeper has it, too, for as long as it
     lives. They are taken in the same order by all, so two runs cannot wait for each other.
     """
 
-    def __init__(self, ports: Iterable[int], name: str = "") -> None:
+    def __init__(self, endpoints: Iterable[Endpoint], name: str = "") -> None:
         self._folder = here()
-        #: By path, who has it when we do not get it.
-        self._holders = {name_lock(name): f"a hold named {name!r} is in force"} if name else {}
-        for port in sorted(set(ports)):
-            holder = f"another synplug run has port {port}"
-            self._holders[f"{self._folder}/port-{port}.lock"] = holder
+        named = f"a hold named {name!r} is in force"
+        self._wanted = [
+            *([_Wanted(path=name_lock(name), kind=fcntl.LOCK_EX, holder=named)] if name else ()),
+            *_of_endpoints(self._folder, set(endpoints)),
+        ]
         self._taken: list[int] = []
 
     @property
@@ -51,18 +68,20 @@ class RunLocks:
         """
         deadline_s = time.monotonic() + timeout_s
         try:
-            for path, holder in self._holders.items():
+            for wanted in self._wanted:
                 left_s = max(deadline_s - time.monotonic(), _GRACE_S)
-                self._taken.append(_patiently(path, holder, left_s, interrupted, pause))
+                self._taken.append(_patiently(wanted, left_s, interrupted, pause))
         except BaseException:
             self.drop()
             raise
 
     def drop(self) -> None:
         """Give them back, and remove their files while that is still ours to do."""
-        for descriptor, path in zip(self._taken, self._holders, strict=False):
-            if _is_same(descriptor, path):
-                _remove(path)
+        for descriptor, wanted in zip(self._taken, self._wanted, strict=False):
+            with suppress(BlockingIOError):  # another run shares it
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_same(descriptor, wanted.path):
+                    _remove(wanted.path)
             os.close(descriptor)
         self._taken.clear()
         tidy(self._folder)
@@ -72,6 +91,41 @@ class RunLocks:
         for descriptor in self._taken:
             os.close(descriptor)
         self._taken.clear()
+
+
+def _of_endpoints(folder: str, endpoints: set[Endpoint]) -> list[_Wanted]:
+    """The locks of *endpoints*, in the order in which all take them."""
+    wanted = []
+    for port in sorted({endpoint.port for endpoint in endpoints}):
+        mine = [endpoint for endpoint in endpoints if endpoint.port == port]
+        for family in Family:
+            here_too = [endpoint for endpoint in mine if family in endpoint.families]
+            if here_too:
+                alone = any(endpoint.exact_address is None for endpoint in here_too)
+                wanted.append(_of_family(folder, port, family, alone=alone))
+        addresses = {endpoint.exact_address for endpoint in mine} - {None}
+        wanted += sorted(
+            (
+                _Wanted(
+                    path=f"{folder}/port-{port}-{address}.lock",
+                    kind=fcntl.LOCK_EX,
+                    holder=f"another synplug run has port {port} at {address}",
+                )
+                for address in addresses
+            ),
+            key=lambda lock: lock.path,
+        )
+    return wanted
+
+
+def _of_family(folder: str, port: int, family: Family, *, alone: bool) -> _Wanted:
+    """The lock of a port in one IP version; *alone* for every address."""
+    which = "an" if alone else "every"
+    return _Wanted(
+        path=f"{folder}/port-{port}-ipv{family.value}.lock",
+        kind=fcntl.LOCK_EX if alone else fcntl.LOCK_SH,
+        holder=f"another synplug run has port {port} at {which} IPv{family.value} address",
+    )
 
 
 def name_lock(name: str) -> str:
@@ -85,14 +139,13 @@ def socket_beside(lock: str) -> str:
 
 
 def _patiently(
-    path: str,
-    holder: str,
+    wanted: _Wanted,
     timeout_s: float,
     interrupted: Callable[[], bool],
     pause: Callable[[float], None],
 ) -> int:
-    """Lock the file at *path*; retries only when somebody has it, since importing costs."""
-    descriptor = _try_lock(path, fcntl.LOCK_EX)
+    """Take the lock; retries only when somebody has it, since importing costs."""
+    descriptor = _try_lock(wanted.path, wanted.kind)
     if descriptor is None and timeout_s > 0:
         from tenacity import Retrying, retry_if_result, wait_fixed
 
@@ -105,10 +158,10 @@ def _patiently(
             retry=retry_if_result(lambda found: found is None),
             retry_error_callback=lambda _: None,
         )
-        descriptor = attempts(_try_lock, path, fcntl.LOCK_EX)
+        descriptor = attempts(_try_lock, wanted.path, wanted.kind)
     if descriptor is None:
         raise LockError(
-            holder,
+            wanted.holder,
             remedy="'synplug status' shows it; --lock-timeout says how long to wait for it",
         )
     return descriptor

@@ -64,10 +64,11 @@ def _failure(backend: BackendName, hook: Hook, host: str) -> str:
         listener.bind((host, 0))
         listener.listen(8)
         port = listener.getsockname()[1]
-        locks = RunLocks([port])
+        endpoint = Endpoint(port=port)
+        locks = RunLocks([endpoint])
         locks.take(timeout_s=0)
         spec = HoldSpec(
-            endpoints=(Endpoint(port=port),),
+            endpoints=(endpoint,),
             run_id=os.urandom(4).hex(),
             backend=backend,
             hook=hook,

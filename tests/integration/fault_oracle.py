@@ -24,7 +24,7 @@ _AT_ONCE_OR_AGAIN_S = 1.5
 #: What ``synplug recover`` is for; nothing of it holds.
 _LEFT_OVER = r"\+ (file|iptables-legacy|ip6tables-legacy): "
 _FILES = r"\+ file: "
-_LOCK = r"\+ file: .*/port-8080\.lock$"
+_LOCK = r"\+ file: .*/port-8080-[^/]+\.lock$"
 _NOTHING = r"$."
 _SHELL = 128  # and the number of the signal that ended it
 

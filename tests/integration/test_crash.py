@@ -232,7 +232,7 @@ from synplug.holding.locks import RunLocks
 from synplug.model import BackendName, Endpoint
 
 spec = hold_spec((Endpoint(port=8080),), HoldOptions(backend=BackendName(sys.argv[1])))
-locks = RunLocks([8080])
+locks = RunLocks(spec.endpoints)
 locks.take(timeout_s=0)
 kept = KeptHold(spec, locks)
 kept.arm()

@@ -158,6 +158,56 @@ def test_two_runs_at_once_on_different_ports(lab: ClientServer, simple: SimpleSe
     wait_until(lambda: not Path("/run/synplug").exists(), 10, "the keepers have ended")
 
 
+def test_two_runs_at_once_on_two_addresses_of_a_port(lab: ClientServer, tmp_path: Path) -> None:
+    """Neither holds, drains or loses what is the other's."""
+    services = {}
+    for host in ("127.0.0.1", "127.0.0.2"):
+        services[host] = SimpleService(namespace=lab.server, directory=tmp_path / host)
+        services[host].directory.mkdir()
+        lab.server.run(services[host].start_argv("--address", host))
+    for service in services.values():
+        wait_until(service.listens, 10, "the service listens")
+    targets = [(host, 8080) for host in services]
+    with Load(lab.server, targets, rate_per_s=400) as load:
+        for delays in (("1.0", "0.5"), ("0.5", "1.0")):
+            runs = [
+                shell.start(
+                    lab.server, "wrap", "-p", f"{host}:8080", "--",
+                    *service.restart_argv("--address", host, "--delay", delay),
+                )
+                for (host, service), delay in zip(services.items(), delays, strict=True)
+            ]  # fmt: skip
+            wait_until(lambda: len(holds_in_force(lab.server)) == 2, 10, "both hold at once")
+            for run in runs:
+                _, stderr = run.communicate(timeout=30)
+                assert run.returncode == 0, stderr
+        result = load.stop()
+    assert result.failures == 0, result.summary()
+    assert result.retransmitted == 0, result.summary()
+    wait_until(lambda: not Path("/run/synplug").exists(), 10, "the keepers have ended")
+    for service in services.values():
+        lab.server.run(["sh", "-c", service.stop_line()])
+
+
+def test_a_run_on_an_address_that_overlaps_is_refused(
+    lab: ClientServer, simple: SimpleService, tmp_path: Path
+) -> None:
+    until = tmp_path / "done"
+    wait = f"until [ -e {until} ]; do sleep 0.01; done"
+    first = shell.start(lab.server, "wrap", "-p", "127.0.0.1:8080", "--", "sh", "-c", wait)
+    wait_until(lambda: bool(holds_in_force(lab.server)), 10, "the first one holds")
+    refusals = [
+        shell.run(lab.server, "wrap", "-p", endpoint, "--", "true")
+        for endpoint in ("8080", "0.0.0.0:8080", "127.0.0.1:8080")
+    ]
+    until.touch()
+    _, stderr = first.communicate(timeout=10)
+    assert first.returncode == 0, stderr
+    for refused in refusals:
+        assert refused.status == 125
+        assert "another synplug run has port 8080 at " in refused.stderr
+
+
 def test_two_runs_on_the_same_port(lab: ClientServer, simple: SimpleService) -> None:
     first = shell.start(lab.server, "wrap", "-p", "8080", "--", "sleep", "1.5")
     wait_until(lambda: bool(holds_in_force(lab.server)), 10, "the first one holds")

@@ -15,6 +15,7 @@ from synplug.holding.audience import Audience
 from synplug.holding.channel import Channel
 from synplug.holding.locks import RunLocks, remove_unused_locks
 from synplug.holding.names import Door, call, check_name
+from synplug.model import Endpoint
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_nobody_is_there(root: Path) -> None:
 
 
 def test_a_dead_keepers_socket_is_nobody_and_is_removed_with_its_lock(root: Path) -> None:
-    locks = RunLocks([80], "web")
+    locks = RunLocks([Endpoint(port=80)], "web")
     locks.take(timeout_s=0)
     door = Door("web")
     lock, socket = root.rglob("name-web.lock"), root.rglob("name-web.sock")
@@ -66,7 +67,7 @@ def test_a_dead_keepers_socket_is_nobody_and_is_removed_with_its_lock(root: Path
 
 
 def test_a_live_keepers_socket_stays(root: Path) -> None:
-    locks = RunLocks([80], "web")
+    locks = RunLocks([Endpoint(port=80)], "web")
     locks.take(timeout_s=0)
     door = Door("web")
     remove_unused_locks()
@@ -79,7 +80,7 @@ def test_a_live_keepers_socket_stays(root: Path) -> None:
 
 
 def test_the_same_name_and_other_ports_share_a_lock(root: Path) -> None:
-    first, second = RunLocks([80], "web"), RunLocks([81], "web")
+    first, second = RunLocks([Endpoint(port=80)], "web"), RunLocks([Endpoint(port=81)], "web")
     first.take(timeout_s=0)
     with pytest.raises(Exception, match="a hold named 'web' is in force"):
         second.take(timeout_s=0)
@@ -122,7 +123,7 @@ def test_a_run_that_has_left_the_hold_to_us_leaves_none() -> None:
 
 
 def test_guests_are_greeted_heard_and_told(root: Path) -> None:
-    locks = RunLocks([80], "web")
+    locks = RunLocks([Endpoint(port=80)], "web")
     locks.take(timeout_s=0)
     talk = Talk()
     talk.audience.open_door("web")

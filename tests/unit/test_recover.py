@@ -16,7 +16,7 @@ from synplug.holding.ledger import DRAFT, Entry, Ledger, entries
 from synplug.holding.locks import RunLocks
 from synplug.holding.recover import recover
 from synplug.holding.supervisors import read_supervisor
-from synplug.model import BackendName, HoldSpec
+from synplug.model import BackendName, Endpoint, HoldSpec
 
 DEAD = Entry(
     run_id="0123abcd",
@@ -64,7 +64,7 @@ def remains(root: Path, monkeypatch: pytest.MonkeyPatch) -> Remains:
 
 def test_a_dead_run_is_cleaned_up_once(root: Path, remains: Remains) -> None:
     Ledger(DEAD.run_id).write(DEAD)
-    locks = RunLocks([80])
+    locks = RunLocks([Endpoint(port=80)])
     locks.take(timeout_s=0)
     for descriptor in locks.descriptors:
         os.close(descriptor)  # as the kernel does at a process's end

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from synplug.holding.ledger import Entry, Ledger, entries
 from synplug.holding.locks import FlushGuard, RunLocks, remove_unused_locks
 from synplug.holding.runtime import check_root
 from synplug.kernel import procfs
+from synplug.model import Endpoint
 
 ENTRY = Entry(
     run_id="0123abcd",
@@ -220,7 +222,7 @@ def test_a_root_that_others_can_write_to_is_refused(root: Path, mode: int) -> No
     root.mkdir()
     root.chmod(mode)
     with pytest.raises(SynplugError, match="only its owner can write"):
-        RunLocks([80]).take(timeout_s=0)
+        RunLocks(_any(80)).take(timeout_s=0)
 
 
 def test_a_root_of_somebody_else_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,13 +281,71 @@ def test_a_folder_that_keeps_vanishing_is_an_error(
 
 # --- locks
 
+ANY_OF_80 = ["port-80-ipv4.lock", "port-80-ipv6.lock"]
+ONE = Endpoint(port=80, address=IPv4Address("127.0.0.1"))
+
+
+def _any(*ports: int) -> list[Endpoint]:
+    return [Endpoint(port=port) for port in ports]
+
+
+def _at(host: str) -> Endpoint:
+    return Endpoint(port=80, address=None if host == "*" else ip_address(host))
+
+
+_HOSTS = ("127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::2", "::", "*")
+_OVERLAP = {frozenset((host,)) for host in _HOSTS} | {
+    frozenset(pair)
+    for pair in (
+        *(("0.0.0.0", host) for host in ("127.0.0.1", "127.0.0.2")),
+        *(("::", host) for host in ("::1", "::2")),
+        *(("*", host) for host in _HOSTS),
+    )
+}
+
+
+@pytest.mark.parametrize("second", _HOSTS)
+@pytest.mark.parametrize("first", _HOSTS)
+def test_only_endpoints_that_overlap_exclude_each_other(
+    root: Path, first: str, second: str
+) -> None:
+    mine, others = RunLocks([_at(first)]), RunLocks([_at(second)])
+    mine.take(timeout_s=0)
+    if {first, second} in _OVERLAP:
+        with pytest.raises(LockError, match="another synplug run has port 80 at"):
+            others.take(timeout_s=0)
+        mine.drop()
+        others.take(timeout_s=0)
+    else:
+        others.take(timeout_s=0)
+        mine.drop()
+        remove_unused_locks()
+        with pytest.raises(LockError):
+            RunLocks([_at(second)]).take(timeout_s=0)
+        with pytest.raises(LockError):
+            RunLocks([_at("*")]).take(timeout_s=0)
+    others.drop()
+    assert not root.exists()
+
+
+def test_one_run_may_have_endpoints_that_overlap(root: Path) -> None:
+    locks = RunLocks([ONE, _at("0.0.0.0"), _at("*")])
+    locks.take(timeout_s=0)
+    locks.drop()
+    assert not root.exists()
+
 
 def test_a_lock_is_a_file_while_it_is_held(root: Path) -> None:
-    locks = RunLocks([443, 80, 80])
+    locks = RunLocks(_any(443, 80, 80))
     locks.take(timeout_s=0)
     names = sorted(path.name for path in root.rglob("*.lock"))
-    assert names == ["port-443.lock", "port-80.lock"]
-    assert len(locks.descriptors) == 2
+    assert names == [
+        "port-443-ipv4.lock",
+        "port-443-ipv6.lock",
+        "port-80-ipv4.lock",
+        "port-80-ipv6.lock",
+    ]
+    assert len(locks.descriptors) == 4
     locks.drop()
     assert not root.exists()
     assert not locks.descriptors
@@ -293,7 +353,7 @@ def test_a_lock_is_a_file_while_it_is_held(root: Path) -> None:
 
 
 def test_two_runs_cannot_have_the_same_port(root: Path) -> None:
-    first, second, other = RunLocks([80]), RunLocks([80, 81]), RunLocks([82])
+    first, second, other = RunLocks(_any(80)), RunLocks(_any(80, 81)), RunLocks(_any(82))
     first.take(timeout_s=0)
     with pytest.raises(LockError, match="another synplug run has port 80") as error:
         second.take(timeout_s=0)
@@ -307,7 +367,7 @@ def test_two_runs_cannot_have_the_same_port(root: Path) -> None:
 
 
 def test_a_run_that_gets_one_of_two_gives_it_back(root: Path) -> None:
-    first, second, third = RunLocks([81]), RunLocks([80, 81]), RunLocks([80])
+    first, second, third = RunLocks(_any(81)), RunLocks(_any(80, 81)), RunLocks(_any(80))
     first.take(timeout_s=0)
     with pytest.raises(LockError):
         second.take(timeout_s=0)
@@ -315,14 +375,14 @@ def test_a_run_that_gets_one_of_two_gives_it_back(root: Path) -> None:
 
 
 def test_waiting_for_a_lock_ends_with_its_time(root: Path) -> None:
-    first = RunLocks([80])
+    first = RunLocks(_any(80))
     first.take(timeout_s=0)
     with pytest.raises(LockError):
-        RunLocks([80]).take(timeout_s=0.02)
+        RunLocks(_any(80)).take(timeout_s=0.02)
 
 
 def test_waiting_for_a_lock_ends_when_it_is_given_back(root: Path) -> None:
-    first, second = RunLocks([80]), RunLocks([80])
+    first, second = RunLocks(_any(80)), RunLocks(_any(80))
     first.take(timeout_s=0)
 
     def give_back() -> bool:
@@ -330,13 +390,13 @@ def test_waiting_for_a_lock_ends_when_it_is_given_back(root: Path) -> None:
         return False
 
     second.take(timeout_s=60, interrupted=give_back)
-    assert [path.name for path in root.rglob("*.lock")] == ["port-80.lock"]
+    assert sorted(path.name for path in root.rglob("*.lock")) == ANY_OF_80
     second.drop()
     assert not root.exists()
 
 
 def test_whoever_waits_for_a_lock_may_have_other_duties(root: Path) -> None:
-    first, second = RunLocks([80]), RunLocks([80])
+    first, second = RunLocks(_any(80)), RunLocks(_any(80))
     first.take(timeout_s=0)
     waits: list[float] = []
 
@@ -351,10 +411,10 @@ def test_whoever_waits_for_a_lock_may_have_other_duties(root: Path) -> None:
 
 
 def test_waiting_for_a_lock_ends_when_it_is_interrupted(root: Path) -> None:
-    first = RunLocks([80])
+    first = RunLocks(_any(80))
     first.take(timeout_s=0)
     with pytest.raises(LockError):
-        RunLocks([80]).take(timeout_s=600, interrupted=lambda: True)
+        RunLocks(_any(80)).take(timeout_s=600, interrupted=lambda: True)
 
 
 def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(
@@ -370,19 +430,19 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(
         flock(descriptor, kind)
 
     monkeypatch.setattr(fcntl, "flock", race)
-    locks = RunLocks([80])
+    locks = RunLocks(_any(80))
     locks.take(timeout_s=0)
     assert races == [0]
     with pytest.raises(LockError):
-        RunLocks([80]).take(timeout_s=0)
+        RunLocks(_any(80)).take(timeout_s=0)
 
 
 def test_dropping_does_not_remove_the_file_of_another_run(root: Path) -> None:
-    first = RunLocks([80])
+    first = RunLocks([ONE])
     first.take(timeout_s=0)
-    (file,) = root.rglob("*.lock")
+    (file,) = root.rglob("*-127.0.0.1.lock")
     file.unlink()
-    second = RunLocks([80])
+    second = RunLocks([ONE])
     second.take(timeout_s=0)
     first.drop()
     assert file.exists()
@@ -393,17 +453,17 @@ def test_dropping_does_not_remove_the_file_of_another_run(root: Path) -> None:
 def test_a_lock_file_that_is_a_link_is_not_followed(here: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    (here / "port-80.lock").symlink_to(victim)
+    (here / "port-80-ipv4.lock").symlink_to(victim)
     with pytest.raises(SynplugError, match="symbolic links"):
-        RunLocks([80]).take(timeout_s=0)
+        RunLocks(_any(80)).take(timeout_s=0)
 
 
 def test_locks_of_dead_runs_are_removed_and_those_of_live_ones_stay(here: Path) -> None:
-    (here / "port-81.lock").touch()
-    live = RunLocks([80])
+    (here / "port-81-ipv4.lock").touch()
+    live = RunLocks(_any(80))
     live.take(timeout_s=0)
     remove_unused_locks()
-    assert [path.name for path in here.iterdir()] == ["port-80.lock"]
+    assert sorted(path.name for path in here.iterdir()) == ANY_OF_80
     live.drop()
 
 
@@ -480,7 +540,7 @@ def test_leaving_twice_is_no_error(root: Path) -> None:
 @pytest.mark.parametrize("end", [RunLocks.drop, lambda locks: None])
 def test_a_forked_process_keeps_the_lock(root: Path, end: Callable[[RunLocks], None]) -> None:
     """The keeper has it, too: the lock is on the open description."""
-    locks = RunLocks([80])
+    locks = RunLocks(_any(80))
     locks.take(timeout_s=0)
     kept = [os.dup(descriptor) for descriptor in locks.descriptors]
     for descriptor in locks.descriptors:
@@ -488,10 +548,10 @@ def test_a_forked_process_keeps_the_lock(root: Path, end: Callable[[RunLocks], N
     locks._taken.clear()
     end(locks)
     with pytest.raises(LockError):
-        RunLocks([80]).take(timeout_s=0)
+        RunLocks(_any(80)).take(timeout_s=0)
     for descriptor in kept:
         os.close(descriptor)
-    RunLocks([80]).take(timeout_s=0)
+    RunLocks(_any(80)).take(timeout_s=0)
 
 
 def test_many_runs_at_once_make_and_remove_the_same_folders(root: Path) -> None:
@@ -511,7 +571,7 @@ def _come_and_go(number: int) -> None:
     status = 1
     try:
         for turn in range(400):
-            locks = RunLocks([80 + number])
+            locks = RunLocks(_any(80 + number))
             locks.take(timeout_s=0)
             ledger = Ledger(f"{number:04x}{turn:04x}")
             ledger.write(ENTRY)

@@ -127,7 +127,7 @@ options:
     description: Restart even where nothing can be held.
     type: bool
   lock_timeout:
-    description: Wait so long for another run on the same ports.
+    description: Wait so long for another run on the same endpoints.
     type: str
   jitter:
     description: First wait for a random time, so long at the most.
