@@ -169,7 +169,7 @@ def test_two_runs_at_once_on_two_addresses_of_a_port(lab: ClientServer, tmp_path
         wait_until(service.listens, 10, "the service listens")
     targets = [(host, 8080) for host in services]
     with Load(lab.server, targets, rate_per_s=400) as load:
-        for delays in (("1.0", "0.5"), ("0.5", "1.0")):
+        for delays in (("0.6", "0.5"), ("0.5", "0.6")):
             runs = [
                 shell.start(
                     lab.server, "wrap", "-p", f"{host}:8080", "--",
