@@ -25,6 +25,8 @@ CONTROL_RESTARTS = 4
 RETRANSMISSION_MS = 1000
 SPARE_MS, SPARE_BUSY_MS = 250, 700
 LATE_MS = 20
+#: So often is it measured anew when the load client was late: that bounds nothing well.
+TRIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +58,18 @@ def test_no_client_notices_a_cold_restart(lab: ClientServer, case: Case, path: s
         lost = _under_load(lab, service, case, path, CONTROL_RESTARTS, _restart_plainly)
         assert lost.load.failures > 0, "the control lost nothing: the test shows nothing"
 
-        kept = _under_load(lab, service, case, path, RESTARTS, _restart_wrapped)
+        for _ in range(TRIES):
+            kept = _under_load(lab, service, case, path, RESTARTS, _restart_wrapped)
+            assert kept.load.failures == 0, kept.load.summary()
+            if kept.load.late_p99_ms < LATE_MS:
+                break
 
-    assert kept.load.failures == 0, kept.load.summary()
     assert kept.load.attempted > case.rate_per_s
     assert kept.gap_ms > 0, "the restarts were not cold"
     is_busy = kept.load.late_p99_ms >= LATE_MS
     spare_ms = SPARE_BUSY_MS if is_busy else SPARE_MS
     # Some are sent again while they wait, if that takes so long.
-    if kept.gap_ms + spare_ms < RETRANSMISSION_MS and not is_busy:
+    if kept.gap_ms + spare_ms < RETRANSMISSION_MS:
         assert kept.load.retransmitted == 0, kept.load.summary()
     assert kept.load.connect_max_ms < kept.gap_ms + spare_ms, kept
 
