@@ -37,8 +37,15 @@ STAMP_NS = 200_000_000
 pytestmark = pytest.mark.guests_only
 
 
-@pytest.mark.parametrize("path", ["inbound", "loopback"])
-@pytest.mark.parametrize("make", [Nginx, HAProxy], ids=["nginx", "haproxy"])
+@pytest.mark.parametrize(
+    ("make", "path"),
+    [
+        pytest.param(Nginx, "inbound", marks=pytest.mark.kernels),
+        (Nginx, "loopback"),
+        (HAProxy, "inbound"),
+        pytest.param(HAProxy, "loopback", marks=pytest.mark.kernels),
+    ],
+)
 def test_no_client_notices_a_cold_restart(
     lab: ClientServer, make: Callable[[Namespace], Service], path: str
 ) -> None:
