@@ -41,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _undo_locale_coercion()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _flushed(_run(words))
-    except SystemExit as end:  # --help and --version have said it
-        return _flushed(int(end.code or 0))
+        return _flushed(_said(words))
     except SynplugError as error:
         complain(f"synplug: {plain(str(error))}")
         return error.exit_code
@@ -55,6 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 -- no floor foresaw it; what was held is released
         complain(f"synplug: {plain(str(unforeseen(error)))}")
         return SynplugError.exit_code
+
+
+def _said(words: list[str]) -> int:
+    """As :func:`_run`; --help and --version end in the middle of it, when they have said it."""
+    try:
+        return _run(words)
+    except SystemExit as end:
+        return int(end.code or 0)
 
 
 def _run(words: list[str]) -> int:
