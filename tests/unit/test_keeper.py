@@ -133,6 +133,19 @@ def test_what_changes_wakes_it_while_it_holds(armed: Keeper, notes: Notes) -> No
     assert notes.log == ["hold", "absorb"]
 
 
+def test_it_tells_once_that_somebody_on_this_host_may_wait(
+    armed: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run looks for connections of its own from then on, and not before: that is dear."""
+    said: list[str] = []
+    monkeypatch.setattr(armed._audience, "say", lambda event, **_: said.append(event))
+    armed._hold()
+    assert said == ["holding"]
+    armed._turn(0)
+    armed._turn(0)
+    assert said == ["holding", "holds local"]
+
+
 def test_what_it_polls_is_asked_for_before_anybody_waits(
     armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from synplug.errors import KernelError, LockError, ReleaseError
 from synplug.holding import nfqueue
 from synplug.holding.nfqueue import QueueBackend, queue_plan
 from synplug.kernel.nfqueue import NO_SYN, QueueState
-from synplug.model import Flow, HoldSpec, OnFull
+from synplug.model import Flow, HoldSpec, Hook, OnFull
 from tests.unit.fake_queues import FakeGate, FakeQueues, flow_of
 from tests.unit.fakes import HTTP
 
@@ -182,6 +182,21 @@ def test_local_connections_and_the_peak_are_counted() -> None:
     held.arrive(3, local=True)
     counts = held.backend.counts()
     assert (counts.held, counts.held_local, counts.peak, counts.waiting) == (3, 2, 2, 1)
+
+
+def test_it_knows_whether_a_client_on_this_host_may_wait() -> None:
+    held = Held()
+    held.arrive(1)
+    assert not held.backend.may_hold_local()
+    held.arrive(2, local=True)
+    held.backend.release_next(80, 2)
+    assert held.backend.may_hold_local(), "more may come"
+
+
+@pytest.mark.parametrize("hook", [Hook.FORWARD, Hook.PREROUTING])
+def test_where_it_cannot_tell_one_may(hook: Hook) -> None:
+    spec = HoldSpec(endpoints=(HTTP,), run_id="0123abcd", hook=hook)
+    assert QueueBackend(spec, FakeGate()).may_hold_local()
 
 
 # --- the order of release
