@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -76,13 +77,14 @@ def test_the_keeper_is_killed_and_the_command_succeeds(
 def test_both_are_killed(lab: ClientServer, holding: subprocess.Popen[str]) -> None:
     keeper = holds_in_force(lab.server)[0]["keeper"]
     (command,) = _children_named(holding.pid, "sleep")
+    watchers = watchers_of(keeper)
     holding.send_signal(signal.SIGSTOP)  # so that it cannot clean up between the two
     os.kill(keeper, signal.SIGKILL)
     holding.kill()
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
     os.kill(command, signal.SIGTERM)
     if "nfqueue-iptables" in str(holding.args):  # has a watcher, since the kernel leaves a rule
-        wait_until(lambda: not ledger(lab), 5, "the watcher has cleaned up")
+        until_cleaned_up(lab, watchers)
         return
     recovered = shell.run(lab.server, "recover")
     assert recovered.status == 0, recovered
@@ -90,10 +92,17 @@ def test_both_are_killed(lab: ClientServer, holding: subprocess.Popen[str]) -> N
     assert "no dead run" in shell.run(lab.server, "recover").stdout
 
 
-def ledger(lab: ClientServer) -> list[object]:
-    """What stands in it, of runs that are dead, too."""
-    found: list[object] = json.loads(shell.run(lab.server, "status", "--json").stdout)
-    return found
+def watchers_of(keeper: int) -> list[int]:
+    """Descriptors of that keeper's watchers: readable once they have ended, see pidfd_open(2)."""
+    return [os.pidfd_open(pid) for pid in _children_named(keeper, "synplug-watcher")]
+
+
+def until_cleaned_up(lab: ClientServer, watchers: list[int]) -> None:
+    """Until that one watcher is done: the last that it removes are its locks and their folder."""
+    (watcher,) = watchers
+    with os.fdopen(watcher) as ended:
+        assert select.select([ended], [], [], 5)[0], "the watcher has not ended"
+    assert json.loads(shell.run(lab.server, "status", "--json").stdout) == [], "of dead runs, too"
 
 
 def test_everything_is_killed(lab: ClientServer, simple: SimpleService) -> None:
@@ -147,10 +156,12 @@ def test_a_watcher_survives_its_control_group(
     line = f"echo $$ >{group}/cgroup.procs; exec {_IN_A_GROUP} --max-hold 30s"
     assert "control group" not in lab.server.run(["sh", "-c", line]).stderr
     members = [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
-    assert holds_in_force(lab.server)[0]["keeper"] in members
+    keeper = holds_in_force(lab.server)[0]["keeper"]
+    assert keeper in members
+    watchers = watchers_of(keeper)
     (group / "cgroup.kill").write_text("1")
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
-    wait_until(lambda: not ledger(lab), 5, "the watcher has cleaned up")
+    until_cleaned_up(lab, watchers)
 
 
 def test_a_watcher_that_cannot_leave_its_control_group_is_told(
