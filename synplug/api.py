@@ -130,6 +130,7 @@ def _hold_and_drain(kept: KeptHold, spec: HoldSpec, drain: DrainPlan) -> None:
         sight = sight_of(spec, tools=tools, drain=drain, warn=lambda _: None)
         with closing(sight):
             sight.look_at_the_old()
+            sight.look_ahead(kept)
             kept.hold()
             sight.drain(lambda: kept.ended() is not None)
     if kept.ended() is not None:

@@ -27,9 +27,9 @@ from synplug.kernel import nft
 from synplug.kernel.abi import architecture, membarrier_number
 from synplug.kernel.namespaces import wait_for_packets_in_flight
 from synplug.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
-from synplug.kernel.nfqueue import queue_states
-from synplug.kernel.sock_diag import SocketDiagnostics
-from synplug.model import PACKETS_PER_QUEUE, Endpoint, HoldSpec
+from synplug.kernel.nfqueue import LOOPBACK, queue_states
+from synplug.kernel.sock_diag import SocketDiagnostics, begun_by
+from synplug.model import PACKETS_PER_QUEUE, Endpoint, Flow, HoldSpec
 
 _AT_ONCE_S = 0.5  # less than the first retransmission of a SYN takes
 _STILL_WAITS_S = 0.15
@@ -237,6 +237,30 @@ def test_a_handshake_is_found_again_by_its_key(bound_to: str, connected_to: str)
         (made,) = diagnostics.inbound([Endpoint(port=port)], established=False)
         assert made.is_handshake
         assert diagnostics.again([made]) == [made]
+
+
+@pytest.mark.parametrize(("bound_to", "connected_to"), [*_WAYS, ("::", "fe80::1%lo")])
+def test_a_connection_is_found_by_the_syn_that_began_it(bound_to: str, connected_to: str) -> None:
+    """One to a link-local address is bound to its device, and found by that alone."""
+    link_local = connected_to.startswith("fe80")
+    with closing(SocketDiagnostics()) as diagnostics, ExitStack() as stack:
+        if link_local:
+            address = ["fe80::1/64", "dev", "lo"]
+            subprocess.run(["ip", "address", "add", *address, "nodad"], check=True)
+            stack.callback(subprocess.run, ["ip", "address", "del", *address], check=True)
+        listener = stack.enter_context(listening(bound_to))
+        port = listener.getsockname()[1]
+        client = stack.enter_context(socket.create_connection((connected_to, port)))
+        host, source_port = client.getsockname()[:2]
+        packed = ip_address(host.partition("%")[0]).packed
+        flow = Flow(packed * 2 + source_port.to_bytes(2, "big") + port.to_bytes(2, "big"))
+        (now,) = diagnostics.again([begun_by(flow, LOOPBACK)])
+        assert not now.is_handshake
+        assert not now.accepted
+        (made,) = diagnostics.inbound([Endpoint(port=port)])
+        assert made.key == now.key
+        found_elsewhere = bool(diagnostics.again([begun_by(flow, LOOPBACK + 1)]))
+        assert found_elsewhere is not link_local
 
 
 # --- dumps that are interrupted

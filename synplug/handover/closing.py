@@ -1,8 +1,9 @@
 """Close one generation's listeners without losing who waits in their queues.
 
-    drain → stop → they are gone
+    look ahead → (hold) → drain → stop → they are gone
 
-To be called while SYNs are held: then nothing new comes, and the rest can only become less.
+All but the look ahead is to be called while SYNs are held: then nothing new comes, and the rest
+can only become less.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from synplug.handover.drain import POLL_S, Drain
 from synplug.handover.generation import Generation, Retirement
 from synplug.handover.own_connections import OwnConnections
 from synplug.handover.plan import DrainPlan, StopMethod
-from synplug.handover.tools import REFUSED, Command, Held, Tools
+from synplug.handover.tools import REFUSED, Command, Held, Observer, Tools
 from synplug.model import Endpoint, Listener, OnDrainTimeout, OwnedListener
 from synplug.steps import DrainResult
 
@@ -58,6 +59,8 @@ class Closing:
             endpoints=endpoints,
             old=leaving,
             sockets=tools.sockets,
+            clock=tools.clock,
+            pause=tools.signals.pause,
             mine=self._sockets,
         )
         self._command: Command | None = None
@@ -72,11 +75,13 @@ class Closing:
         """How it is told, in words."""
         return str(self._stop)
 
+    def look_ahead(self, hold: Observer) -> None:
+        """Before the hold: see who has something to finish."""
+        self._drain.look_ahead(hold)
+
     def drain(self, stopped: Callable[[], bool]) -> DrainResult:
         """Wait until its queues are empty, and its requests answered."""
-        return self._drain.wait(
-            clock=self._tools.clock, pause=self._tools.signals.pause, stopped=stopped
-        )
+        return self._drain.wait(stopped)
 
     def _sockets(self) -> set[int]:
         """Its sockets when its queues had run empty: from there on it gets no more."""

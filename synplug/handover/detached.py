@@ -72,6 +72,7 @@ def _begin(kept: Hold, plan: HoldPlan, tools: Tools, warnings: list[str]) -> Beg
     try:
         sight.look_at_the_old()
         kept.arm()
+        sight.look_ahead(kept)
         kept.hold()
         drain = sight.drain(lambda: kept.ended() is not None)
     finally:

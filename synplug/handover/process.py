@@ -12,6 +12,7 @@ import errno
 import os
 import select
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -28,6 +29,7 @@ _PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 _OUTPUT_BYTES = 4096
 _SHELL = "/bin/sh"
 _LOOK_AGAIN_S = 0.02
+_SHORT_S = 0.001
 
 
 def resolve(name: str) -> str:
@@ -312,7 +314,9 @@ def _wait(poll: select.poll, timeout_s: float, until: HasDescriptor | None) -> N
         poll.register(until.fileno(), select.POLLIN)
     elif until is not None:
         timeout_s = min(timeout_s, _LOOK_AGAIN_S)
-    poll.poll(max(0.0, timeout_s) * 1000)
+    if timeout_s < _SHORT_S:  # poll(2) would make it a millisecond
+        time.sleep(max(0.0, timeout_s))
+    poll.poll(timeout_s * 1000 if timeout_s >= _SHORT_S else 0)
 
 
 def reached_the_command_too(number: int, pid: int) -> bool:

@@ -8,10 +8,14 @@ from synplug.handover.configuration_test import is_configuration_test
 from synplug.handover.drain import POLL_S
 from synplug.handover.own_connections import OwnConnections
 from synplug.handover.plan import WrapPlan
+from synplug.handover.priority import ahead_of_others
 from synplug.handover.readiness import Readiness, Watch
 from synplug.handover.tools import Command, Held, Tools
 from synplug.model import HoldResult, Listener, Outcome, ReleaseReason
 
+#: So often it looks, and for so long, once a new listener is there and something is still missing:
+#: another address, an owner that is no configuration test.
+_NEAR_POLL_S, _NEAR_S = 0.0002, 0.02
 _PROCESSES_EVERY_S = 0.01
 #: A process that ends loses its descriptors first, and its listeners a moment later (do_exit).
 _ENDING_S = 0.01
@@ -54,6 +58,8 @@ class ReadyWait:
             processes=tools.processes,
             clock=tools.clock,
         )
+        self._seen: set[int] | None = None
+        self._new_at_s = float("-inf")
         self._lasting: set[int] = set()
         self._ownerless_s: dict[int, float] = {}
         #: Why it was not ready in time.
@@ -64,14 +70,18 @@ class ReadyWait:
 
         :param command: None: somebody else's, which has done its work.
         """
-        began_s = self._tools.clock()
+        with ahead_of_others():
+            return self._until_ready(command, self._tools.clock())
+
+    def _until_ready(self, command: Command | None, began_s: float) -> Outcome:
         while True:
             outcome = self._look(command, began_s)
             if outcome is not None:
                 return outcome
             own = () if command is None else (command.pid,)
             self._own.look([*own, *self._probe_pids()], self._hold)
-            self._tools.signals.pause(POLL_S)
+            is_near = self._tools.clock() - self._new_at_s < _NEAR_S
+            self._tools.signals.pause(_NEAR_POLL_S if is_near else POLL_S)
 
     def reviewed(self, outcome: Outcome, result: HoldResult | None) -> Outcome:
         """What it comes to once the hold is over, which may have ended during the last look.
@@ -108,6 +118,7 @@ class ReadyWait:
             return Outcome.COMMAND_FAILED
         now_s = self._tools.clock()
         listeners = self._tools.sockets.listeners(self._plan.spec.endpoints)
+        self._note_new(now_s, listeners)
         verdict = self._watch.observe(
             now_s=now_s,
             listeners=listeners,
@@ -124,6 +135,12 @@ class ReadyWait:
             self._complain()
             return Outcome.DEADLINE
         return None
+
+    def _note_new(self, now_s: float, listeners: Collection[Listener]) -> None:
+        cookies = {listener.cookie for listener in listeners}
+        if self._seen is not None and not cookies <= self._seen:
+            self._new_at_s = now_s
+        self._seen = cookies
 
     def _lasts(self, listeners: Collection[Listener], command_pid: int, now_s: float) -> bool:
         """Whether none of them is that of a configuration test, which listens for a moment.

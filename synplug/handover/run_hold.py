@@ -8,6 +8,7 @@ from synplug.errors import KeeperError, SynplugError, unforeseen
 from synplug.handover.timeline import Step, Timeline
 from synplug.handover.tools import Tools
 from synplug.holding.handle import Hold
+from synplug.kernel.sock_diag import Connection
 from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
 
 _RELEASE_POLL_S = 0.05
@@ -60,6 +61,16 @@ class RunHold:
         """
         self._hold = self._tools.hold(self._spec)
         self._hold.arm()
+
+    def observe(self) -> bool:
+        """SYNs pass from here on, and it is noted whose; False: this backend cannot do that."""
+        assert self._hold is not None, "arm() comes first"
+        return self._hold.observe()
+
+    @property
+    def observed(self) -> list[Connection] | None:
+        """The connections that began from :meth:`observe` to :meth:`begin`, if all are known."""
+        return self._hold.observed if self._hold is not None else None
 
     def begin(self) -> None:
         """SYNs wait from here on.

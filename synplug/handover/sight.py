@@ -14,7 +14,7 @@ from synplug.handover.account import unserved_warnings, with_owners
 from synplug.handover.drain import Drain
 from synplug.handover.plan import DrainPlan, ReadyPlan
 from synplug.handover.readiness import ListenerWatch, UnseenWatch, Watch
-from synplug.handover.tools import SocketTable, Tools
+from synplug.handover.tools import Observer, SocketTable, Tools
 from synplug.model import Endpoint, HoldSpec, Hook, Listener, OwnedListener
 from synplug.steps import DrainResult
 
@@ -38,6 +38,7 @@ class Sight:
         self._drain = drain
         self._warn = warn
         self._watch: Watch | None = None
+        self._ahead: Drain | None = None
         #: The listeners that stood before the restart.
         self.old: list[Listener] = []
         #: The same with their processes.
@@ -67,18 +68,28 @@ class Sight:
         self.old = old
         self.old_owned = with_owners(old, self._tools.processes)
 
+    def look_ahead(self, hold: Observer) -> None:
+        """Before the hold: see who has something to finish, while new connections still pass."""
+        self._ahead = self._drain_of(self._tools.sockets, self._spec.endpoints)
+        self._ahead.look_ahead(hold)
+
     def drain(self, stopped: Callable[[], bool]) -> DrainResult | None:
         """Let the old listener's queues run empty; None: they could not be looked at.
 
         :param stopped: says that the wait has lost its point.
         """
-        return self._run_empty(self._tools.sockets, self._spec.endpoints, stopped)
+        drain = self._ahead or self._drain_of(self._tools.sockets, self._spec.endpoints)
+        return drain.wait(stopped)
 
-    def _run_empty(
-        self, sockets: SocketTable, endpoints: tuple[Endpoint, ...], stopped: Callable[[], bool]
-    ) -> DrainResult:
-        drain = Drain(plan=self._drain, endpoints=endpoints, old=self.old, sockets=sockets)
-        return drain.wait(clock=self._tools.clock, pause=self._tools.signals.pause, stopped=stopped)
+    def _drain_of(self, sockets: SocketTable, endpoints: tuple[Endpoint, ...]) -> Drain:
+        return Drain(
+            plan=self._drain,
+            endpoints=endpoints,
+            old=self.old,
+            sockets=sockets,
+            clock=self._tools.clock,
+            pause=self._tools.signals.pause,
+        )
 
     def watch_for_the_new(self, ready: ReadyPlan) -> Watch:
         """What says when they are there."""
@@ -152,12 +163,15 @@ class FarSight(Sight):
         if not self.old:
             self._warn(f"nobody listened in {self._drain.netns} before the command")
 
+    def look_ahead(self, hold: Observer) -> None:
+        """What passes here has other addresses there."""
+
     def drain(self, stopped: Callable[[], bool]) -> DrainResult | None:
         if self._far is None:
             return None
         try:
             endpoints = tuple(dict.fromkeys(listener.endpoint() for listener in self.old))
-            return self._run_empty(self._far, endpoints, stopped)
+            return self._drain_of(self._far, endpoints).wait(stopped)
         finally:
             self.close()
 

@@ -195,6 +195,8 @@ class Swap:
             mark=self._plan.spec.probe_mark,
             hold=self._hold,
         )
+        with self.timeline.phase(Step.LOOK_AHEAD):
+            self._closing.look_ahead(self._hold)
         self._hold.begin()
         with self.timeline.phase(Step.DRAIN):
             self._drained = self._closing.drain(

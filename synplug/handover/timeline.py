@@ -17,6 +17,7 @@ class Step(enum.Enum):
 
     CHECK = "check"
     ARM = "arm"
+    LOOK_AHEAD = "look-ahead"
     HOLD = "hold"
     DRAIN = "drain"
     COMMAND = "command"

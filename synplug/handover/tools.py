@@ -97,6 +97,17 @@ class Held(Protocol):
         """Let this connection pass."""
 
 
+class Observer(Protocol):
+    """A hold to come that lets SYNs pass, and notes whose; :class:`synplug.holding.handle.Hold`."""
+
+    def observe(self) -> bool:
+        """Begin; False: this backend cannot do that."""
+
+    @property
+    def observed(self) -> list[Connection] | None:
+        """The connections that began until SYNs were held; None: they are not all known."""
+
+
 #: The status of a POST that was answered, but not by 2xx: it has done nothing.
 REFUSED = 1
 

@@ -1,6 +1,6 @@
 """``synplug wrap``: a restart by a command of the operator's.
 
-    check → arm → hold → drain → command → ready → release → the command's end
+    check → arm → look ahead → hold → drain → command → ready → release → the command's end
 
 Everything that can fail comes before *hold*; the command runs only when connections are held
 (or ``best_effort`` was asked for); the hold ends on every way out.
@@ -153,6 +153,8 @@ class _Run:
     def _begin(self) -> None:
         """SYNs wait from here on; let the old listener's queues run empty."""
         try:
+            with self._timeline.phase(Step.LOOK_AHEAD):
+                self._sight.look_ahead(self._hold)
             self._hold.begin()
         except SynplugError as error:
             self._do_without(error)

@@ -2,8 +2,8 @@
 
 A backend lives in the keeper and nowhere else. It is driven in this order::
 
-    load_libraries() → arm() → hold() → { absorb(), let_through(), release_next() }*
-    → open() → confirm_empty() → remove() → close()
+    load_libraries() → arm() → [ observe() → { absorb() }* ] → hold()
+    → { absorb(), let_through(), release_next() }* → open() → confirm_empty() → remove() → close()
 
 ``close()`` alone must be safe at any point: it undoes what the kernel does not undo by itself.
 """
@@ -29,6 +29,8 @@ class Backend(ABC):
     capabilities: frozenset[int] = ANY_BACKEND
     #: Whether :meth:`release_next` can let some go and not others.
     can_pace: bool = True
+    #: Whether it can let SYNs pass, and know whose they were.
+    can_observe: bool = False
     #: How long :meth:`hold` and :meth:`open` may wait for somebody else's lock.
     patience_s: float = 0.0
     #: Whether something stays in the kernel when its keeper is killed.
@@ -54,6 +56,20 @@ class Backend(ABC):
     @abstractmethod
     def arm(self) -> None:
         """Do all that can fail. Nothing is held yet, and no packet's way changes."""
+
+    def observe(self) -> None:
+        """One atomic change: from here on SYNs are looked at, and pass.
+
+        As :meth:`observed`, called only where :attr:`can_observe`.
+        """
+        raise NotImplementedError
+
+    def observed(self) -> list[tuple[str, int]] | None:
+        """Whose SYNs have passed since, as hexadecimal flows, and in by which device.
+
+        None: not known of all.
+        """
+        return None
 
     @abstractmethod
     def hold(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from synplug.holding.nfqueue import queue_plan
+from synplug.holding.queue_plan import queue_plan
 from synplug.kernel.nft_rules import BALANCE_SHIFT
 from synplug.model import BackendName, Endpoint, HoldSpec, Hook
 

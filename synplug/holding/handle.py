@@ -20,6 +20,7 @@ from synplug.holding.keeper_process import become_keeper
 from synplug.holding.link import KeeperLink
 from synplug.holding.locks import RunLocks
 from synplug.holding.recover import recover_run
+from synplug.kernel.sock_diag import Connection, begun_by
 from synplug.model import Flow, HoldResult, HoldSpec, Listener
 
 _ARM_TIMEOUT_S = 15.0
@@ -55,8 +56,15 @@ class Hold(Protocol):
         :raises SynplugError: it failed, and nothing was touched.
         """
 
+    def observe(self) -> bool:
+        """From here on SYNs pass, and it is noted whose; False: this backend cannot do that."""
+
     def hold(self) -> float:
         """From the returned time on SYNs wait."""
+
+    @property
+    def observed(self) -> list[Connection] | None:
+        """The connections that began between the two; None: they are not all known."""
 
     def let_through(self, flow: Flow) -> None:
         """Let this connection pass."""
@@ -105,6 +113,7 @@ class KeptHold(KeeperLink):
         self._locks = locks
         self._backends = backends_for(spec.backend, spec.hook)
         self.warnings: tuple[str, ...] = ()
+        self.observed: list[Connection] | None = None
 
     def arm(self) -> None:
         """Start the keeper, and let it do all that can fail."""
@@ -124,10 +133,20 @@ class KeptHold(KeeperLink):
         self.backend = armed["backend"]
         self.warnings = tuple(armed["warnings"])
 
+    def observe(self) -> bool:
+        """From here on SYNs pass, and it is noted whose; False: this backend cannot do that."""
+        self._say("observe")
+        return bool(self._expect("observing", _ARM_TIMEOUT_S)["able"])
+
     def hold(self) -> float:
         """From the returned time on SYNs wait."""
         self._say("hold")
-        self._held_at_s = float(self._expect("holding", _ARM_TIMEOUT_S)["at_s"])
+        holding = self._expect("holding", _ARM_TIMEOUT_S)
+        if holding["observed"] is not None:
+            self.observed = [
+                begun_by(Flow(bytes.fromhex(flow)), device) for flow, device in holding["observed"]
+            ]
+        self._held_at_s = float(holding["at_s"])
         self._deadline_s = self._held_at_s + self._spec.max_hold_s
         return self._held_at_s
 

@@ -22,16 +22,13 @@ from synplug.holding.base import Backend
 from synplug.holding.channel import Channel, error_to_wire, result_to_wire, spec_to_wire
 from synplug.holding.keeper_process import limit
 from synplug.holding.ledger import Ledger
+from synplug.holding.lingering import wait_until_harmless
 from synplug.holding.locks import FlushGuard, RunLocks
 from synplug.holding.paced import Paced, let_go_in_steps
 from synplug.holding.remarks import burst_remark, loss_remark
 from synplug.kernel.deadman import Deadman
 from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
 
-_ANOTHER_HOLD = "another synplug run holds connections in this network namespace"
-#: How long an empty table may stay for the packets of somebody who is no synplug.
-LINGER_S = 60.0
-_LINGER_POLL_MS = 20
 _LOSS_CHECK_S = 0.05
 #: A keeper that has not opened so long after its deadline is ended by the kernel, and new
 #: connections pass; letting go of tens of thousands may take longer.
@@ -70,6 +67,7 @@ class Keeper:
         self._guard = FlushGuard()
         self._reason: ReleaseReason | None = None
         self._orphaned = False
+        self._is_in_force = False  # the rule; SYNs may pass all the same, while they are observed
         self._held_at_s = 0.0
         self._loss_checked_at_s = 0.0
         self._lost = 0
@@ -116,10 +114,10 @@ class Keeper:
 
         If that fails, too, the ledger keeps what is left for recover.
         """
-        if self._held_at_s and self._result is None:
+        if self._is_in_force:
             with suppress(Exception):
                 self._backend.open()
-        self._held_at_s = 0.0
+        self._is_in_force, self._held_at_s = False, 0.0
         try:
             self._deadman.stop()
             self._dismantle()
@@ -143,10 +141,12 @@ class Keeper:
             self._turn(self._timeout_ms())
         if self._held_at_s:
             self._release()
+        elif self._is_in_force:
+            self._open()
         self._dismantle()
 
     def _timeout_ms(self) -> int | None:
-        if not self._held_at_s:
+        if not self._is_in_force:
             return None
         left_s = min(self._deadline_s - self._clock(), _LOSS_CHECK_S)
         return max(0, int(left_s * 1000) + 1)
@@ -163,11 +163,11 @@ class Keeper:
                     self._end(ReleaseReason.ORPHANED)
             elif descriptor != self._backend.fileno():
                 self._listen(descriptor)
-            elif self._held_at_s:
+            elif self._is_in_force:
                 self._backend.absorb()
                 self._tell_of_local()
         now = self._clock()
-        if self._held_at_s:
+        if self._is_in_force:
             if now >= self._deadline_s:
                 self._end(ReleaseReason.DEADLINE)
             if now - self._loss_checked_at_s > _LOSS_CHECK_S:
@@ -186,6 +186,8 @@ class Keeper:
             return
         if message["event"] == "orphaned":
             self._end(ReleaseReason.ORPHANED)
+        elif message["event"] == "observe" and self._reason is None:
+            self._observe()
         elif message["event"] == "hold" and self._reason is None:
             self._hold()
         elif message["event"] == "detach":
@@ -206,24 +208,40 @@ class Keeper:
         self._old = old
         self._audience.detach()
 
-    def _hold(self) -> None:
-        self._poll.register(self._backend.fileno(), select.POLLIN)
+    def _observe(self) -> None:
+        """Let SYNs pass, and note whose, until it is said that they wait."""
+        if self._backend.can_observe:
+            self._prepare()
+            self._backend.observe()
+            self._is_in_force = True
+        self._audience.say("observing", able=self._is_in_force)
+
+    def _prepare(self) -> None:
+        """Whatever becomes of us from here on: it will be found, and it will end."""
         if self._backend.uses_queues:
             self._guard.share()
-        deadline_s = self._clock() + self._spec.max_hold_s
-        self._ledger.write(entry_of(self._spec, self._backend, "holding", deadline_s=deadline_s))
+        self._deadline_s = self._clock() + self._spec.max_hold_s
+        self._ledger.write(
+            entry_of(self._spec, self._backend, "holding", deadline_s=self._deadline_s)
+        )
         self._deadman.set(self._spec.max_hold_s + _DEADMAN_S + self._backend.patience_s)
+        self._poll.register(self._backend.fileno(), select.POLLIN)
+
+    def _hold(self) -> None:
+        if not self._is_in_force:
+            self._prepare()
         self._backend.hold()
+        self._is_in_force = True
         self._held_at_s = self._clock()
         self._deadline_s = self._held_at_s + self._spec.max_hold_s
         self._deadman.set(self._spec.max_hold_s + _DEADMAN_S)
-        self._audience.say("holding", at_s=self._held_at_s)
+        self._audience.say("holding", at_s=self._held_at_s, observed=self._backend.observed())
         self._tell_of_local()
         self._audience.admit()
 
     def _tell_of_local(self) -> None:
         """Say once that connections from this host may wait: some may be the restart's own."""
-        if not self._told_of_local and self._backend.may_hold_local():
+        if self._held_at_s and not self._told_of_local and self._backend.may_hold_local():
             self._told_of_local = True
             self._audience.say("holds local")
 
@@ -263,17 +281,8 @@ class Keeper:
             )
         except SynplugError as error:  # no reason to drop what waits
             self._warnings.append(f"let go at once, since the listeners could not be read: {error}")
-        left_s = max(0.0, self._deadline_s - self._clock())
-        opening_s = self._backend.patience_s + self._backend.waiting() / _SLOWEST_RELEASE_PER_S
-        self._deadman.set(left_s + _DEADMAN_S + opening_s)
-        released = self._backend.open()
+        released, opened_at_s = self._open()
         burst = () if self._backend.can_pace else burst_remark(released, paced.listeners)
-        opened_at_s = self._clock()
-        self._deadman.set(_CONFIRM_S)  # new connections pass already
-        self._backend.confirm_empty()
-        self._deadman.stop()  # nothing is held any more, and what is left may linger
-        self._guard.leave()
-        remarks = (*loss_remark(self._lost), *self._backend.remarks, *burst)
         self._result = HoldResult(
             backend=self._backend.name,
             reason=self._reason or ReleaseReason.ASKED,
@@ -282,29 +291,31 @@ class Keeper:
             counts=self._backend.counts(),
             release_steps=paced.steps,
             release_limit=paced.limit,
-            warnings=(*self._warnings, *remarks),
+            warnings=(*self._warnings, *loss_remark(self._lost), *self._backend.remarks, *burst),
         )
         self._audience.close_door()
         self._audience.say("released", result=result_to_wire(self._result))
         self._drop_locks()
 
+    def _open(self) -> tuple[int, float]:
+        """Let new connections pass, and whoever waits; how many these were, and since when."""
+        left_s = max(0.0, self._deadline_s - self._clock())
+        opening_s = self._backend.patience_s + self._backend.waiting() / _SLOWEST_RELEASE_PER_S
+        self._deadman.set(left_s + _DEADMAN_S + opening_s)
+        released = self._backend.open()
+        self._is_in_force = False
+        opened_at_s = self._clock()
+        self._deadman.set(_CONFIRM_S)  # new connections pass already
+        self._backend.confirm_empty()
+        self._deadman.stop()  # nothing is held any more, and what is left may linger
+        self._guard.leave()
+        return released, opened_at_s
+
     def _dismantle(self) -> None:
         """Remove the rest as soon as nobody is hurt by it; then nothing is left of the hold."""
-        give_up_s = float("inf")  # another hold has a deadline of its own
-        told = False
-        while self._backend.uses_queues and (obstacle := self._obstacle()):
-            if obstacle == _ANOTHER_HOLD:
-                give_up_s = float("inf")
-            else:
-                give_up_s = min(give_up_s, self._clock() + LINGER_S)
-            if self._clock() > give_up_s:
-                break
-            if not told:
-                told = True
-                with suppress(SynplugError):
-                    self._ledger.write(entry_of(self._spec, self._backend, "lingering"))
-                self._audience.say("lingering", obstacle=obstacle, pid=os.getpid())
-            self._turn(_LINGER_POLL_MS)
+        wait_until_harmless(
+            self._backend, self._guard, clock=self._clock, tell=self._say_lingering, turn=self._turn
+        )
         try:
             self._backend.remove()
         finally:
@@ -312,6 +323,11 @@ class Keeper:
         self._ledger.remove()
         self._audience.say("gone")
         self._drop_locks()
+
+    def _say_lingering(self, obstacle: str) -> None:
+        with suppress(SynplugError):
+            self._ledger.write(entry_of(self._spec, self._backend, "lingering"))
+        self._audience.say("lingering", obstacle=obstacle, pid=os.getpid())
 
     def _drop_locks(self) -> None:
         """Give the ports back, where there is no run that will, or none any more."""
@@ -322,12 +338,3 @@ class Keeper:
         poll = select.poll()
         poll.register(self._run, select.POLLIN)
         return bool(poll.poll(0))
-
-    def _obstacle(self) -> str:
-        """Who would lose packets if the rest were removed now; takes the guard if nobody."""
-        if not self._guard.try_alone():
-            return _ANOTHER_HOLD
-        obstacle = self._backend.obstacle()
-        if obstacle:
-            self._guard.leave()
-        return obstacle

@@ -18,18 +18,21 @@ from contextlib import suppress
 from synplug.errors import LockError, OverrunError, ReleaseError, SynplugError
 from synplug.holding.base import Backend
 from synplug.holding.gates import Gate
+from synplug.holding.observation import Observation
+from synplug.holding.queue_plan import queue_plan
 from synplug.holding.remarks import foreign_remark, restored_remark
 from synplug.holding.sources import Sources
-from synplug.holding.waiting import Place, WaitingSyns, unreadable
+from synplug.holding.waiting import Place, WaitingSyns, nothing_yet, unreadable
 from synplug.kernel.namespaces import wait_for_packets_in_flight
 from synplug.kernel.nfqueue import (
+    LOOPBACK,
     NF_ACCEPT,
     NF_DROP,
     Notice,
     PacketQueues,
     queue_states,
 )
-from synplug.model import PACKETS_PER_QUEUE, Flow, HoldCounts, HoldSpec, Hook, OnFull
+from synplug.model import Flow, HoldCounts, HoldSpec, Hook, OnFull
 
 _NOTICES_PER_TURN = 4096
 _SETTLE_ROUNDS = 200
@@ -39,16 +42,10 @@ _LOCK_POLL_S = 0.002
 _LOOKS_AT_A_LOSS = 3
 
 
-def queue_plan(max_held_packets: int) -> tuple[int, int]:
-    """How many queues, and how long each: a power of two of them, together *max_held_packets*."""
-    count = 1
-    while count * PACKETS_PER_QUEUE < max_held_packets:
-        count *= 2
-    return count, -(-max_held_packets // count)
-
-
 class QueueBackend(Backend):
     """SYNs wait in netfilter queues behind a gate."""
+
+    can_observe = True
 
     def __init__(self, spec: HoldSpec, gate: Gate) -> None:
         self.name = gate.name
@@ -60,20 +57,10 @@ class QueueBackend(Backend):
         self._queues: PacketQueues | None = None
         self._held = WaitingSyns(endpoint.port for endpoint in spec.endpoints)
         self._passing: set[Flow] = set()
+        self._observation: Observation | None = None
+        self._is_holding = False
         self._sources = Sources(spec.max_held_per_source)
-        self._count = dict.fromkeys(
-            (
-                "held",
-                "held_local",
-                "released",
-                "duplicates",
-                "superseded",
-                "let_through",
-                "lost",
-                "over_source",
-            ),
-            0,
-        )
+        self._count = nothing_yet()
         self._foreign = 0  # packets that are no SYNs, or go elsewhere
         self._restored = 0
         self._has_local_come = False
@@ -103,8 +90,17 @@ class QueueBackend(Backend):
         )
         self._gate.prepare(self._queues.numbers)
 
-    def hold(self) -> None:
+    def observe(self) -> None:
+        self._observation = Observation()
         self._gate.hold()
+
+    def observed(self) -> list[tuple[str, int]] | None:
+        return self._observation.found if self._observation else None
+
+    def hold(self) -> None:
+        if self._observation is None:
+            self._gate.hold()
+        self._is_holding = True
 
     def fileno(self) -> int:
         return self._bound.fileno()
@@ -126,18 +122,13 @@ class QueueBackend(Backend):
 
     def _take(self, notice: Notice) -> None:
         """Enter one packet into the books."""
+        if self._passes(notice):
+            self._bound.verdict(notice.queue, notice.packet, NF_ACCEPT)
+            return
         count = self._count
-        self._has_local_come |= notice.local
+        local = notice.device == LOOPBACK
+        self._has_local_come |= local
         flow: Flow | bytes | None = notice.flow
-        if flow is not None and not self._held.has_port_of(flow):
-            self._bound.verdict(notice.queue, notice.packet, NF_ACCEPT)
-            self._foreign += 1
-            return
-        if flow in self._passing or self._open:
-            self._bound.verdict(notice.queue, notice.packet, NF_ACCEPT)
-            for kind in ("let_through",) if flow in self._passing else ("held", "released"):
-                count[kind] += 1
-            return
         if flow is None:  # headers that could not be read: a place of its own
             flow = unreadable(notice.queue, notice.packet)
         before = self._held.get(flow)
@@ -154,15 +145,27 @@ class QueueBackend(Backend):
                 count["held"] += 1
         else:
             count["held"] += 1
-            count["held_local"] += notice.local
-        place = Place(
-            notice.queue,
-            notice.packet,
-            notice.sequence,
-            moved=before is not None,
-            local=notice.local,
+            count["held_local"] += local
+        queue, packet, _, _, sequence = notice
+        self._held.enter(
+            flow, Place(queue, packet, sequence, moved=before is not None, local=local)
         )
-        self._held.enter(flow, place)
+
+    def _passes(self, notice: Notice) -> bool:
+        """Whether it is none of those that are to wait; counts it, if so."""
+        flow = notice.flow
+        if flow is not None and not self._held.has_port_of(flow):
+            self._foreign += 1
+        elif self._observation is not None and not self._is_holding:
+            self._observation.note(notice)
+        elif flow in self._passing:
+            self._count["let_through"] += 1
+        elif self._open:
+            self._count["held"] += 1
+            self._count["released"] += 1
+        else:
+            return False
+        return True
 
     def _refuses(self, flow: bytes) -> bool:
         """Whether there is no room for it, of its source's or at all; counts it, if so."""
@@ -318,10 +321,7 @@ class QueueBackend(Backend):
         values = dict(self._count)
         values["lost"] += unread
         return HoldCounts(
-            **values,
-            overflowed=self._overflowed(),
-            waiting=len(self._held),
-            peak=self._peak,
+            **values, overflowed=self._overflowed(), waiting=len(self._held), peak=self._peak
         )
 
     def _overflowed(self) -> int:

@@ -66,7 +66,7 @@ class Pacer:
     """Decides how many may go next, for each port by itself.
 
     :param clock: monotonic seconds.
-    :param somaxconn: the kernel's limit of a backlog; 0: not known.
+    :param somaxconn: reads the kernel's limit of a backlog; 0: not known.
     :param is_blind: the listeners cannot be seen; steps of 64 go, one every 10 ms.
     """
 
@@ -77,7 +77,7 @@ class Pacer:
         mode: ReleaseMode,
         rooms: Rooms,
         clock: Callable[[], float],
-        somaxconn: int = 0,
+        somaxconn: Callable[[], int] = lambda: 0,
         is_blind: bool = False,
     ) -> None:
         self._mode = mode
@@ -130,7 +130,7 @@ class _PortPacer:
         endpoints: tuple[Endpoint, ...],
         rooms: Rooms,
         clock: Callable[[], float],
-        somaxconn: int,
+        somaxconn: Callable[[], int],
     ) -> None:
         self._endpoints = endpoints
         self._rooms = rooms
@@ -207,7 +207,7 @@ class _PortPacer:
         backlog = self._backlog
         if not self.limit:
             self.limit = f"backlog of {backlog}"
-            if backlog == self._somaxconn:
+            if backlog == self._somaxconn():
                 self.limit += ", which is net.core.somaxconn"
         if self._awaits_clients and _HANDSHAKES not in self.limit:
             self.limit += _HANDSHAKES

@@ -19,7 +19,8 @@ _POLL_MS = 1
 class Paced:
     """How it went.
 
-    :param limit: what bounded the pace, for the report. :param listeners: who stood at its end.
+    :param limit: what bounded the pace, for the report. :param listeners: who stood at its end,
+        where the backend opens as a whole.
     """
 
     steps: int = 0
@@ -48,7 +49,7 @@ def let_go_in_steps(
             is_blind=spec.hook is not Hook.INPUT,
             rooms=diagnostics,
             clock=clock,
-            somaxconn=int(sysctl("net.core.somaxconn") or 0),
+            somaxconn=lambda: int(sysctl("net.core.somaxconn") or 0),
         )
         while backend.absorb() and not is_over():
             pass  # one that was slow must not take what has come before for newcomers
@@ -61,5 +62,5 @@ def let_go_in_steps(
         return Paced(
             steps=pacer.steps,
             limit=pacer.limit if pacer.steps else "",
-            listeners=tuple(diagnostics.listeners(spec.endpoints)),
+            listeners=() if backend.can_pace else tuple(diagnostics.listeners(spec.endpoints)),
         )

@@ -87,6 +87,12 @@ class WaitingSyns:
         return [flow for _, flow in sorted(mine)]
 
 
+def nothing_yet() -> dict[str, int]:
+    """The counts of a hold that has just begun, by their names in :class:`HoldCounts`."""
+    names = "held held_local released duplicates superseded let_through lost over_source"
+    return dict.fromkeys(names.split(), 0)
+
+
 def unreadable(queue: int, packet: int) -> bytes:
     """Stands for the flow of a packet whose headers could not be read."""
     return b"unreadable packet %d %d" % (queue, packet) + _UNREADABLE

@@ -28,6 +28,8 @@ _COPY_PACKET = 2
 _F_FAIL_OPEN = 0x1
 _A_PACKET_HDR, _A_VERDICT_HDR, _A_INDEV, _A_PAYLOAD = 1, 2, 5, 10
 NF_DROP, NF_ACCEPT = 0, 1
+#: Of ``lo``, in every network namespace (``include/net/net_namespace.h``).
+LOOPBACK = 1
 #: Enough for IPv6 with a few extension headers; no dearer than 64 (both end in a 1 KiB slab).
 _COPY_BYTES = 128
 _NOTICE_BYTES = 830
@@ -50,13 +52,14 @@ _ATTRIBUTE = struct.Struct("=HH")
 class Notice(NamedTuple):
     """A packet that was queued.
 
-    *flow* is None where its headers are beyond the copied bytes, :data:`NO_SYN` where somebody
-    else's rule has sent something else here; *sequence* is TCP's.
+    *device* is the index of the interface that it came in by. *flow* is None where its headers are
+    beyond the copied bytes, :data:`NO_SYN` where somebody else's rule has sent something else
+    here; *sequence* is TCP's.
     """
 
     queue: int
     packet: int
-    local: bool
+    device: int
     flow: Flow | None
     sequence: int
 
@@ -238,7 +241,7 @@ class PacketQueues:
 def _notice(body: memoryview) -> Notice | None:
     """Decode a packet message behind its netlink header; None where it has no id."""
     queue = body[2] << 8 | body[3]
-    packet, local, flow, sequence = 0, False, None, 0
+    packet, device, flow, sequence = 0, 0, None, 0
     offset, end = 4, len(body)
     while end - offset >= 4:
         length, kind = _ATTRIBUTE.unpack_from(body, offset)
@@ -247,11 +250,11 @@ def _notice(body: memoryview) -> Notice | None:
         if kind == _A_PACKET_HDR and length >= 8:
             packet = int.from_bytes(body[offset + 4 : offset + 8], "big")
         elif kind == _A_INDEV:
-            local = length == 8 and body[offset + 7] == 1 and not any(body[offset + 4 : offset + 7])
+            device = int.from_bytes(body[offset + 4 : offset + 8], "big") if length == 8 else 0
         elif kind == _A_PAYLOAD:
             flow, sequence = flow_of(body[offset + 4 : offset + length])
         offset += (length + 3) & ~3
-    return Notice(queue, packet, local, flow, sequence) if packet else None
+    return Notice(queue, packet, device, flow, sequence) if packet else None
 
 
 def flow_of(packet: memoryview) -> tuple[Flow | None, int]:

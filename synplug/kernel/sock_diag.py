@@ -65,6 +65,31 @@ class Connection:
     key: bytes = field(default=b"", compare=False)
 
 
+def begun_by(flow: Flow, device: int) -> Connection:
+    """The connection that a SYN begins, as one to look up: a handshake, for all that is known.
+
+    :param device: the index of the interface that the SYN came in by: a socket that is bound to
+        one is found by no other (``include/net/inet_sock.h``, inet_sk_bound_dev_eq).
+    """
+    half = (len(flow) - 4) // 2
+    source, destination = flow[:half], flow[half : 2 * half]
+    family = Family.IPV4 if half == _WIDTHS[Family.IPV4] else Family.IPV6
+    ports = flow[-2:] + flow[-4:-2]
+    key = bytes((family.af,)) + ports + destination.ljust(16, b"\0") + source.ljust(16, b"\0")
+    return Connection(
+        is_handshake=True,
+        accepted=False,
+        unread_bytes=0,
+        unsent_bytes=0,
+        since_sent_ms=0,
+        since_received_ms=0,
+        acked_bytes=0,
+        received_bytes=0,
+        inode=0,
+        key=key + device.to_bytes(4, sys.byteorder),
+    )
+
+
 class SocketDiagnostics:
     """One sock_diag socket, kept for many queries. Needs no privilege."""
 

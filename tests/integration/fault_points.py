@@ -113,6 +113,7 @@ _RUN_HOLD = "synplug.handover.run_hold:RunHold"
 STEPS: dict[Step, tuple[str, str]] = {
     Step.CHECK: (_RUN, "check"),
     Step.ARM: (_RUN_HOLD, "arm"),
+    Step.LOOK_AHEAD: ("synplug.handover.drain:Drain", "look_ahead"),
     Step.HOLD: (_RUN_HOLD, "begin"),
     Step.DRAIN: ("synplug.handover.drain:Drain", "wait"),
     Step.COMMAND: ("synplug.handover.process:SpawnedCommand", "__init__"),

@@ -88,7 +88,7 @@ class FakeQueues:
         self.last_id[queue] += 1
         packet = self.last_id[queue]
         self.waiting[queue].append(packet)
-        self._notices.append(Notice(queue, packet, local, flow, sequence))
+        self._notices.append(Notice(queue, packet, 1 if local else 2, flow, sequence))
         return packet
 
     def flush(self, *queues: int) -> None:

@@ -348,6 +348,9 @@ class FakeHold:
         self.is_lost = False
         self.arm_error: BaseException | None = None
         self.hold_error: BaseException | None = None
+        self.observe_error: BaseException | None = None
+        self.can_observe = True
+        self.observed: list[Connection] | None = []
         self.release_error: BaseException | None = None
         self.lingering = ""
         self.counts = HoldCounts(held=3, released=3, peak=3)
@@ -365,6 +368,12 @@ class FakeHold:
         self._world.note("arm")
         if self.arm_error is not None:
             raise self.arm_error
+
+    def observe(self) -> bool:
+        self._world.note("observe")
+        if self.observe_error is not None:
+            raise self.observe_error
+        return self.can_observe
 
     def hold(self) -> float:
         self._world.note("hold")

@@ -28,7 +28,7 @@ def test_it_is_left_to_its_keeper_when_the_old_listener_has_run_empty(restart: R
     restart.world.after(0.2, lambda: setattr(restart.sockets, "requests", 0))
     begun = hold(plan(), restart.tools())
     log = restart.world.log
-    steps = ["lock", "recover", "arm", "hold", "walk all connections", "detach", "close", "unlock"]
+    steps = ["lock", "recover", "arm", "walk all connections", "hold", "detach", "close", "unlock"]
     assert [log.index(step) for step in steps] == sorted(log.index(step) for step in steps)
     assert restart.world.now_s >= 1000.2
     assert begun.drain is not None

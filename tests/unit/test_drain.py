@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from ipaddress import ip_address
 
 import pytest
 
 from synplug.handover.drain import Drain, is_busy
 from synplug.handover.plan import DrainPlan
-from synplug.kernel.sock_diag import Connection
-from synplug.model import Endpoint, Listener
+from synplug.kernel.sock_diag import Connection, begun_by
+from synplug.model import Endpoint, Flow, HoldSpec, Listener
 from synplug.steps import DrainResult
-from tests.unit.fakes import HTTP, FakeSockets, World, connection, listener
+from tests.unit.fakes import HTTP, FakeHold, FakeSockets, World, connection, listener
 
 # --- busy, or not
 
@@ -72,8 +72,18 @@ class Waited:
         self.stopped: Callable[[], bool] = lambda: False
 
     def result(self) -> DrainResult:
-        drain = Drain(plan=self.plan, endpoints=self.endpoints, old=self.old, sockets=self.sockets)
-        return drain.wait(clock=self.world.clock, pause=self._pause, stopped=self._stopped)
+        return self.drain().wait(self._stopped)
+
+    def drain(self, mine: Callable[[], Collection[int]] | None = None) -> Drain:
+        return Drain(
+            mine=mine,
+            plan=self.plan,
+            endpoints=self.endpoints,
+            old=self.old,
+            sockets=self.sockets,
+            clock=self.world.clock,
+            pause=self._pause,
+        )
 
     def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -264,13 +274,104 @@ def test_other_generations_connections_are_not_waited_for() -> None:
     theirs = [connection(unread=1, inode=601), connection(accepted=False)]
     waited.sockets.established = [ours, *theirs]
     waited.world.after(0.05, lambda: setattr(waited.sockets, "established", theirs))
-    drain = Drain(
-        plan=waited.plan,
-        endpoints=waited.endpoints,
-        old=waited.old,
-        sockets=waited.sockets,
-        mine=lambda: {501},
-    )
-    result = drain.wait(clock=waited.world.clock, pause=waited.world.wait, stopped=lambda: False)
-    assert result.quiet
+    assert waited.drain(mine=lambda: {501}).wait(lambda: False).quiet
     assert waited.world.now_s == pytest.approx(0.05, abs=0.01)
+
+
+# --- the look ahead
+
+
+class Ahead:
+    """A drain that looks ahead, before a hold that notes who begins to connect meanwhile."""
+
+    def __init__(self, waited: Waited) -> None:
+        self.waited = waited
+        self.hold = FakeHold(waited.world, HoldSpec(endpoints=(HTTP,), run_id="0123abcd"))
+        self._drain = waited.drain()
+
+    def result(self, *, observed: list[Connection] | None = None, able: bool = True) -> DrainResult:
+        self.hold.can_observe, self.hold.observed = able, observed
+        self._drain.look_ahead(self.hold)
+        self.hold.hold()
+        return self._drain.wait(lambda: False)
+
+    @property
+    def looks(self) -> list[str]:
+        """What was done, in order."""
+        return self.waited.world.log
+
+
+def test_who_is_unfinished_is_seen_before_anybody_waits() -> None:
+    waited = Waited(listener(1))
+    ahead = Ahead(waited)
+    assert ahead.result(observed=[]) == DrainResult()
+    assert ahead.looks == ["observe", "walk all connections", "hold"]
+    assert waited.pauses == [0.001], "what had passed the rule before has its request socket"
+
+
+def test_who_began_to_connect_meanwhile_is_looked_up() -> None:
+    waited = Waited(listener(1))
+    ahead = Ahead(waited)
+    waited.world.after(0.001, lambda: setattr(waited.sockets, "requests", 0))
+    walk = waited.sockets.inbound
+
+    def walked(endpoints: Iterable[Endpoint], *, established: bool = True) -> list[Connection]:
+        found = walk(endpoints, established=established)
+        waited.sockets.requests = 1  # it came behind our back
+        waited.world.after(0.1, lambda: setattr(waited.sockets, "requests", 0))
+        return found
+
+    waited.sockets.inbound = walked  # type: ignore[method-assign]
+    assert ahead.result(observed=[begun_by(Flow(bytes(12)), 2)]).empty
+    assert waited.world.now_s == pytest.approx(0.1, abs=0.01)
+    assert ahead.looks.count("walk all connections") == 1
+
+
+def test_who_was_busy_at_the_look_ahead_is_waited_for() -> None:
+    waited = Waited(listener(1))
+    waited.sockets.established = [connection(unread=1)]
+    waited.world.after(0.05, lambda: setattr(waited.sockets, "established", [connection()]))
+    ahead = Ahead(waited)
+    assert ahead.result(observed=[]).quiet
+    assert waited.world.now_s == pytest.approx(0.05, abs=0.01)
+    assert ahead.looks.count("walk all connections") == 1
+
+
+@pytest.mark.parametrize(
+    ("able", "looks"),
+    [
+        (True, ["observe", "walk all connections", "hold", "walk all connections"]),
+        (False, ["observe", "hold", "walk all connections"]),
+    ],
+)
+def test_where_not_all_are_known_all_are_walked_while_they_are_held(
+    able: bool, looks: list[str]
+) -> None:
+    """Too many came meanwhile, or the backend cannot see them."""
+    waited = Waited(listener(1))
+    ahead = Ahead(waited)
+    assert ahead.result(observed=None, able=able) == DrainResult()
+    assert ahead.looks == looks
+    assert waited.pauses[-1] == 0.001
+
+
+def test_without_an_old_listener_nobody_is_observed() -> None:
+    ahead = Ahead(Waited())
+    assert ahead.result() == DrainResult()
+    assert ahead.looks == ["hold"]
+
+
+def test_where_a_walk_is_dear_more_are_looked_up() -> None:
+    """Two hundred look-ups cost less than a walk of 20 ms."""
+    waited = Waited(listener(1))
+    walk = waited.sockets.inbound
+
+    def dear(endpoints: Iterable[Endpoint], *, established: bool = True) -> list[Connection]:
+        waited.world.now_s += 0.02
+        return walk(endpoints, established=established)
+
+    waited.sockets.inbound = dear  # type: ignore[method-assign]
+    ahead = Ahead(waited)
+    begun = [begun_by(Flow(bytes([number]) + bytes(11)), 2) for number in range(200)]
+    assert ahead.result(observed=begun) == DrainResult()
+    assert ahead.looks[-1] == "look 200 connections up"

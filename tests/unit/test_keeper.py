@@ -26,6 +26,7 @@ class Notes:
     patience_s = 0.0
     outlives_its_keeper = True
     uses_queues = False
+    can_observe = False
     capabilities: frozenset[int] = frozenset()
 
     def __init__(self) -> None:
@@ -39,6 +40,12 @@ class Notes:
 
     def fileno(self) -> int:
         return self.readable
+
+    def observe(self) -> None:
+        self.log.append("observe")
+
+    def observed(self) -> list[tuple[str, int]] | None:
+        return None
 
     def hold(self) -> None:
         self.log.append("hold")
@@ -60,7 +67,14 @@ class Notes:
         return {}
 
     def open(self) -> int:
+        self.log.append("open")
         return 0
+
+    def waiting(self) -> int:
+        return 0
+
+    def confirm_empty(self) -> None:
+        self.log.append("confirm")
 
     def remove(self) -> None:
         self.log.append("remove")
@@ -110,7 +124,9 @@ def serve(made: Keeper, monkeypatch: pytest.MonkeyPatch, messages: list[str]) ->
         nonlocal woken
         woken += sum(1 for _ in made._poll.poll(0))
         message = messages.pop(0)
-        if message == "hold":
+        if message == "observe":
+            made._observe()
+        elif message == "hold":
             made._hold()
         elif message == "end":
             made._end(ReleaseReason.ASKED)
@@ -125,6 +141,24 @@ def test_nothing_wakes_it_while_it_is_armed(
     armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert serve(armed, monkeypatch, ["", "", "end"]) == 0
+
+
+def test_who_is_observed_is_seen_to_and_the_rule_goes_even_without_a_hold(
+    armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes.can_observe = True
+    assert serve(armed, monkeypatch, ["observe", "", "end"]) > 0, "what comes wakes it"
+    assert [what for what in notes.log if what != "absorb"] == [
+        "observe", "open", "confirm", "remove",
+    ]  # fmt: skip
+    assert list(entries()) == []
+
+
+def test_what_cannot_observe_changes_nothing_before_the_hold(
+    armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert serve(armed, monkeypatch, ["observe", "", "end"]) == 0
+    assert notes.log == ["remove"]
 
 
 def test_what_changes_wakes_it_while_it_holds(armed: Keeper, notes: Notes) -> None:

@@ -165,20 +165,18 @@ def header(packet: int) -> bytes:
 
 def test_a_notice() -> None:
     found = _notice(body(header(5), be32(5, 3), attribute(10, ipv4(tcp(), *V4))))
-    assert found == Notice(20_000, 5, False, FLOW4, 7)  # type: ignore[arg-type]
+    assert found == Notice(20_000, 5, 3, FLOW4, 7)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("device", "local"), [(be32(5, 1), True), (be32(5, 2), False), (be32(5, 257), False)]
-)
-def test_loopback_is_the_first_device(device: bytes, local: bool) -> None:
-    found = _notice(body(header(5), device))
+@pytest.mark.parametrize("device", [1, 2, 257, 1 << 24])
+def test_a_notice_has_the_device_that_its_packet_came_in_by(device: int) -> None:
+    found = _notice(body(header(5), be32(5, device)))
     assert found is not None
-    assert found.local is local
+    assert found.device == device
 
 
 def test_a_notice_without_a_payload_has_no_flow() -> None:
-    assert _notice(body(header(5))) == Notice(20_000, 5, False, None, 0)
+    assert _notice(body(header(5))) == Notice(20_000, 5, 0, None, 0)
 
 
 def test_a_notice_without_an_id_is_none() -> None:

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from synplug.errors import KernelError, LockError, ReleaseError
 from synplug.holding import nfqueue
-from synplug.holding.nfqueue import QueueBackend, queue_plan
+from synplug.holding.nfqueue import QueueBackend
+from synplug.holding.observation import LIMIT
+from synplug.holding.queue_plan import queue_plan
 from synplug.kernel.nfqueue import NO_SYN, QueueState
-from synplug.model import Flow, HoldSpec, Hook, OnFull
+from synplug.model import Flow, HoldCounts, HoldSpec, Hook, OnFull
 from tests.unit.fake_queues import FakeGate, FakeQueues, flow_of
 from tests.unit.fakes import HTTP
 
@@ -24,7 +26,9 @@ def state(number: int, *, waiting: int) -> QueueState:
 class Held:
     """An armed and holding backend with its kernel."""
 
-    def __init__(self, *, max_held: int = 1000, on_full: OnFull = OnFull.DROP) -> None:
+    def __init__(
+        self, *, max_held: int = 1000, on_full: OnFull = OnFull.DROP, holds: bool = True
+    ) -> None:
         self.gate = FakeGate()
         spec = HoldSpec(
             endpoints=(HTTP,), run_id="0123abcd", max_held_packets=max_held, on_full=on_full
@@ -33,7 +37,8 @@ class Held:
         self.backend.arm()
         assert isinstance(self.backend._queues, FakeQueues)
         self.queues: FakeQueues = self.backend._queues
-        self.backend.hold()
+        if holds:
+            self.backend.hold()
 
     def arrive(
         self, number: int, *, queue: int = 100, sequence: int = 1, local: bool = False
@@ -52,6 +57,66 @@ class Held:
 def _kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nfqueue, "PacketQueues", FakeQueues)
     monkeypatch.setattr(nfqueue, "wait_for_packets_in_flight", lambda: True)
+
+
+# --- before anybody waits
+
+
+class Observing(Held):
+    """A backend that looks at who passes."""
+
+    def __init__(self) -> None:
+        super().__init__(holds=False)
+        self.backend.observe()
+
+
+def test_who_is_observed_passes_and_is_known() -> None:
+    observing = Observing()
+    first, local = observing.arrive(1), observing.arrive(2, local=True)
+    assert observing.queues.accepted == [(100, first), (100, local)]
+    assert observing.backend.observed() == [(flow_of(1).hex(), 2), (flow_of(2).hex(), 1)]
+    assert not observing.backend.may_hold_local(), "nobody waits"
+    observing.finish()
+    assert observing.backend.counts() == HoldCounts()
+
+
+def test_from_the_hold_on_they_wait() -> None:
+    observing = Observing()
+    observing.arrive(1)
+    observing.backend.hold()
+    waits = observing.arrive(2)
+    assert observing.gate.log.count("hold") == 1, "the rule has been in force"
+    assert observing.queues.waiting[100] == [waits]
+    assert observing.backend.observed() == [(flow_of(1).hex(), 2)]
+    observing.finish()
+    counts = observing.backend.counts()
+    assert (counts.held, counts.released, counts.overflowed) == (1, 1, 0)
+
+
+def test_too_many_are_not_all_known() -> None:
+    observing = Observing()
+    for number in range(LIMIT):
+        observing.arrive(number)
+    assert len(observing.backend.observed() or ()) == LIMIT
+    observing.arrive(LIMIT)
+    assert observing.backend.observed() is None
+    observing.arrive(LIMIT + 1)
+    assert observing.backend.observed() is None
+
+
+def test_one_whose_headers_cannot_be_read_is_not_known() -> None:
+    observing = Observing()
+    packet = observing.queues.arrive(None)
+    observing.backend.absorb()
+    assert observing.queues.accepted == [(100, packet)]
+    assert observing.backend.observed() is None
+
+
+def test_what_is_no_syn_is_not_observed() -> None:
+    observing = Observing()
+    observing.queues.arrive(NO_SYN)
+    observing.backend.absorb()
+    assert observing.backend.observed() == []
 
 
 # --- others

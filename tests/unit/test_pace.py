@@ -171,7 +171,7 @@ def test_what_the_kernel_limits_is_said(somaxconn: int, words: str) -> None:
         mode=ReleaseMode.PACED,
         rooms=Listening(listener(1, backlog=100)),
         clock=World(0.0).clock,
-        somaxconn=somaxconn,
+        somaxconn=lambda: somaxconn,
     )
     step(paced, 1000)
     assert paced.limit == words

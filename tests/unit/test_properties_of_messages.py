@@ -287,7 +287,8 @@ def test_a_notice_is_made_of_its_own_attributes(
         return
     assert (found.queue, found.packet) == (int.from_bytes(head[2:], "big"), ids[-1])
     devices = [payload for kind, payload in given_ if kind == 5]
-    assert found.local is (devices[-1:] == [b"\0\0\0\1"])
+    last = devices[-1] if devices else b""
+    assert found.device == (int.from_bytes(last, "big") if len(last) == 4 else 0)
     contents = [payload for kind, payload in given_ if kind == 10]
     assert found.flow is None or (found.flow, found.sequence) == oracles.flow(contents[-1])
 

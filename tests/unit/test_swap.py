@@ -115,8 +115,9 @@ def test_start_ready_hold_drain_stop_gone_release_in_this_order(service: Service
         "arm",
         "spawn",
         "the new one stands",
-        "hold",
+        "observe",
         "walk all connections",
+        "hold",
         "signal 15 to 77",
         "77 is gone",
         "release",
@@ -144,7 +145,7 @@ def test_the_report_tells_what_happened(service: Service) -> None:
     assert [own.listener for own in report.old_listeners] == [service.old]
     assert [own.listener for own in report.new_listeners] == [service.new]
     assert {phase.name for phase in report.phases} == {
-        "arm", "ready", "hold", "drain", "stop", "release", "clean-up", "linger",
+        "arm", "ready", "look-ahead", "hold", "drain", "stop", "release", "clean-up", "linger",
     }  # fmt: skip
 
 

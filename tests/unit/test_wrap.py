@@ -66,8 +66,9 @@ def test_check_lock_arm_hold_drain_spawn_release_in_this_order(restart: Restart)
         "lock",
         "recover",
         "arm",
-        "hold",
+        "observe",
         "walk all connections",
+        "hold",
         "spawn",
         "listeners: 0",
         "listeners: 1",
@@ -115,6 +116,7 @@ def test_the_phases_have_their_starts_and_durations(restart: Restart) -> None:
     assert set(phases) == {
         "check",
         "arm",
+        "look-ahead",
         "hold",
         "drain",
         "ready",
@@ -124,7 +126,7 @@ def test_the_phases_have_their_starts_and_durations(restart: Restart) -> None:
     }
     assert phases["check"].start_s == 0
     assert phases["check"].duration_s == pytest.approx(0.1)
-    assert phases["hold"].start_s == pytest.approx(0.1)
+    assert phases["hold"].start_s == pytest.approx(0.101)  # a moment after it began to observe
     assert phases["hold"].duration_s == pytest.approx(0.2, abs=0.01)
     assert phases["command"].duration_s == pytest.approx(0.3, abs=0.01)
     starts = [phase.start_s for phase in report.phases]
@@ -223,7 +225,7 @@ def test_a_hold_that_fails_to_begin_never_runs_the_command(restart: Restart) -> 
 # --- best effort
 
 
-@pytest.mark.parametrize("stage", ["lock", "arm", "hold"])
+@pytest.mark.parametrize("stage", ["lock", "arm", "observe", "hold"])
 def test_best_effort_runs_the_command_without_a_hold(restart: Restart, stage: str) -> None:
     error = PrivilegeError("no right", capability="CAP_NET_ADMIN")
     if stage == "lock":
