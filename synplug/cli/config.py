@@ -60,7 +60,8 @@ def _check(
     if as_json:
         print(json.dumps({"files": names, "services": services, "problems": problems}))
     elif not problems:
-        print(plain(f"{len(services)} services in {', '.join(names) or 'no file'}: all is well"))
+        number = f"{len(services)} service{'s' if len(services) != 1 else ''}"
+        print(plain(f"{number} in {', '.join(names) or 'no file'}: all is well"))
     for problem in problems if not as_json else ():
         complain(plain(f"synplug: {problem}"))
     return EXIT_UNFIT if problems else 0

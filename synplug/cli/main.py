@@ -68,7 +68,8 @@ def _run(words: list[str]) -> int:
     given, command = _split(words)
     verb = given[0] if given else ""
     if command and verb in _VERBS and verb not in WITH_COMMAND:
-        raise UsageError(f"synplug {verb} takes no command")
+        meant = "say 'synplug wrap -- CMD'" if verb == "restart" else ""
+        raise UsageError(f"synplug {verb} takes no command", remedy=meant)
     if verb not in _CONFIGURED or not _is_configured(verb, given):
         return _call(given, command)
     from synplug.cli.settings import with_settings

@@ -17,6 +17,13 @@ from synplug.cli.swap_options import SUPERVISE_EPILOG, SWAP_EPILOG, supervise_op
 #: The verbs with a command behind ``--``.
 WITH_COMMAND = ("wrap", "swap", "supervise")
 _DESCRIPTION = "Restart anything that listens on TCP without losing a connection."
+_BEGINNING = """\
+to begin with:
+  synplug doctor                                      does it work here?
+  synplug wrap --dry-run -- systemctl restart nginx   what would happen
+  synplug wrap -- systemctl restart nginx             do it
+  synplug wrap -p 8000 -- ./restart-app               by its port, where CMD does not tell it
+"""
 _EPILOG = """\
 exit status:
   the command's own, or: 124 the hold's deadline passed before the service was ready;
@@ -41,7 +48,7 @@ def parser() -> Parser:
     top = Parser(
         prog="synplug",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=f"{_BEGINNING}\n{_EPILOG}",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
@@ -134,6 +141,7 @@ def _release(verbs: argparse._SubParsersAction[Parser]) -> None:
         "synplug release --name NAME [options]",
     )
     _name_option(verb)
+    verb.source = "'synplug status' shows the holds by their names"
     service_options(verb)
     groups.netns_option(verb)
     verb.add_argument(

@@ -19,10 +19,14 @@ class Parser(argparse.ArgumentParser):
 
     #: Whether a command belongs behind ``--``.
     takes_command = False
+    #: Where what is missing can be looked up.
+    source = ""
 
     def error(self, message: str) -> NoReturn:
         # A bad value says itself what a good one looks like.
         remedy = "" if message.startswith("argument ") else f"see '{self.prog} --help'"
+        if self.source and "required" in message:
+            remedy = f"{self.source}; {remedy}"
         raise UsageError(message, remedy=remedy)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -234,6 +234,8 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
         (["wrap", "--on-full", "drpo", "--", "x"], ["--on-full", "did you mean drop?"]),
         ([], ["VERB"]),
         (["doctor", "--", "x"], ["doctor takes no command"]),
+        (["restart", "--", "x"], ["restart takes no command", "say 'synplug wrap -- CMD'"]),
+        (["release", "app"], ["required: --name", "'synplug status' shows the holds"]),
         (["status", "-p", "80"], ["unrecognized arguments: -p"]),
     ],
 )

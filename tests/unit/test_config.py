@@ -338,7 +338,7 @@ def test_check_names_every_problem_and_finds_none_in_a_right_one(
     assert main(["config", "check", "b", "--config", place]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert main(["config", "check", "--config", write(BOTH)]) == 0
-    assert "1 services" in capsys.readouterr().out
+    assert "1 service in " in capsys.readouterr().out
     place = write("[service.a]\nx = 1\n", "other.toml")
     assert main(["config", "check", "--json", "--config", place]) == 1
     assert len(json.loads(capsys.readouterr().out)["problems"]) == 1
@@ -446,6 +446,9 @@ def test_a_service_that_is_not_configured(write: Write) -> None:
     with pytest.raises(UsageError, match="no service 'mail'") as error:
         options_of(["wrap", "-s", "mail", "--config", place])
     assert error.value.remedy == f"web: {place}"
+    with pytest.raises(UsageError) as error:
+        options_of(["restart", "mail", "--config", "/dev/null"])
+    assert "write [service.mail] in /etc/synplug.toml" in error.value.remedy
 
 
 def test_another_service_s_mistake_stops_nobody_and_the_own_one_does(write: Write) -> None:
