@@ -43,8 +43,11 @@ _EPILOGS = {
 }
 
 
-def parser() -> Parser:
-    """The parser of the whole command line but the restart command."""
+def parser(*, has_command: bool = False) -> Parser:
+    """The parser of the whole command line but the restart command.
+
+    :param has_command: whether there is one: what is wrong before it is no part of it.
+    """
     top = Parser(
         prog="synplug",
         description=_DESCRIPTION,
@@ -66,6 +69,8 @@ def parser() -> Parser:
     _recover(verbs)
     for words in (config_verb, systemd_verb, completion_verb, demo_verb):
         words(partial(_verb, verbs))
+    for verb in verbs.choices.values():
+        verb.has_command = has_command
     return top
 
 
