@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from guest.systemd import SYNPLUG
 from netlab.errors import NotReadyError
 from netlab.load import Load
 from netlab.load_result import LoadResult
@@ -159,6 +160,8 @@ def test_its_own_restart_loses_connections(client: Namespace, nginx: None) -> No
 def test_wrap_finds_the_units_ports_and_loses_nobody(
     client: Namespace, nginx: None, nothing_left: None
 ) -> None:
+    python = subprocess.run([SYNPLUG / "bin/python", "--version"], capture_output=True, check=True)
+    assert python.stdout.startswith(b"Python 3.13."), "trixie's"
     main = shown("nginx", "MainPID")
     said = []
     kept = under_load(

@@ -169,6 +169,18 @@ def test_every_row_of_the_failure_modes_names_a_test_that_is_there() -> None:
             assert f"\ndef {test}(" in source, f"{row[0]}: {module}::{test}"
 
 
+def test_every_alternative_has_a_source_that_can_be_read() -> None:
+    page = (ROOT / "docs/comparison.md").read_text()
+    table, sources = page.partition("## Among the alternatives")[2].split("\nSources:\n")
+    rows = [line for line in table.splitlines() if re.match(r"\| (?!synplug )", line)]
+    names = [row.split(" | ")[0] for row in rows]
+    assert [name for name in names if "[" not in name] == ["|", "| nothing: stop and start"]
+    cited = {number for name in names for number in re.findall(r"\[(\d+)\]", name)}
+    listed = dict(re.findall(r"^(\d+)\. ((?:.+\n)(?:   .*\n)*)", sources, re.MULTILINE))
+    assert cited == listed.keys()
+    assert [number for number, text in listed.items() if "<https://" not in text] == []
+
+
 def site_of(configuration: Path, to: Path) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file"]
     return subprocess.run(
