@@ -11,7 +11,13 @@ from synplug.cli import values
 from synplug.cli.config_options import RESTART_EPILOG, service_options
 from synplug.cli.hold_options import hold_options, hook_options
 from synplug.cli.parser import HelpFormatter, Parser, Switch, value_of
-from synplug.cli.setup_options import completion_verb, config_verb, demo_verb, systemd_verb
+from synplug.cli.setup_options import (
+    COMPLETION_EPILOG,
+    completion_verb,
+    config_verb,
+    demo_verb,
+    systemd_verb,
+)
 from synplug.cli.swap_options import SUPERVISE_EPILOG, SWAP_EPILOG, supervise_options, swap_options
 
 #: The verbs with a command behind ``--``.
@@ -40,6 +46,7 @@ _EPILOGS = {
     "restart": RESTART_EPILOG + "\n" + _EPILOG,
     "swap": SWAP_EPILOG,
     "supervise": SUPERVISE_EPILOG,
+    "completion": COMPLETION_EPILOG,
 }
 
 

@@ -205,6 +205,8 @@ def test_man_can_read_them(name: str) -> None:
     assert name.removesuffix(".1").replace("synplug-", "synplug ").split()[0] in done.stdout
     if name == "synplug.1":
         assert re.search(r"^ +synplug doctor  +does it work here\?$", done.stdout, re.MULTILINE)
+    if name == "synplug-completion.1":
+        assert re.search(r"^ +fish  /etc/fish/completions/", done.stdout, re.MULTILINE)
     if name == "synplug-wrap.1":
         assert "--max-hold TIME" in done.stdout
         assert "release at the latest after this long" in done.stdout
