@@ -18,7 +18,7 @@ import pytest
 from netlab.load import Load
 from netlab.program import wait_until
 from netlab.topology import ClientServer
-from tests.document_blocks import ROOT, blocks, blocks_of
+from tests.document_blocks import ROOT, block, blocks, blocks_of
 from tests.integration.conftest import SERVER
 from tests.integration.machine import BIN, Machine, machine_of
 
@@ -45,7 +45,7 @@ def load(lab: ClientServer) -> Load:
 
 
 def test_the_readme_s_commands_lose_nobody(machine: Machine, etc: Path) -> None:
-    ran = []
+    ran, said = [], []
     with load(machine.lab) as clients:
         for language, text in blocks_of("README.md", "test_the_readme_s_commands_lose_nobody"):
             if language == "toml":
@@ -53,15 +53,15 @@ def test_the_readme_s_commands_lose_nobody(machine: Machine, etc: Path) -> None:
                 assert there != text
                 (etc / "synplug.toml").write_text(there)
             elif language == "sh":
-                machine.run(text)
+                said.append(machine.run(text))
                 ran.append(text)
             elif not language:  # a session: the command behind the prompt, and what it says
                 command, _, expected = text.removeprefix("$ ").partition("\n")
-                said = machine.run(f"{command} || echo exit $?")
+                told = machine.run(f"{command} || echo exit $?")
                 for line in expected.splitlines()[:-1]:
-                    assert line in said, said
-                assert re.search(r"^  -p 8080  python3? \(pid \d+\)$", said, re.MULTILINE), said
-                assert said.endswith("exit 125\n")
+                    assert line in told, told
+                assert re.search(r"^  -p 8080  python3? \(pid \d+\)$", told, re.MULTILINE), told
+                assert told.endswith("exit 125\n")
                 ran.append(text)
             elif language == "python":
                 script = f"import os\nos.chdir({str(machine.folder)!r})\n{text}"
@@ -71,6 +71,10 @@ def test_the_readme_s_commands_lose_nobody(machine: Machine, etc: Path) -> None:
         result = clients.stop()
     assert len(ran) >= 10, "most of it is run"
     assert result.failures == 0, result.summary()
+    everything = "".join(said).replace("*:80 ", "0.0.0.0:80 ")  # that nginx listens on both
+    for part in ("ok    self-test nfqueue ", "synplug would, changing nothing now:"):
+        for line in block("README.md", part).splitlines():
+            assert line in everything, everything
 
 
 def test_the_same_restarts_without_synplug_lose(machine: Machine) -> None:
