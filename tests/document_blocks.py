@@ -31,7 +31,7 @@ RUN_BY = {
         "test_the_demo_shows_the_difference_and_leaves_nothing",
         "make demo ": "not here: it is what runs this",
         "synplug supervise": "integration/test_supervise_envoy.py::"
-        "test_the_unit_swaps_versions_and_refuses_bad_ones",
+        "test_the_readme_s_lines_swap_an_envoy",
         "iptables-legacy -t mangle": "integration/test_crash.py::"
         "test_the_readme_s_lines_clear_a_rule_that_stayed",
         "tc qdisc change": "guest/test_plug.py::test_the_readme_s_lines_clear_a_plug_that_stayed",
@@ -43,7 +43,8 @@ RUN_BY = {
     },
     "docs/recipes.md": {
         "": "integration/test_pages.py::test_the_recipes_lose_nobody",
-        "synplug supervise --name app": "integration/test_recipes.py::test_a_plain_daemon",
+        "synplug supervise --name app": "integration/test_recipes.py::"
+        "test_a_plain_daemon_s_supervisor",
         "* * * * * root": "integration/test_cron.py::"
         "test_the_recipe_restarts_on_change_mails_on_failure_and_loses_nobody",
         "synplug.ops.restart": "integration/test_ansible.py::"
