@@ -89,8 +89,6 @@ class Zsh:
     Its Control-O appends the line to a file, Control-U clears it.
     """
 
-    _READY = b"it is ready"
-
     def __init__(self, folder: Path, configuration: str, config: str) -> None:
         self._lines = folder / "lines"
         self._lines.touch()
@@ -105,16 +103,20 @@ class Zsh:
         if self._pid == 0:
             os.chdir("/")
             os.execvpe("zsh", ["zsh", "-f", "-i"], environ)
-        show = f"show() {{ print -r -- $BUFFER >>{self._lines} }}; zle -N show; bindkey '^O' show"
-        said = b"it is ''ready"  # the echo of the line is not what it prints
-        self._write(f"{configuration}\n{show}\nprint {said.decode()}\n")
-        self._read(lambda text: self._READY in text)
+        # Before it reads keys itself, the terminal would swallow some of those that are typed.
+        reads = folder / "reads"
+        self._write(
+            f"{configuration}\n"
+            f"show() {{ print -r -- $BUFFER >>{self._lines} }}; zle -N show; bindkey '^O' show; "
+            f"zle-line-init() {{ : >{reads} }}; zle -N zle-line-init\n"
+        )
+        self._read_until(reads.exists)
 
     def completed(self, line: str) -> str:
         """What the line is after a Tab."""
         before = self._lines.read_text()
         self._write(f"{line}\t\x0f\x15")
-        self._read(lambda _: self._lines.read_text() != before)
+        self._read_until(lambda: self._lines.read_text() != before)
         return self._lines.read_text().removeprefix(before).strip()
 
     def close(self) -> None:
@@ -125,9 +127,9 @@ class Zsh:
     def _write(self, text: str) -> None:
         os.write(self._terminal, text.encode())
 
-    def _read(self, enough: Callable[[bytes], bool]) -> None:
+    def _read_until(self, so_it_is: Callable[[], bool]) -> None:
         text, give_up_s = b"", time.monotonic() + 20
-        while not enough(text):
+        while not so_it_is():
             assert time.monotonic() < give_up_s, text.decode(errors="replace")
             if select.select([self._terminal], [], [], 0.02)[0]:
                 text += os.read(self._terminal, 4096)
