@@ -73,4 +73,4 @@ man: setup
 	@$(PYTHON) scripts/manual_pages.py
 
 clean:
-	rm -rf .venv .venv-ansible .guest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ansible .venv-pipx .guest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

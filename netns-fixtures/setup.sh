@@ -5,7 +5,8 @@ set -eu
 
 packages="haproxy nginx-light redis-server iptables nftables iproute2 procps util-linux
 gcc libc6-dev make curl libfaketime cron zsh fish groff-base systemd libcap2-bin kmod
-debian-archive-keyring python3 python3-venv python3-dev ca-certificates libserver-starter-perl"
+debian-archive-keyring python3 python3-venv python3-dev ca-certificates libserver-starter-perl
+podman crun busybox-static man-db"
 policy=/usr/sbin/policy-rc.d
 set_aside=$policy.netlab-set-aside
 

@@ -161,11 +161,13 @@ def _markdown(text: str) -> str:
 
 
 def _epilog(verb: Parser) -> list[str]:
-    """Its paragraphs; those that are indented keep their lines."""
+    """Its paragraphs; those that are tables or commands keep their lines."""
     found = []
     for paragraph in (verb.epilog or "").strip().split("\n\n"):
         head, _, rest = paragraph.partition("\n")
-        if rest.startswith("  "):
+        if re.match(r"  (synplug |\S+  )", rest):
+            found += [".PP", _text(head), ".nf", *map(_text, rest.splitlines()), ".fi"]
+        elif rest.startswith("  "):
             found += [".PP", _text(head), ".br", _text(" ".join(rest.split()))]
         else:
             found += [".PP", _text(" ".join(paragraph.split()))]

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 sh netns-fixtures/setup.sh
 sh netns-fixtures/setup-envoy.sh
+sh netns-fixtures/setup-promtool.sh
 
 stamp=.venv/.installed-from
 wanted=$(cat pyproject.toml scripts/setup.sh | sha256sum)
@@ -16,3 +17,4 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     printf '%s\n' "$wanted" >"$stamp"
 fi
 sh scripts/setup-ansible.sh
+sh scripts/setup-pipx.sh

@@ -39,8 +39,12 @@ complete -o filenames -F _synplug synplug
 """
 _ZSH = """#compdef synplug
 # Completion of synplug's command lines, for zsh: by what it has for bash.
-autoload -U +X compinit && compinit
+(( $+functions[compdef] )) || { autoload -U +X compinit && compinit }
 autoload -U +X bashcompinit && bashcompinit
+"""
+#: As a file of $fpath it is read by the first completion, which shall find something, too.
+_ZSH_END = """\
+if [[ ${funcstack[1]} = _synplug ]]; then _bash_complete -o filenames -F _synplug; fi
 """
 
 
@@ -145,7 +149,7 @@ def bash() -> str:
 
 def zsh() -> str:
     """For zsh."""
-    return _ZSH + bash()
+    return _ZSH + bash() + _ZSH_END
 
 
 def fish() -> str:

@@ -59,8 +59,11 @@ def _check(
     names = [file.name for file in files]
     if as_json:
         print(json.dumps({"files": names, "services": services, "problems": problems}))
+    elif not problems and not names:
+        print("there is no configuration, such as /etc/synplug.toml or /etc/synplug.d/*.toml")
     elif not problems:
-        print(plain(f"{len(services)} services in {', '.join(names) or 'no file'}: all is well"))
+        number = f"{len(services)} service{'s' if len(services) != 1 else ''}"
+        print(plain(f"{number} in {', '.join(names)}: all is well"))
     for problem in problems if not as_json else ():
         complain(plain(f"synplug: {problem}"))
     return EXIT_UNFIT if problems else 0
@@ -155,6 +158,7 @@ def _as_text(shown: dict[str, dict[str, dict[str, object]]]) -> str:
                 continue
             text = ", ".join(value) if isinstance(value, list) else f"{value}"
             text = text.lower() if isinstance(value, bool) else text
+            text = f"{value:g}s" if isinstance(value, float) else text  # all of them are durations
             lines.append(f"  {name:<20} {text:<32} {row['origin']}")
         lines.append("")
     return "\n".join(lines).rstrip()

@@ -68,7 +68,8 @@ def _run(words: list[str]) -> int:
     given, command = _split(words)
     verb = given[0] if given else ""
     if command and verb in _VERBS and verb not in WITH_COMMAND:
-        raise UsageError(f"synplug {verb} takes no command")
+        meant = "say 'synplug wrap -- CMD'" if verb == "restart" else ""
+        raise UsageError(f"synplug {verb} takes no command", remedy=meant)
     if verb not in _CONFIGURED or not _is_configured(verb, given):
         return _call(given, command)
     from synplug.cli.settings import with_settings
@@ -87,7 +88,7 @@ def _run(words: list[str]) -> int:
 
 def _call(words: list[str], command: list[str]) -> int:
     """Run what the words say; returns the exit status."""
-    options = parser().parse_args(words)
+    options = parser(has_command=bool(command)).parse_args(words)
     run: Callable[..., int] = importlib.import_module(_VERBS[options.verb]).run
     return run(options, tuple(command))
 

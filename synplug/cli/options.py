@@ -11,12 +11,25 @@ from synplug.cli import values
 from synplug.cli.config_options import RESTART_EPILOG, service_options
 from synplug.cli.hold_options import hold_options, hook_options
 from synplug.cli.parser import HelpFormatter, Parser, Switch, value_of
-from synplug.cli.setup_options import completion_verb, config_verb, demo_verb, systemd_verb
+from synplug.cli.setup_options import (
+    COMPLETION_EPILOG,
+    completion_verb,
+    config_verb,
+    demo_verb,
+    systemd_verb,
+)
 from synplug.cli.swap_options import SUPERVISE_EPILOG, SWAP_EPILOG, supervise_options, swap_options
 
 #: The verbs with a command behind ``--``.
 WITH_COMMAND = ("wrap", "swap", "supervise")
 _DESCRIPTION = "Restart anything that listens on TCP without losing a connection."
+_BEGINNING = """\
+to begin with:
+  synplug doctor                                      does it work here?
+  synplug wrap --dry-run -- systemctl restart nginx   what would happen
+  synplug wrap -- systemctl restart nginx             do it
+  synplug wrap -p 8000 -- ./restart-app               by its port, where CMD does not tell it
+"""
 _EPILOG = """\
 exit status:
   the command's own, or: 124 the hold's deadline passed before the service was ready;
@@ -33,15 +46,19 @@ _EPILOGS = {
     "restart": RESTART_EPILOG + "\n" + _EPILOG,
     "swap": SWAP_EPILOG,
     "supervise": SUPERVISE_EPILOG,
+    "completion": COMPLETION_EPILOG,
 }
 
 
-def parser() -> Parser:
-    """The parser of the whole command line but the restart command."""
+def parser(*, has_command: bool = False) -> Parser:
+    """The parser of the whole command line but the restart command.
+
+    :param has_command: whether there is one: what is wrong before it is no part of it.
+    """
     top = Parser(
         prog="synplug",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=f"{_BEGINNING}\n{_EPILOG}",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
@@ -59,6 +76,8 @@ def parser() -> Parser:
     _recover(verbs)
     for words in (config_verb, systemd_verb, completion_verb, demo_verb):
         words(partial(_verb, verbs))
+    for verb in verbs.choices.values():
+        verb.has_command = has_command
     return top
 
 
@@ -134,6 +153,7 @@ def _release(verbs: argparse._SubParsersAction[Parser]) -> None:
         "synplug release --name NAME [options]",
     )
     _name_option(verb)
+    verb.source = "'synplug status' shows the holds by their names"
     service_options(verb)
     groups.netns_option(verb)
     verb.add_argument(

@@ -19,10 +19,16 @@ class Parser(argparse.ArgumentParser):
 
     #: Whether a command belongs behind ``--``.
     takes_command = False
+    #: Whether there is one.
+    has_command = False
+    #: Where what is missing can be looked up.
+    source = ""
 
     def error(self, message: str) -> NoReturn:
         # A bad value says itself what a good one looks like.
         remedy = "" if message.startswith("argument ") else f"see '{self.prog} --help'"
+        if self.source and "required" in message:
+            remedy = f"{self.source}; {remedy}"
         raise UsageError(message, remedy=remedy)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -33,9 +39,13 @@ class Parser(argparse.ArgumentParser):
 
     def _meant(self, word: str) -> str:
         """What was probably meant by a word that nobody knows."""
-        if word.startswith("-"):
-            return nearest(word.partition("=")[0], self._option_string_actions)
-        return "; put -- before the command" if self.takes_command else ""
+        if word.startswith("-") and (
+            near := nearest(word.partition("=")[0], self._option_string_actions)
+        ):
+            return near
+        if self.has_command and not word.startswith("--"):
+            return "; a value of several words is put in quotes, or its option repeated"
+        return "; put -- before the command" if self.takes_command and word[:1] != "-" else ""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         known = [str(choice) for choice in action.choices or ()]

@@ -104,6 +104,9 @@ class Configuration:
             raise UsageError(f"no service {service!r} is configured{near}")
         names = ", ".join(known) if known else "none is"
         where = ", ".join(file.name for file in self._files) or "there is no file"
+        if not known:
+            where += f"; write [service.{service}] in /etc/synplug.toml, or say "
+            where += "'synplug wrap -- CMD'"
         raise UsageError(f"no service {service!r} is configured", remedy=f"{names}: {where}")
 
     def _service_tables(self) -> Iterator[tuple[ConfigFile, str, dict[str, Any]]]:

@@ -51,6 +51,14 @@ def systemd_verb(add: AddVerb) -> None:
     )
 
 
+COMPLETION_EPILOG = """\
+where each looks for it:
+  bash  /etc/bash_completion.d/synplug, with the package bash-completion
+  zsh   _synplug in a folder of $fpath, such as /usr/local/share/zsh/site-functions
+  fish  /etc/fish/completions/synplug.fish, or below ~/.config/fish/completions
+"""
+
+
 def completion_verb(add: AddVerb) -> None:
     """The verb completion."""
     verb = add(

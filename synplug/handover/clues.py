@@ -247,3 +247,17 @@ def remedy_of_quotes(name: str) -> str:
     """What to do about a whole command in one word, which no shell splits; empty: it is none."""
     is_whole = any(map(str.isspace, name)) and not os.path.lexists(name)
     return "leave out the quotes around the command, or use sh -c" if is_whole else ""
+
+
+def remedy_of_mode(paths: Sequence[str]) -> str:
+    """What helps where a file lacks no more than the permission to be executed; empty: not that."""
+    import shlex
+
+    for path in paths:
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            continue
+        if not mode & 0o111:
+            return f"chmod +x {shlex.quote(path)}, if it is meant to be"
+    return ""

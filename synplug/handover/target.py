@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from synplug.errors import PrivilegeError, TargetError, UsageError
 from synplug.handover.clues import Clue, beginning_of, clue_of, output_of, remedy_of_quotes
 from synplug.handover.tools import ProcessTable, SocketTable
 from synplug.kernel.procfs import is_alive
-from synplug.model import Endpoint, Listener, Process
+from synplug.model import Endpoint, Listener
 
 _PIDFILE_BYTES = 64
 
@@ -273,19 +273,28 @@ def _contains(wide: Endpoint, narrow: Endpoint) -> bool:
 
 
 def _who_listens(sockets: SocketTable, processes: ProcessTable) -> str:
-    """The machine's listeners with their processes, one a line."""
+    """The machine's listeners with their processes, one a line; as they can be named with -p."""
     listeners = sorted(sockets.listeners(), key=lambda listener: (listener.port, str(listener)))
     owners = processes.owners({listener.inode for listener in listeners})
-    lines = {_line(listener, owners) for listener in listeners}
+    found: dict[Endpoint, set[str]] = {}
+    for listener in listeners:
+        names = ", ".join(f"{owner.name} (pid {owner.pid})" for owner in owners[listener.inode])
+        found.setdefault(listener.endpoint(), set()).add(names or "owner not visible")
+    lines = {
+        (endpoint.port, f"  -p {_named(endpoint, found)}  {names}")
+        for endpoint, all_names in found.items()
+        for names in all_names
+    }
     if not lines:
         return "nobody listens on TCP here"
-    return "who listens here:\n" + "\n".join(sorted(lines, key=_port_of_line))
+    return "\n".join(["who listens here:", *(line for _, line in sorted(lines))])
 
 
-def _line(listener: Listener, owners: dict[int, list[Process]]) -> str:
-    names = ", ".join(f"{owner.name} (pid {owner.pid})" for owner in owners[listener.inode])
-    return f"  -p {listener.endpoint()}  {names or 'owner not visible'}"
-
-
-def _port_of_line(line: str) -> tuple[int, str]:
-    return int(line.split()[1].rsplit(":", 1)[1]), line
+def _named(endpoint: Endpoint, found: Mapping[Endpoint, set[str]]) -> str:
+    """How to name it: a port whose IPv4 and IPv6 are the same service's needs no address."""
+    addresses = (IPv4Address(0), IPv6Address(0))
+    wildcards = [Endpoint(port=endpoint.port, address=own) for own in addresses]
+    both = all(found.get(own) == found[endpoint] for own in wildcards)
+    if endpoint.address is None or (endpoint in wildcards and both):
+        return str(endpoint.port)
+    return str(endpoint)

@@ -6,6 +6,8 @@ Its processor is slow: rates are low, and the time of day is not what is measure
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import sys
 import time
@@ -21,10 +23,11 @@ from netlab.load_result import LoadResult, Outcome, Sample
 from netlab.program import wait_until
 from netlab.servers import HAProxy, Nginx, Service
 from netlab.topology import ClientServer, Namespace
+from tests.document_blocks import block
 from tests.guest.plug import PLUG, backlog, device, hold, ifb, kill_everything, ledger
 from tests.integration import shell
 from tests.integration.conftest import SimpleService
-from tests.integration.connect import connecting, holds_in_force
+from tests.integration.connect import connecting, connects_within, holds_in_force
 
 RATE_PER_S = 60
 RESTARTS = 2
@@ -177,6 +180,58 @@ def test_everything_is_killed_and_recover_lets_go(lab: ClientServer, simple: Sim
     assert waiting.poll() is None, "this is what docs/failure-modes.md warns of"
     assert "cleaned up" in shell.run(lab.server, "recover").stdout
     assert float(waiting.communicate(timeout=60)[0]) < 60
+
+
+def test_the_readme_s_lines_clear_a_plug_that_stayed(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """As they stand there, but for the run, the devices and what is shown of their filters."""
+    names = [device(lab), "lo"]
+    hold(lab)
+    waiting = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+    wait_until(lambda: backlog(lab) >= 1, 30, "its SYN waits in the plug")
+    run_id = ifb(lab).removeprefix("synplug")
+    kill_everything(lab)
+    lines = block("README.md", "tc qdisc change").splitlines()
+    assigned, let_go, show, of_probes, delete, remove = lines
+    (probes,) = re.findall("handle (0x[0-9a-f]+)", of_probes)
+    run = assigned.replace("1a2b3c4d", run_id)
+    lab.server.run(["sh", "-e", "-c", f"{run}\n{let_go}"])
+    assert float(waiting.communicate(timeout=60)[0]) < 60
+    for name in names:
+        shown = lab.server.run(["sh", "-c", show.replace("eth0", name)]).stdout
+        told = (f"synplug{run_id}", f"handle {probes}")
+        ours = [text for text in shown.split("filter ") if any(word in text for word in told)]
+        prefs = {found for text in ours for found in re.findall(r" pref (\d+) ", text)}
+        assert prefs
+        for pref in prefs:
+            line = delete.replace("eth0", name).replace("pref 4 ", f"pref {pref} ")
+            assert f"pref {pref} " in line
+            lab.server.run(["sh", "-e", "-c", line])
+    lab.server.run(["sh", "-e", "-c", f"{run}\n{remove}"])
+    assert run_id not in lab.server.run(["ip", "link"]).stdout
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 30)
+    assert "cleaned up" in shell.run(lab.server, "recover").stdout
+
+
+def test_the_recipe_for_a_local_proxy(lab: ClientServer) -> None:
+    """Its last line, with the real HAProxy: the first installs, the second only looks."""
+    with HAProxy(lab.server) as service:
+        line = block("docs/recipes.md", "--loopback-egress").splitlines()[-1]
+        for there, here in (
+            ("-p 3212", f"-p {service.ports[0]} --max-hold 60s"),
+            ("systemctl restart haproxy", shlex.join(service.restart_argv)),
+            ("synplug wrap", f"{shlex.join(shell.SYNPLUG)} wrap"),
+        ):
+            assert there in line, there
+            line = line.replace(there, here)
+        targets = service.targets(("127.0.0.1", "::1"))
+        with Load(lab.server, targets, rate_per_s=RATE_PER_S, timeout_s=60) as load:
+            done = shell.run_plainly(lab.server, ["sh", "-c", line], timeout_s=120)
+            service.wait_until_listening()
+            result = load.stop()
+    assert done.status == 0, done
+    assert result.failures == 0, result.summary()
 
 
 def test_the_deadline_lets_go(lab: ClientServer, simple: SimpleService) -> None:

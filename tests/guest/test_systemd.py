@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from guest.systemd import SYNPLUG
 from netlab.errors import NotReadyError
 from netlab.load import Load
 from netlab.load_result import LoadResult
 from netlab.program import wait_until
 from netlab.snapshot import NetworkState
 from netlab.topology import Namespace
+from tests.document_blocks import block
 from tests.guest.services import (
     ADDRESSES,
     UNITS,
@@ -41,11 +43,31 @@ RATE_PER_S = 50
 CONNECTS = "/usr/bin/timeout 10 /bin/bash -c ': </dev/tcp/127.0.0.1/80'"
 #: As docs/nginx.md has it; nginx alone, and in generations.
 ALONE = "nginx -c /etc/nginx/web.conf -g 'daemon off; pid /run/web.pid;'"
-SUPERVISED = f"""\
+PAGE = "integrations/systemd/README.md"
+#: A service that its own reload restarts.
+COLD = """\
 [Service]
-Type=notify-reload
-ExecStart=synplug supervise --name web --stop-signal QUIT -v -- \
-    {ALONE.replace("web.pid", "web-{generation}.pid")}
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/sbin/nginx -c /etc/nginx/cold.conf -g 'pid /run/cold.pid;'
+ExecReload=/bin/sh /etc/nginx/restart-cold
+"""
+_SERVER = Path(__file__).parents[2] / "netns-fixtures" / "servers" / "fd_service.py"
+#: A service that takes its listeners by descriptor, where it is told that there are some.
+BY_DESCRIPTOR = f"/usr/bin/python3 -S {_SERVER} --backlog 128 0.0.0.0 8082 :: 8082"
+HANDED_ON = "Environment=SERVER_STARTER_PORT=0.0.0.0:8082=3;[::]:8082=4\n"
+ACTIVATING = """\
+[Socket]
+ListenStream=0.0.0.0:8082
+ListenStream=[::]:8082
+BindIPv6Only=ipv6-only
+Backlog=128
+"""
+RESTART_COLD = """\
+pid=$(cat /run/cold.pid)
+kill "$pid"
+while [ -e "/proc/$pid" ]; do sleep 0.05; done
+exec /usr/sbin/nginx -c /etc/nginx/cold.conf -g 'pid /run/cold.pid;'
 """
 
 
@@ -86,12 +108,32 @@ def drop_in(nginx: None) -> Iterator[str]:
     # Debian gives nginx five seconds to stop; a guest on a busy machine may need more for a Python
     own = f"[Service]\nTimeoutStopSec=60\nExecStartPost={CONNECTS}\n"
     install(place.with_name("guest.conf"), own)
-    text = synplug("systemd", "drop-in", "nginx", "--max-hold", "30s").stdout
+    put(block(PAGE, "synplug systemd drop-in"), "nginx", "--max-hold 30s")
+    text = place.read_text()
     assert str(place) in text
-    install(place, text)
     yield text
     shutil.rmtree(place.parent)
     systemctl("daemon-reload")
+
+
+def put(text: str, unit: str, options: str) -> None:
+    """Run the page's lines that put a drop-in in place, for this unit."""
+    for there, here in (
+        ("drop-in app ", f"drop-in {unit} {options} "),
+        ("/app.service.d", f"/{unit}.service.d"),
+    ):
+        assert there in text
+        text = text.replace(there, here)
+    shell(text)
+
+
+def shell(text: str, folder: Path = Path("/")) -> None:
+    """Lines of a page, as they are typed."""
+    argv = ["sh", "-e", "-c", text]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=120, check=False, cwd=folder
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def under_load(client: Namespace, port: int, change: Callable[[], object]) -> LoadResult:
@@ -118,6 +160,8 @@ def test_its_own_restart_loses_connections(client: Namespace, nginx: None) -> No
 def test_wrap_finds_the_units_ports_and_loses_nobody(
     client: Namespace, nginx: None, nothing_left: None
 ) -> None:
+    python = subprocess.run([SYNPLUG / "bin/python", "--version"], capture_output=True, check=True)
+    assert python.stdout.startswith(b"Python 3.13."), "trixie's"
     main = shown("nginx", "MainPID")
     said = []
     kept = under_load(
@@ -145,6 +189,27 @@ def test_with_the_drop_in_its_own_restart_loses_nobody(
     assert posts.count("status=0") == 2, posts
 
 
+def test_with_the_drop_in_its_own_reload_loses_nobody(
+    client: Namespace, nothing_left: None
+) -> None:
+    configure("/etc/nginx/cold.conf", 8081)
+    Path("/etc/nginx/restart-cold").write_text(RESTART_COLD, encoding="utf-8")
+    install(UNITS / "cold.service", COLD)
+    systemctl("start", "cold")
+    lost = under_load(client, 8081, lambda: systemctl("reload", "cold"))
+    assert lost.failures > 0, "the control lost nothing: the test shows nothing"
+
+    put(block(PAGE, "synplug systemd drop-in"), "cold", "--reload --max-hold 30s")
+    pid = Path("/run/cold.pid").read_text()
+    kept = under_load(client, 8081, lambda: systemctl("reload", "cold"))
+    assert kept.failures == 0, kept.summary()
+    assert Path("/run/cold.pid").read_text() != pid
+    reload = shown("cold", "ExecReload")
+    assert "synplug wrap" in reload, reload
+    assert reload.count("status=0") == 1, reload
+    systemctl("stop", "cold")
+
+
 def test_a_reload_of_generations_loses_nobody(client: Namespace, nothing_left: None) -> None:
     configure("/etc/nginx/web.conf", 8080, "reuseport")
     install(UNITS / "alone.service", f"[Service]\nExecStart={ALONE}\n")
@@ -153,7 +218,7 @@ def test_a_reload_of_generations_loses_nobody(client: Namespace, nothing_left: N
     systemctl("stop", "alone")
     assert lost.failures > 0, "the control lost nothing: the test shows nothing"
 
-    install(UNITS / "web.service", SUPERVISED)
+    install(UNITS / "web.service", block(PAGE, "Type=notify-reload"))
     systemctl("start", "web")
     assert shown("web", "StatusText") == "generation 1 serves"
     kept = under_load(client, 8080, lambda: systemctl("reload", "web"))
@@ -161,6 +226,22 @@ def test_a_reload_of_generations_loses_nobody(client: Namespace, nothing_left: N
     assert kept.failures == 0, kept.summary()
     systemctl("stop", "web")
     assert shown("web", "Result") == "success"
+
+
+def test_socket_activation_loses_nobody_without_synplug(client: Namespace) -> None:
+    """What docs/comparison.md says of it; the same service with listeners of its own does."""
+    install(UNITS / "own.service", f"[Service]\nExecStart={BY_DESCRIPTOR}\n")
+    systemctl("start", "own")
+    lost = under_load(client, 8082, lambda: systemctl("restart", "own"))
+    systemctl("stop", "own")
+    assert lost.failures > 0, "the control lost nothing: the test shows nothing"
+
+    install(UNITS / "activated.socket", ACTIVATING)
+    install(UNITS / "activated.service", f"[Service]\nExecStart={BY_DESCRIPTOR}\n{HANDED_ON}")
+    systemctl("start", "activated.socket")
+    kept = under_load(client, 8082, lambda: systemctl("restart", "activated"))
+    assert kept.failures == 0, kept.summary()
+    systemctl("stop", "activated.socket", "activated")
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.service")), ids=lambda path: path.stem)
@@ -172,8 +253,8 @@ def test_the_shipped_unit_is_verified(path: Path) -> None:
 
 
 def test_the_shipped_unit_recovers_with_the_privileges_that_it_has(nothing_left: None) -> None:
-    shutil.copy(SHIPPED / "synplug-recover.service", UNITS)
-    systemctl("daemon-reload")
+    shell(block(PAGE, "systemctl enable"), SHIPPED)
+    assert (UNITS / "sysinit.target.wants" / "synplug-recover.service").is_symlink()
     assert synplug("hold", "--name", "killed", "-p", "9", "--max-hold", "60s").returncode == 0
     lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in Services().pids()}
     left = [pid for pid, line in lines.items() if b"/synplug\0hold\0" in line]

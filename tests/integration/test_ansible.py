@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent, indent
 from typing import Any
 
 import pytest
@@ -23,6 +26,7 @@ from netlab.load_result import LoadResult
 from netlab.servers import HAProxy
 from netlab.snapshot import NetworkState
 from netlab.topology import ClientServer
+from tests.document_blocks import block
 
 ROOT = Path(__file__).parents[2]
 COLLECTION = ROOT / "integrations" / "ansible"
@@ -30,12 +34,13 @@ BIN = ROOT / ".venv-ansible" / "bin"
 SYNPLUG = str(Path(sys.executable).with_name("synplug"))
 #: Checks that need nothing from the network.
 SANITY = ["shebang", "line-endings", "no-assert", "no-smart-quotes", "symlinks"]
-#: A play that means the machine's own files after all shall fail.
+#: A play that means the machine's own files after all shall fail. What synplug keeps of changes
+#: goes to a folder that is named.
 READ_ONLY = [
     *("unshare", "-m", "--propagation", "private", "sh", "-c"),
+    'mount --bind "$0" /var/lib\n'
     "for d in /etc /usr /opt; do mount --bind $d $d && mount -o remount,bind,ro $d || exit; done\n"
     'exec "$@"',
-    "sh",
 ]
 
 
@@ -44,6 +49,7 @@ class Ansible:
     """ansible-core with the built collection, and a directory for its files."""
 
     folder: Path
+    state: Path
     environ: dict[str, str]
 
     @property
@@ -62,7 +68,7 @@ class Ansible:
     ) -> subprocess.CompletedProcess[str]:
         """The same, whatever comes of it."""
         return subprocess.run(
-            [*READ_ONLY, str(BIN / argv[0]), *argv[1:]],
+            [*READ_ONLY, str(self.state), str(BIN / argv[0]), *argv[1:]],
             capture_output=True,
             text=True,
             check=False,
@@ -85,11 +91,14 @@ def ansible(tmp_path_factory: pytest.TempPathFactory) -> Ansible:
     """The collection, built by ansible-galaxy and installed from its archive."""
     folder = tmp_path_factory.mktemp("ansible")
     environ = {name: text for name, text in os.environ.items() if "ANSIBLE" not in name}
+    state = folder / "state"
+    state.mkdir()
     made = Ansible(
         folder=folder,
+        state=state,
         environ=environ
         | {
-            "PATH": f"{BIN}:{environ['PATH']}",
+            "PATH": f"{BIN}:{folder}:{Path(SYNPLUG).parent}:{environ['PATH']}",
             "HOME": str(folder),
             "ANSIBLE_COLLECTIONS_PATH": str(folder / "collections"),
             "ANSIBLE_STDOUT_CALLBACK": "json_results",
@@ -101,12 +110,9 @@ def ansible(tmp_path_factory: pytest.TempPathFactory) -> Ansible:
             "LC_ALL": "C.UTF-8",
         },
     )
-    made.run("ansible-galaxy", "collection", "build", str(COLLECTION), "--output-path", str(folder))
-    (archive,) = folder.glob("synplug-ops-*.tar.gz")
-    made.run(
-        "ansible-galaxy", "collection", "install", "--offline", str(archive),
-        "-p", str(folder / "collections"),
-    )  # fmt: skip
+    (folder / "integrations").symlink_to(COLLECTION.parent)
+    for line in block("integrations/ansible/README.md", "ansible-galaxy").splitlines():
+        made.run(*shlex.split(line))
     return made
 
 
@@ -236,7 +242,8 @@ def test_a_new_configuration_rolls_over_all_hosts_and_nobody_notices(
     # The same play again: nothing has changed, nothing is restarted.
     pids = {host.name: host.haproxy.pids for host in hosts}
     status, said = ansible.play(*words)
-    assert (status, results_of(said, "Restart HAProxy")) == (0, {})
+    assert status == 0, json.dumps(said)
+    assert not any(result["changed"] for result in results_of(said, "Restart HAProxy").values())
     assert {host.name: host.haproxy.pids for host in hosts} == pids
 
 
@@ -322,6 +329,77 @@ def test_a_version_that_does_not_start_stops_the_roll_too(
     assert (restarted["web1"]["rc"], restarted["web1"]["changed"]) == (7, True)
     assert restarted["web1"]["report"]["outcome"] == "command-failed"
     assert {host.name: host.haproxy.pids for host in hosts[1:]} == pids
+
+
+def test_a_restart_that_failed_is_tried_again_by_the_next_play(
+    ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
+) -> None:
+    """Although the configuration is in place by then; and once it has succeeded, no more."""
+    told = _restarts_of_three_plays(ansible, hosts[0], inventory, tmp_path, example(tmp_path))
+    assert [(one["rc"], one["changed"]) for one in told] == [(7, True), (0, True), (0, False)]
+
+
+def test_a_handler_is_not_notified_again(
+    ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
+) -> None:
+    """The control: what the example and its README warn of."""
+    play = example(tmp_path)
+    lines = play.read_text().splitlines(keepends=True)
+    (at,) = [number for number, line in enumerate(lines) if "- name: Restart HAProxy" in line]
+    lines[at:at] = ["      notify: Restart HAProxy\n", "  handlers:\n"]
+    play.write_text("".join(line for line in lines if "only_if_changed" not in line))
+    told = _restarts_of_three_plays(ansible, hosts[0], inventory, tmp_path, play)
+    assert [one.get("rc") for one in told] == [7, None, None]
+
+
+def _restarts_of_three_plays(
+    ansible: Ansible, host: Host, inventory: Path, folder: Path, play: Path
+) -> list[dict[str, Any]]:
+    """What the restart of a new configuration comes to; it works from the second play on."""
+    command, works = folder / "restart", folder / "works"
+    words = shlex.join(host.haproxy.restart_argv)
+    command.write_text(f"#!/bin/sh\n[ -e {works} ] || exit 7\nexec {words}\n")
+    command.chmod(0o755)
+    new_configuration([host], folder, "\n# the second one\n")
+    variables = json.dumps({"haproxy_restart": [str(command)]})
+    told = []
+    for expected in (False, True, True):
+        status, said = ansible.play(
+            "-i", str(inventory), "--limit", host.name, "-e", variables, str(play)
+        )
+        assert (status == 0) == expected, json.dumps(said)
+        told.append(results_of(said, "Restart HAProxy").get(host.name, {}))
+        works.touch()
+    return told
+
+
+def test_the_tasks_of_the_pages_restart_a_unit(
+    ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
+) -> None:
+    """As they stand there; systemctl is a stand-in, which knows one unit."""
+    host = hosts[0]
+    restart = shlex.join(host.haproxy.restart_argv)
+    stand_in = ansible.folder / "systemctl"
+    stand_in.write_text(f'#!/bin/sh\n[ "$*" = "restart haproxy" ] && exec {restart}\n')
+    stand_in.chmod(0o755)
+    Path("/run/haproxy.pid").symlink_to(host.haproxy.pidfile)
+    tasks = [block("docs/recipes.md", "synplug.ops.restart")]
+    tasks.append(block("integrations/ansible/README.md", "only_if_changed:"))
+    assert tasks[1].startswith("tasks:\n")
+    play = tmp_path / "pages.yml"
+    head = "- hosts: web1\n  gather_facts: false\n  tasks:\n"
+    play.write_text(head + indent(tasks[0] + dedent(tasks[1].removeprefix("tasks:\n")), "  "))
+    words = ("-i", str(inventory), "-e", "ansible_become=false", str(play))
+    try:
+        (status, said), loads = under_load([host], lambda: ansible.play(*words))
+    finally:
+        Path("/run/haproxy.pid").unlink()
+    assert status == 0, json.dumps(said)
+    (name,) = re.findall("- name: (.*)", tasks[1])
+    told = [results_of(said, task)["web1"] for task in ("Restart HAProxy", name)]
+    assert [one["changed"] for one in told] == [True, False], "the second finds it done"
+    assert told[0]["report"]["endpoints"] == ["0.0.0.0:8080", "[::]:8080"]
+    assert loads["web1"].failures == 0, loads["web1"].summary()
 
 
 def test_check_mode_and_diff(

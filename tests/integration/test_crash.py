@@ -16,6 +16,7 @@ import pytest
 
 from netlab.program import wait_until
 from netlab.topology import ClientServer
+from tests.document_blocks import block
 from tests.integration import shell
 from tests.integration.conftest import SimpleService
 from tests.integration.connect import connecting, connects_within, holds_in_force
@@ -105,8 +106,8 @@ def until_cleaned_up(lab: ClientServer, watchers: list[int]) -> None:
     assert json.loads(shell.run(lab.server, "status", "--json").stdout) == [], "of dead runs, too"
 
 
-def test_everything_is_killed(lab: ClientServer, simple: SimpleService) -> None:
-    """The watcher, too: then a rule that lets packets pass stays until recover."""
+def _hold_whose_rule_stays(lab: ClientServer) -> str:
+    """Hold, and kill keeper and watcher; the run."""
     options = ["--backend", "nfqueue-iptables", "--name", "web", "--max-hold", "30s"]
     assert shell.run(lab.server, "hold", "-p", "8080", *options).status == 0
     (hold,) = holds_in_force(lab.server)
@@ -115,10 +116,30 @@ def test_everything_is_killed(lab: ClientServer, simple: SimpleService) -> None:
     os.kill(hold["keeper"], signal.SIGSTOP)  # so that the watcher does not act between the two
     os.kill(watcher, signal.SIGKILL)
     os.kill(hold["keeper"], signal.SIGKILL)
+    return str(hold["run_id"])
+
+
+def test_everything_is_killed(lab: ClientServer, simple: SimpleService) -> None:
+    """The watcher, too: then a rule that lets packets pass stays until recover."""
+    _hold_whose_rule_stays(lab)
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
     rules = lab.server.run(["iptables-legacy", "-t", "mangle", "-S"]).stdout
     assert "--queue-bypass" in rules
     assert "cleaned up" in shell.run(lab.server, "recover").stdout
+
+
+def test_the_readme_s_lines_clear_a_rule_that_stayed(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """As they stand there, but for the run; and the same with the other tool."""
+    run_id = _hold_whose_rule_stays(lab)
+    text = block("README.md", "iptables-legacy -t mangle").replace("1a2b3c4d", run_id)
+    for tool in ("iptables-legacy", "ip6tables-legacy"):
+        rules = [tool, "-t", "mangle", "-S"]
+        assert run_id in lab.server.run(rules).stdout
+        lab.server.run(["sh", "-e", "-c", text.replace("iptables-legacy", tool)])
+        assert run_id not in lab.server.run(rules).stdout
+    assert "cleaned up" in shell.run(lab.server, "recover").stdout, "files alone are left"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

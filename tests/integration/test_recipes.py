@@ -152,6 +152,24 @@ def test_a_plain_daemon(lab: ClientServer, tmp_path: Path) -> None:
     _end(lab, int(pidfile.read_text()))
 
 
+def test_a_plain_daemon_s_supervisor(lab: ClientServer) -> None:
+    """The line behind it, and the one that stands in its comment."""
+    lines = re.search(r"^synplug (supervise .*-- )\./app +# then: synplug (.*)$",
+                      (DOCS / "recipes.md").read_text(), re.MULTILINE)  # fmt: skip
+    assert lines is not None
+    supervise, reload = lines.groups()
+    server = [sys.executable, str(SERVER), "8080", "--reuseport"]
+    argv = [*shell.SYNPLUG, *shlex.split(supervise), *server]
+    targets = [(address, 8080) for address in lab.server_addresses]
+    with Program(lab.server, argv, ready=lambda: _serves(lab, [("::", 8080)])) as supervisor:
+        with Load(lab.client, targets, rate_per_s=RATE_PER_S) as load:
+            done = shell.run(lab.server, *shlex.split(reload))
+            result = load.stop()
+        assert done.status == 0, (done, supervisor.output)
+        assert supervisor.end(signal.SIGTERM, deadline_s=15) == 0, supervisor.output
+    assert result.failures == 0, result.summary()
+
+
 #: Envoy's is the unit: test_supervise_envoy.py.
 @pytest.mark.parametrize("page", [HAPROXY, NGINX, GUNICORN], ids=lambda page: page.name)
 def test_the_supervisor_of_the_page(lab: ClientServer, page: Page) -> None:

@@ -15,6 +15,7 @@ from netlab.load import Load
 from netlab.program import Program, wait_until
 from netlab.servers.envoy import VERSIONS, envoy_binary
 from netlab.topology import ClientServer
+from tests.document_blocks import block
 from tests.integration import shell
 from tests.integration.connect import connects_within
 from tests.integration.supervised import Manager
@@ -64,22 +65,24 @@ class Installed:
     def argv(self) -> list[str]:
         """What the unit starts, with this folder in the place of the system's."""
         (line,) = re.findall(r"^ExecStart=((?:.*\\\n)*.*)$", UNIT.read_text(), re.MULTILINE)
-        for there, here in (
-            ("/usr/bin/envoy", str(self.program)),
+        synplug, *words = self.here(
+            line, {"/usr/bin/envoy": str(self.program), "--base-id 17{": "--base-id {"}
+        )
+        assert synplug == "/usr/bin/synplug"
+        return [*_with_capabilities(), *shell.SYNPLUG, *words]
+
+    def here(self, line: str, replaced: dict[str, str]) -> list[str]:
+        """The words of a line, with what stands here for what it names."""
+        for there, own in (
+            *replaced.items(),
             ("/etc/envoy/envoy.yaml", str(self.configuration)),
             ("/run/envoy", str(self.folder)),
             ("--name envoy", f"--name {self.name}"),
-            (
-                "--base-id 17{generation}",
-                f"--base-id {self.base_id}{{generation}} --log-level error",
-            ),
-            ("--linger 60s", "--linger 5s"),
+            ("--base-id {generation}", f"--base-id {self.base_id}{{generation}} --log-level error"),
         ):
             assert there in line, there
-            line = line.replace(there, here)
-        synplug, *words = shlex.split(line.replace("\\\n", " "))
-        assert synplug == "/usr/bin/synplug"
-        return [*_with_capabilities(), *shell.SYNPLUG, *words]
+            line = line.replace(there, own)
+        return shlex.split(line.replace("\\\n", " ").replace("--linger 60s", "--linger 5s"))
 
     def supervisor(self, manager: Manager) -> Program:
         """The unit's main process, to be started."""
@@ -150,6 +153,29 @@ def test_the_unit_swaps_versions_and_refuses_bad_ones(envoy: Installed, tmp_path
     assert result.failures == 0, result.summary()
     assert envoy.versions() == []
     assert manager.states() == ["READY", *["RELOADING", "READY"] * 6, "STOPPING"]
+
+
+def test_the_readme_s_lines_swap_an_envoy(envoy: Installed) -> None:
+    lab = envoy.lab
+    text = block("README.md", "synplug supervise --name envoy")
+    line, _, reload = text.rpartition("synplug reload ")
+    words = envoy.here(line, {"    envoy -c": f"    {envoy.program} -c"})
+    targets = [(address, 8080) for address in lab.server_addresses]
+    supervisor = Program(
+        lab.server,
+        [*shell.SYNPLUG, *words[1:]],
+        ready=lambda: connects_within(lab.client, (lab.server_ipv4, 8080), 1.0),
+        deadline_s=20,
+    )
+    with supervisor:
+        with Load(lab.client, targets, rate_per_s=RATE_PER_S) as load:
+            envoy.install(VERSIONS[1])
+            done = shell.run(lab.server, "reload", *shlex.split(reload, comments=True))
+            result = load.stop()
+        assert done.status == 0, (done, supervisor.output)
+        assert VERSIONS[1] in envoy.versions()
+        assert supervisor.end(signal.SIGTERM, deadline_s=15) == 0, supervisor.output
+    assert result.failures == 0, result.summary()
 
 
 def test_two_such_units_run_side_by_side(envoy: Installed, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from netlab.load import Load
 from netlab.topology import ClientServer
+from tests.document_blocks import block
 from tests.integration import shell
 from tests.integration.conftest import SimpleService
 
@@ -22,6 +23,7 @@ for node in null zero urandom random full; do
     touch "$1/dev/$node" && mount --bind "/dev/$node" "$1/dev/$node"
 done
 mount --move "$1/dev" /dev
+mkdir -p /run/log && mount -t tmpfs log /run/log
 mkdir -p /run/log/journal /run/systemd/journal
 ln -s /run/systemd/journal/dev-log /dev/log
 /lib/systemd/systemd-journald >"$1/journald" 2>&1 &
@@ -45,6 +47,70 @@ exit $status
 """
 
 
+#: One restart that goes well and one that does not, with what docs/observability.md has, at the
+#: paths that it names; then the journal is asked as it says.
+_PAGE = """
+for folder in /var/log /var/lib /usr/local/bin; do mount -t tmpfs own "$folder"; done
+mkdir -p /var/lib/prometheus/node-exporter
+cp "$FOLDER/tell-the-team" "$FOLDER/mail" /usr/local/bin
+chmod 755 /usr/local/bin/*
+PATH=/usr/local/bin:$PATH
+"$@" restart app -q
+"$@" wrap -s app -q --require-new --max-hold 300ms -- true && exit 98
+tries=0
+until [ "$(journalctl -q -t synplug -o cat | wc -l)" -ge 4 ]; do
+    tries=$((tries + 1)); [ $tries -lt 100 ] || exit 97; sleep 0.05
+done
+(@journalctl@) >"$FOLDER/asked"
+cp /var/log/synplug.jsonl /var/lib/prometheus/node-exporter/synplug.prom "$FOLDER"
+"""
+
+
+def in_journald(
+    lab: ClientServer, folder: Path, argv: list[str], environ: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run it beside a journald of its own, on the server."""
+    script = ["unshare", "-m", "--propagation", "private", "sh", "-c", _JOURNALD, "sh"]
+    variables = [f"{name}={value}" for name, value in environ.items()]
+    return subprocess.run(
+        lab.server.command(["env", *variables, *script, str(folder), *argv]),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_the_page_s_configuration_and_hook(
+    lab: ClientServer, simple: SimpleService, tmp_path: Path
+) -> None:
+    page = "docs/observability.md"
+    (tmp_path / "tell-the-team").write_text(block(page, "exec mail"))
+    mails = tmp_path / "mails"
+    (tmp_path / "mail").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{mails}; cat >{mails}.text\n')
+    config = tmp_path / "synplug.toml"
+    restart = json.dumps(simple.restart_argv("--delay", "0.2"))
+    service = f"[service.app]\nport = 8080\nrestart = {restart}\n"
+    config.write_text(block(page, "on-event =") + service)
+    config.chmod(0o600)
+    environ = {
+        "JOURNAL": str(tmp_path / "journal"),
+        "FOLDER": str(tmp_path),
+        "SYNPLUG_CONFIG": str(config),
+    }
+    script = _PAGE.replace("@journalctl@", block(page, "journalctl"))
+    done = in_journald(lab, tmp_path, ["sh", "-e", "-c", script, "sh", *shell.SYNPLUG], environ)
+    assert done.returncode == 0, done
+    lines = (tmp_path / "asked").read_text().splitlines()
+    assert [": app: " in line for line in lines] == [True] * 5, "all of the service, and one"
+    assert "app: deadline, exit 124" in lines[-1]
+    assert mails.read_text().startswith("-s\nsynplug: deadline on "), "of the other one no mail"
+    assert mails.read_text().endswith("\nteam@example.com\n")
+    assert json.loads(Path(f"{mails}.text").read_text())["outcome"] == "deadline"
+    assert len((tmp_path / "synplug.jsonl").read_text().splitlines()) == 4
+    assert 'synplug_last_exit_code{service="app"} 124.0' in (tmp_path / "synplug.prom").read_text()
+
+
 def test_everybody_is_told_of_a_restart(
     lab: ClientServer, simple: SimpleService, tmp_path: Path
 ) -> None:
@@ -58,18 +124,10 @@ def test_everybody_is_told_of_a_restart(
     )
     config.chmod(0o600)
     journal = tmp_path / "journal"
-    script = ["unshare", "-m", "--propagation", "private", "sh", "-c", _JOURNALD, "sh"]
     words = ["restart", "web", "-q", "--config", str(config), "--json", str(tmp_path / "report")]
     with Load(lab.client, simple.targets(lab), rate_per_s=300) as load:
-        done = subprocess.run(
-            lab.server.command(
-                ["env", f"JOURNAL={journal}", *script, str(tmp_path), *shell.SYNPLUG, *words]
-            ),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        environ = {"JOURNAL": str(journal)}
+        done = in_journald(lab, tmp_path, [*shell.SYNPLUG, *words], environ)
         kept = load.stop()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
     assert kept.failures == 0, kept.summary()

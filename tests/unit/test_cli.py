@@ -234,6 +234,14 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
         (["wrap", "--on-full", "drpo", "--", "x"], ["--on-full", "did you mean drop?"]),
         ([], ["VERB"]),
         (["doctor", "--", "x"], ["doctor takes no command"]),
+        (["restart", "--", "x"], ["restart takes no command", "say 'synplug wrap -- CMD'"]),
+        (
+            ["wrap", "-p", "80", "443", "--", "x"],
+            ["arguments: 443; a value of several", "repeated"],
+        ),
+        (["wrap", "--check", "nginx", "-t", "--", "x"], ["arguments: -t; a value of several"]),
+        (["wrap", "-p", "80", "./x"], ["arguments: ./x; put -- before the command"]),
+        (["release", "app"], ["required: --name", "'synplug status' shows the holds"]),
         (["status", "-p", "80"], ["unrecognized arguments: -p"]),
     ],
 )

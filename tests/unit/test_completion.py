@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +83,86 @@ def test_other_shells_take_theirs(shell: str, tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+class Zsh:
+    """An interactive zsh on a terminal of its own, with no other configuration than is given.
+
+    Its Control-O appends the line to a file, Control-U clears it.
+    """
+
+    def __init__(self, folder: Path, configuration: str, config: str) -> None:
+        self._lines = folder / "lines"
+        self._lines.touch()
+        environ = {
+            "PATH": f"{BIN}:/usr/bin:/bin",
+            "HOME": str(folder),
+            "TERM": "dumb",
+            "SYNPLUG_CONFIG": config,
+            "LC_ALL": "C.UTF-8",
+        }
+        self._pid, self._terminal = pty.fork()
+        if self._pid == 0:
+            os.chdir("/")
+            os.execvpe("zsh", ["zsh", "-f", "-i"], environ)
+        # Before it reads keys itself, the terminal would swallow some of those that are typed.
+        reads = folder / "reads"
+        self._write(
+            f"{configuration}\n"
+            f"show() {{ print -r -- $BUFFER >>{self._lines} }}; zle -N show; bindkey '^O' show; "
+            f"zle-line-init() {{ : >{reads} }}; zle -N zle-line-init\n"
+        )
+        self._read_until(reads.exists)
+
+    def completed(self, line: str) -> str:
+        """What the line is after a Tab."""
+        before = self._lines.read_text()
+        self._write(f"{line}\t\x0f\x15")
+        self._read_until(lambda: self._lines.read_text() != before)
+        return self._lines.read_text().removeprefix(before).strip()
+
+    def close(self) -> None:
+        """Hang up."""
+        os.close(self._terminal)
+        os.waitpid(self._pid, 0)
+
+    def _write(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def _read_until(self, so_it_is: Callable[[], bool]) -> None:
+        text, give_up_s = b"", time.monotonic() + 20
+        while not so_it_is():
+            assert time.monotonic() < give_up_s, text.decode(errors="replace")
+            if select.select([self._terminal], [], [], 0.02)[0]:
+                text += os.read(self._terminal, 4096)
+
+
+@pytest.mark.parametrize("how", ["source", "fpath"])
+def test_zsh_completes_at_the_first_tab(how: str, tmp_path: Path) -> None:
+    """By a line in .zshrc, and as a file of $fpath."""
+    config = tmp_path / "synplug.toml"
+    config.write_text("[service.web]\nport = 80\n")
+    config.chmod(0o600)
+    (tmp_path / "site").mkdir()
+    file = tmp_path / "site" / "_synplug"
+    file.write_text(completion.zsh())
+    configuration = {
+        "source": f"source {file}",
+        "fpath": f"fpath=({file.parent} $fpath); autoload -U compinit && compinit -u",
+    }[how]
+    zsh = Zsh(tmp_path, configuration, str(config))
+    try:
+        for typed, line in (
+            ("synplug rest", "synplug restart"),
+            ("synplug wrap --on-f", "synplug wrap --on-full"),
+            ("synplug wrap --on-full p", "synplug wrap --on-full pass"),
+            ("synplug wrap -p 80 -- systemct", "synplug wrap -p 80 -- systemctl"),
+            ("synplug restart w", "synplug restart web"),
+            ("synplug wrap --no-such", "synplug wrap --no-such"),
+        ):
+            assert zsh.completed(typed) == line
+    finally:
+        zsh.close()
+
+
 def test_the_verb_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
     for shell in ("bash", "zsh", "fish"):
         assert main(["completion", shell]) == 0
@@ -120,6 +205,10 @@ def test_man_can_read_them(name: str) -> None:
     )  # fmt: skip
     assert done.stderr == ""
     assert name.removesuffix(".1").replace("synplug-", "synplug ").split()[0] in done.stdout
+    if name == "synplug.1":
+        assert re.search(r"^ +synplug doctor  +does it work here\?$", done.stdout, re.MULTILINE)
+    if name == "synplug-completion.1":
+        assert re.search(r"^ +fish  /etc/fish/completions/", done.stdout, re.MULTILINE)
     if name == "synplug-wrap.1":
         assert "--max-hold TIME" in done.stdout
         assert "release at the latest after this long" in done.stdout

@@ -338,7 +338,9 @@ def test_check_names_every_problem_and_finds_none_in_a_right_one(
     assert main(["config", "check", "b", "--config", place]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert main(["config", "check", "--config", write(BOTH)]) == 0
-    assert "1 services" in capsys.readouterr().out
+    assert "1 service in " in capsys.readouterr().out
+    assert main(["config", "check", "--config", "/dev/null"]) == 0
+    assert "there is no configuration" in capsys.readouterr().out
     place = write("[service.a]\nx = 1\n", "other.toml")
     assert main(["config", "check", "--json", "--config", place]) == 1
     assert len(json.loads(capsys.readouterr().out)["problems"]) == 1
@@ -446,6 +448,9 @@ def test_a_service_that_is_not_configured(write: Write) -> None:
     with pytest.raises(UsageError, match="no service 'mail'") as error:
         options_of(["wrap", "-s", "mail", "--config", place])
     assert error.value.remedy == f"web: {place}"
+    with pytest.raises(UsageError) as error:
+        options_of(["restart", "mail", "--config", "/dev/null"])
+    assert "write [service.mail] in /etc/synplug.toml" in error.value.remedy
 
 
 def test_another_service_s_mistake_stops_nobody_and_the_own_one_does(write: Write) -> None:
@@ -521,6 +526,9 @@ def test_show_says_where_each_value_comes_from(
     assert main(["config", "show", "--config", place]) == 0
     text = capsys.readouterr().out
     assert re.search(rf"^  max-hold +12s +{re.escape(place)}:10$", text, re.MULTILINE)
+    assert re.search(r"^  quiesce +1s +default$", text, re.MULTILINE), "as it can be written there"
+    (own,) = re.findall(r"^  settle +(\S+) ", text, re.MULTILINE)
+    assert own == "50ms"
     assert main(["config", "show", "wbe", "--config", place]) == 125
 
 

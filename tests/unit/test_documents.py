@@ -15,32 +15,19 @@ import pytest
 from synplug.cli.config import _problems
 from synplug.cli.config_files import ConfigFile
 from synplug.cli.main import _VERBS
-from synplug.cli.options import parser
+from synplug.cli.options import _BEGINNING, parser
 from synplug.cli.settings import Configuration, given_by
 from synplug.errors import UsageError
+from tests.document_blocks import PAGES, ROOT, RUN_BY, blocks, blocks_in, is_run, where_is
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    [
-        ROOT / "README.md",
-        *(ROOT / "docs").glob("*.md"),
-        *(ROOT / "integrations").glob("*/README.md"),
-    ]
-)
 SHELLS = {"sh", "crontab"}
 #: What may stand before a call: cron's user, the last option of systemd-run.
 BEFORE = {"root", "--quiet"}
-
-
-def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """The fenced blocks of a page: their language and their text."""
-    for found in re.finditer(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
-        yield found.group(1), found.group(2)
 
 
 def calls(text: str) -> Iterator[list[str]]:
@@ -105,6 +92,48 @@ def test_there_are_many_and_a_wrong_one_would_be_seen() -> None:
     ]
 
 
+def homeless(page: str, text: str) -> list[str]:
+    """The blocks that no test runs, without a reason why."""
+    return [
+        block
+        for language, block in blocks_in(text)
+        if is_run(language, block) and not where_is(page, block)
+    ]
+
+
+def test_every_block_is_run_by_a_test_or_it_is_said_why_not() -> None:
+    named = set()
+    for page in PAGES:
+        name = str(page.relative_to(ROOT))
+        assert homeless(name, page.read_text()) == [], name
+        named |= {(name, where_is(name, text)) for language, text in blocks(page)}
+    for name, tests in RUN_BY.items():
+        for part, where in tests.items():
+            assert (name, where) in named, f"{name}: no block with {part!r} any more"
+            reason = where.removeprefix("not here: ")
+            if reason == where:
+                module, _, test = where.partition("::")
+                source = (ROOT / "tests" / module).read_text()
+                assert f"\ndef {test}(" in source, f"{name}: {where}"
+
+
+def test_a_new_block_that_nobody_runs_is_seen() -> None:
+    """The control."""
+    new = "```sh\nsynplug wrap -- ./new\n```\n"
+    assert homeless("docs/nginx.md", new) == ["synplug wrap -- ./new\n"]
+    assert homeless("docs/new.md", new) == ["synplug wrap -- ./new\n"]
+    assert homeless("docs/new.md", "```\n$ synplug status\n```\n") == ["$ synplug status\n"]
+    assert homeless("docs/new.md", "```\na drawing\n```\n") == []
+
+
+def test_the_help_s_first_steps_are_understood() -> None:
+    steps = [call for call in calls(_BEGINNING.replace("?", "")) if call]
+    assert [call[0] for call in steps] == ["doctor", "wrap", "wrap", "wrap"]
+    assert parser().format_help().index("to begin with:") > 0
+    for call in steps[1:]:
+        parser().parse_args(call[: call.index("--")])
+
+
 CONFIGURATIONS = [
     (page, text) for page in PAGES for language, text in blocks(page) if language == "toml"
 ]
@@ -138,6 +167,18 @@ def test_every_row_of_the_failure_modes_names_a_test_that_is_there() -> None:
         for folder, module, test in named:
             source = (ROOT / "tests" / (folder or "integration/") / module).read_text()
             assert f"\ndef {test}(" in source, f"{row[0]}: {module}::{test}"
+
+
+def test_every_alternative_has_a_source_that_can_be_read() -> None:
+    page = (ROOT / "docs/comparison.md").read_text()
+    table, sources = page.partition("## Among the alternatives")[2].split("\nSources:\n")
+    rows = [line for line in table.splitlines() if re.match(r"\| (?!synplug )", line)]
+    names = [row.split(" | ")[0] for row in rows]
+    assert [name for name in names if "[" not in name] == ["|", "| nothing: stop and start"]
+    cited = {number for name in names for number in re.findall(r"\[(\d+)\]", name)}
+    listed = dict(re.findall(r"^(\d+)\. ((?:.+\n)(?:   .*\n)*)", sources, re.MULTILINE))
+    assert cited == listed.keys()
+    assert [number for number, text in listed.items() if "<https://" not in text] == []
 
 
 def site_of(configuration: Path, to: Path) -> subprocess.CompletedProcess[str]:

@@ -65,6 +65,16 @@ def test_a_whole_command_in_one_word_is_no_program(folder: Path) -> None:
         resolve(f"{folder}/my program")
 
 
+def test_a_script_that_nobody_may_execute_is_told_what_it_lacks(folder: Path) -> None:
+    script = folder / "restart app"
+    script.write_text("#!/bin/sh\n")
+    with pytest.raises(CommandError) as error:
+        resolve(str(script))
+    assert error.value.remedy == f"chmod +x '{script}', if it is meant to be"
+    script.chmod(0o755)
+    assert resolve(str(script)) == str(script)
+
+
 @pytest.mark.parametrize("name", ["text", "{}/text", "{}/folder"])
 def test_what_cannot_be_executed(folder: Path, name: str) -> None:
     with pytest.raises(CommandError, match="cannot be executed") as error:

@@ -135,7 +135,27 @@ def test_a_command_that_tells_nothing_lists_who_listens() -> None:
         "  -p [::]:22  owner not visible",
         "  -p 127.0.0.1:443  x (pid 9)",
         "  -p [::1]:443  owner not visible",
-        "  -p *:8080  appd (pid 8), x (pid 9)",
+        "  -p 8080  appd (pid 8), x (pid 9)",
+    ]
+
+
+def test_a_port_that_one_service_has_for_all_is_listed_once() -> None:
+    """Who takes the first of two lines would hold half of its clients."""
+    machine = Machine(
+        listener(1, "0.0.0.0", 80),
+        listener(2, "::", 80, v6only=True),
+        listener(3, "0.0.0.0", 81),
+        listener(4, "::", 81, v6only=True),
+    )
+    machine.processes.inodes = {8: {1001, 1002, 1003}, 9: {1004}}
+    machine.processes.names = {8: "nginx", 9: "other"}
+    with pytest.raises(TargetError) as error:
+        machine.find(argv=("./restart",))
+    assert error.value.remedy.splitlines() == [
+        "who listens here:",
+        "  -p 80  nginx (pid 8)",
+        "  -p 0.0.0.0:81  nginx (pid 8)",
+        "  -p [::]:81  other (pid 9)",
     ]
 
 

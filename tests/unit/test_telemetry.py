@@ -6,12 +6,14 @@ import argparse
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -26,7 +28,11 @@ from synplug.cli.report_json import report_dict
 from synplug.cli.telemetry import Telemetry
 from synplug.errors import CommandNotFoundError, UsageError
 from synplug.model import Endpoint, HoldSpec, Outcome, Report
+from tests.document_blocks import block
 from tests.unit.examples import example_report
+
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+PROMTOOL = _CACHE / "netlab" / "promtool" / "promtool"
 
 
 def failed_report() -> Report:
@@ -74,14 +80,65 @@ def test_runs_add_up(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_the_names_are_what_promtool_asks_for(tmp_path: Path) -> None:
+def promtool(*argv: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    """Prometheus's own tool."""
+    if not PROMTOOL.exists():
+        pytest.fail("no promtool: netns-fixtures/setup-promtool.sh fetches it")
+    return subprocess.run(
+        [str(PROMTOOL), *argv], input=text, capture_output=True, text=True, check=False
+    )
+
+
+def test_promtool_has_nothing_to_say_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "synplug.prom"
-    add_to_file(str(path), "web", example_report())
-    for line in path.read_text().splitlines():
-        if line.startswith("# TYPE"):
-            _, _, name, kind = line.split()
-            assert name.endswith("_total") == (kind == "counter"), line
-            assert not name.endswith(("_milliseconds", "_count", "_sum", "_bucket")), line
+    for service in ("web", 'a "quoted" one\\'):
+        add_to_file(str(path), service, example_report())
+    done = promtool("check", "metrics", text=path.read_text())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    # The control: a counter that is not called one.
+    done = promtool("check", "metrics", text=path.read_text().replace("_runs_total", "_runs"))
+    assert done.returncode != 0
+    assert "synplug_runs" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "alerts"), [(0, {"NoRestartForADay"}), (3, {"RestartFailed", "NoRestartForADay"})]
+)
+def test_the_page_s_alerts_are_of_our_series(
+    exit_code: int, alerts: set[str], tmp_path: Path
+) -> None:
+    """By Prometheus's own test of rules: they fire on what a run writes, and on its age."""
+    rules = indent(block("docs/observability.md", "expr:"), "  ")
+    (tmp_path / "rules.yml").write_text(f"groups:\n- name: synplug\n  rules:\n{rules}")
+    path = tmp_path / "synplug.prom"
+    add_to_file(str(path), "web", replace(example_report(), started_at=0.0))
+    if exit_code:
+        add_to_file(str(path), "web", replace(example_report(), exit_code=exit_code))
+    lines = [line.rsplit(" ", 1) for line in path.read_text().splitlines() if line[0] != "#"]
+    series = [{"series": name, "values": f"{float(value):g}x1500"} for name, value in lines]
+    day = {
+        name: [{"exp_labels": {"service": "web"}}] if name in alerts else []
+        for name in ("RestartFailed", "NoRestartForADay")
+    }
+    hour = day | {"NoRestartForADay": []}
+    test = {
+        "rule_files": ["rules.yml"],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": series,
+                "alert_rule_test": [
+                    {"eval_time": when, "alertname": name, "exp_alerts": fired}
+                    for when, expected in (("1h", hour), ("1441m", day))
+                    for name, fired in expected.items()
+                ],
+            }
+        ],
+    }
+    (tmp_path / "test.yml").write_text(json.dumps(test))  # which is YAML
+    done = promtool("test", "rules", str(tmp_path / "test.yml"))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

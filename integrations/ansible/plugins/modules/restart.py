@@ -133,7 +133,9 @@ options:
     description: First wait for a random time, so long at the most.
     type: str
   only_if_changed:
-    description: Do nothing where these files are what they were at the last successful run.
+    description:
+      - Do nothing where these files are what they were at the last successful run.
+      - A restart that failed is so tried again by the next play; a handler would not be.
     type: list
     elements: path
   log:
@@ -173,10 +175,11 @@ notes:
 """
 
 EXAMPLES = r"""
-- name: Restart a systemd unit; its ports are found out
+- name: Restart a systemd unit whose configuration has changed; its ports are found out
   synplug.ops.restart:
     unit: haproxy
     check: haproxy -c -q -f /etc/haproxy/haproxy.cfg
+    only_if_changed: /etc/haproxy/haproxy.cfg
   become: true
 
 - name: Restart a service as the host is configured for it
