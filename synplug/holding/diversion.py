@@ -141,6 +141,8 @@ class Diversion:
         )
         with suppress(KernelError):  # without cls_fw a marked probe waits like the others
             self._control.pass_mark(where)
+        found = self._control.filters(device, self._side)  # an answer can be lost as well
+        if (where.preference, mark) in ((one.preference, one.handle) for one in found):
             self._filters[device, mark] = where
 
     def _forget_others(self, chosen: set[int]) -> None:
@@ -196,8 +198,9 @@ class Diversion:
             is_ours = device.index in self._ours
             if not is_ours and not self._control.has_ingress(device.index, side=self._side):
                 return False
-        if self._control.make_ingress(device.index, side=self._side) or _is_of_a_run(device.index):
-            self._ours[device.index] = device.name
+        if not self._control.has_ingress(device.index) or _is_of_a_run(device.index):
+            self._ours[device.index] = device.name  # before it is made: the answer may be lost
+        self._control.make_ingress(device.index, side=self._side)
         found = self._control.filters(device.index, self._side)
         taken = {one.preference for one in found}
         self._preferences[device.index] = next(

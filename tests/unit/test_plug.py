@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 
@@ -808,6 +809,44 @@ def kill_after(alive: pytest.MonkeyPatch, changes: int) -> None:
         change(self, what)
 
     alive.setattr(FakeControl, "_do", last)
+
+
+CHANGES = ("make_ifb", "make_plug", "make_ingress", "add_filter", "pass_mark")
+
+
+@pytest.mark.parametrize("number", range(2 * len(LOCAL) + 4))
+def test_what_was_made_though_its_answer_was_lost_is_removed(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The kernel had no memory left for the answer (ENOBUFS)."""
+    left = [number]
+    for name in CHANGES:
+        lose_the_answer(monkeypatch, name, left)
+    backend = PlugBackend(SPEC)
+    with suppress(KernelError):
+        backend.arm()
+        backend.hold()
+        backend.open()
+    assert left[0] < 0, "it was lost"
+    backend.close()
+    assert control.there == {1: "lo", 2: "eth0"}
+    assert control.ingress == {2}
+    assert len(control.installed) == 1
+
+
+def lose_the_answer(monkeypatch: pytest.MonkeyPatch, name: str, left: list[int]) -> None:
+    """Of one of these changes, after so many others."""
+    change = getattr(FakeControl, name)
+
+    def losing(*arguments: Any, **options: Any) -> Any:
+        result = change(*arguments, **options)
+        if name != "make_ingress" or result:  # else nothing was changed
+            left[0] -= 1
+            if left[0] == -1:
+                raise KernelError(name, errno.ENOBUFS)
+        return result
+
+    monkeypatch.setattr(FakeControl, name, losing)
 
 
 def test_a_mark_whose_removal_is_refused_once_is_removed(
