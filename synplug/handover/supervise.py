@@ -200,10 +200,11 @@ class _Supervisor:
         except Exception as error:  # noqa: BLE001 -- whatever it is, the current one serves on
             return str(unforeseen(error))
         swap = Swap(plan, tools, old=current, lineage=self._lineage, number=self._number)
-        swap.carry_out()
-        if swap.is_done and swap.new is not None and swap.retirement is not None:
+        self._see_to(swap.carry_out)  # even if its end was refused, what it has done is known
+        if swap.is_done and swap.new is not None:
             self._current = swap.new
-            self._retirements.append(swap.retirement)
+            if swap.retirement is not None:
+                self._retirements.append(swap.retirement)
         else:
             self._see_to(lambda: self._go_back_to(current))
         self._see_to(self._forget)
