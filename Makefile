@@ -33,8 +33,11 @@ test: setup
 	@$(GUEST) --systemd
 	$(PYTHON) -m pytest
 
+FAULTS := $(wildcard tests/integration/test_*faults.py) tests/guest/test_plug_faults.py
+
 faults: setup
-	$(PYTHON) -m pytest -m "faults or not faults" tests/integration/test_faults.py tests/integration/test_swap_faults.py
+	@$(GUEST)
+	$(PYTHON) -m pytest -m "faults or not faults" $(FAULTS)
 
 swaps: setup
 	$(PYTHON) -m pytest -s -m "swaps or not swaps" tests/integration/test_swap_load.py
@@ -42,7 +45,7 @@ swaps: setup
 kernels: setup
 	@for suite in bullseye bookworm trixie sid; do $(GUEST) --suite $$suite || exit; done
 	@$(GUEST) --systemd
-	KERNELS="machine bullseye bookworm trixie sid" KERNELS_TABLES=docs/kernels.md $(PYTHON) -m pytest -m "kernels or not kernels" tests/guest
+	KERNELS="machine bullseye bookworm trixie sid" KERNELS_TABLES=docs/kernels.md $(PYTHON) -m pytest -m "not faults" tests/guest
 
 unit: setup
 	$(PYTHON) -m pytest tests/unit

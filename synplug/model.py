@@ -87,6 +87,7 @@ class ReleaseReason(enum.Enum):
     ORPHANED = "orphaned"
     SIGNAL = "signal"
     KEEPER_LOST = "keeper-lost"
+    KEEPER_STUCK = "keeper-stuck"
 
 
 Address = IPv4Address | IPv6Address

@@ -111,6 +111,8 @@ def _hold_rows(report: Report) -> list[tuple[str, str]]:
         return [("held", "nothing")]
     if hold.reason is ReleaseReason.KEEPER_LOST:
         return [("held", f"not known: the keeper was lost, {_fate_of_held(hold.backend)}")]
+    if hold.reason is ReleaseReason.KEEPER_STUCK:
+        return [("held", "not known: the keeper does not end, and holds until it does")]
     counts = hold.counts
     words = [
         f"{counts.held} connections waited, {counts.released} released",

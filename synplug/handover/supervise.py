@@ -86,6 +86,7 @@ class _Supervisor:
         self._collected_s = float("-inf")
         #: Those that have been sent a signal that ends them.
         self._told: list[Generation] = []
+        self._complaint = ""
 
     def run(self) -> int:
         """The whole life; whatever is raised in it, no generation is left behind."""
@@ -107,13 +108,19 @@ class _Supervisor:
             if self._signals.ending is not None:
                 return self._stop(self._signals.ending)
             assert self._current is not None
-            if not self._current.may_serve(self._plan.endpoints):
+            if not self._serves(self._current):
                 status = self._current_status()
                 return self._end(signal.SIGTERM, EXIT_UNKNOWN if status is None else status)
             if self._signals.reloads_heard > self._served:
                 self._reload()
                 continue
             self._signals.pause(min(_TURN_S, self._around.notifier.interval_s or _TURN_S))
+
+    def _serves(self, current: Generation) -> bool:
+        """Whether it may; if that cannot be seen now, it does."""
+        seen = []
+        self._see_to(lambda: seen.append(current.may_serve(self._plan.endpoints)))
+        return seen != [False]
 
     # --- the first one
 
@@ -168,10 +175,10 @@ class _Supervisor:
         assert self._current is not None
         heard = self._signals.reloads_heard
         self._state = replace(self._state, heard=heard)
-        self._publish()
+        self._see_to(self._publish)
         self._number += 1
         notifier = self._around.notifier
-        notifier.reloading(f"generation {self._number} starts")
+        self._see_to(lambda: notifier.reloading(f"generation {self._number} starts"))
         failure = self._swap(self._current)
         self._served = heard
         self._state = replace(
@@ -179,32 +186,41 @@ class _Supervisor:
         )
         if not failure:
             self._state = replace(self._state, generation=self._number)
-        self._publish()
-        number = self._state.generation
-        words = f"generation {number} serves"
-        notifier.ready(f"{words}; the last reload failed: {failure}" if failure else words)
+        self._see_to(self._publish)
+        words = f"generation {self._state.generation} serves"
+        words += f"; the last reload failed: {failure}" if failure else ""
+        self._see_to(lambda: notifier.ready(words))
 
     def _swap(self, current: Generation) -> str:
         """Try; returns why the current one serves on, or ``""``."""
         try:
             spec = self._around.spec(current)
             tools = replace(self._around.tools(spec), signals=self._signals)
+            plan = self._plan_of(self._number, spec)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the current one serves on
             return str(unforeseen(error))
-        plan = self._plan_of(self._number, spec)
         swap = Swap(plan, tools, old=current, lineage=self._lineage, number=self._number)
-        swap.carry_out()
-        report = swap.report()
-        if swap.is_done and swap.new is not None and swap.retirement is not None:
+        self._see_to(swap.carry_out)  # even if its end was refused, what it has done is known
+        if swap.is_done and swap.new is not None:
             self._current = swap.new
-            self._retirements.append(swap.retirement)
-        elif current.may_live():
+            if swap.retirement is not None:
+                self._retirements.append(swap.retirement)
+        else:
+            self._see_to(lambda: self._go_back_to(current))
+        self._see_to(self._forget)
+        failure = "its report could not be made"
+        try:
+            report = swap.report()
+            failure = report.error or "; ".join(report.warnings) or report.outcome.value
+            self._around.tell(report)
+        except Exception as error:  # noqa: BLE001 -- what was done is done
+            self._complain(error)
+        return "" if swap.is_done else failure
+
+    def _go_back_to(self, current: Generation) -> None:
+        """After a failed swap: what starts from now on is its, if it lives."""
+        if current.may_live():
             self._lineage.latest = current.number
-        self._forget()
-        self._around.tell(report)
-        if swap.is_done:
-            return ""
-        return report.error or "; ".join(report.warnings) or report.outcome.value
 
     def _plan_of(self, number: int, spec: HoldSpec | None) -> SwapPlan:
         plan = self._plan.generation
@@ -224,15 +240,35 @@ class _Supervisor:
 
     # --- duties
 
+    def _see_to(self, duty: Callable[[], None]) -> None:
+        """Do it; that it was refused, or is wrong, is told, and no reason to stop serving."""
+        try:
+            duty()
+        except Exception as error:  # noqa: BLE001 -- whatever it is
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        """Once of what comes again and again."""
+        words = f"synplug: {unforeseen(error)}"
+        if words != self._complaint:
+            self._complaint = words
+            self._around.complain(words)
+
     def _meanwhile(self, has_time: bool) -> None:
-        self._around.notifier.alive()
+        self._see_to(self._around.notifier.alive)
         if has_time:
-            self._retirements = [one for one in self._retirements if not one.step()]
-            if self._signals.reloads_heard != self._state.heard:
-                self._state = replace(self._state, heard=self._signals.reloads_heard)
-                self._publish()
-            self._forget()
-            self._collect()
+            for duty in (self._retire, self._publish_what_was_heard, self._forget, self._collect):
+                self._see_to(duty)
+
+    def _retire(self) -> None:
+        for one in list(self._retirements):
+            if one.step():
+                self._retirements.remove(one)
+
+    def _publish_what_was_heard(self) -> None:
+        if self._signals.reloads_heard != self._state.heard:
+            self._state = replace(self._state, heard=self._signals.reloads_heard)
+            self._publish()
 
     def _collect(self) -> None:
         """Orphans that have ended: as their parent we would keep them as zombies."""

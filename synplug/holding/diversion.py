@@ -9,17 +9,17 @@ and must not be diverted twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_network
 
-from synplug.errors import KernelError, ReleaseError, SynplugError, UnsupportedError, UsageError
+from synplug.errors import KernelError, ReleaseError, SynplugError, UsageError
 from synplug.holding.ledger import Ledger, entries
 from synplug.holding.ownership import (
     CLSACT,
-    MOST_FILTERS,
     PREFERENCES,
+    check_number,
     first_handle,
     is_of,
     marks_of,
@@ -109,7 +109,7 @@ class Diversion:
         devices = self._devices()
         wanted = list(self._wanted())
         if is_first:
-            _check_number(len(devices) * len(wanted))
+            check_number(len(devices) * len(wanted))
         self._spread = True
         self._forget_others({device.index for device in devices})
         self._forget_removed()
@@ -128,6 +128,22 @@ class Diversion:
                 self._add(device.index, syns, flower.redirect(target))
             for syns in self._passing:
                 self._add(device.index, syns, flower.accept())
+            if device.name == _LOOPBACK:  # a mark does not leave the machine
+                self._pass_mark(device.index)
+
+    def _pass_mark(self, device: int) -> None:
+        """Let marked probes pass. Last of all: by the filters beside it, it is known as ours."""
+        mark = self._spec.probe_mark
+        if (device, mark) in self._filters or not any(key[0] == device for key in self._filters):
+            return
+        where = flower.mark_place(
+            mark, device=device, preference=self._preferences[device], parent=self._side
+        )
+        with suppress(KernelError):  # without cls_fw a marked probe waits like the others
+            self._control.pass_mark(where)
+        found = self._control.filters(device, self._side)  # an answer can be lost as well
+        if (where.preference, mark) in ((one.preference, one.handle) for one in found):
+            self._filters[device, mark] = where
 
     def _forget_others(self, chosen: set[int]) -> None:
         """Forget devices that are gone; take the filters from one that has become a port.
@@ -182,8 +198,9 @@ class Diversion:
             is_ours = device.index in self._ours
             if not is_ours and not self._control.has_ingress(device.index, side=self._side):
                 return False
-        if self._control.make_ingress(device.index, side=self._side) or _is_of_a_run(device.index):
-            self._ours[device.index] = device.name
+        if not self._control.has_ingress(device.index) or _is_of_a_run(device.index):
+            self._ours[device.index] = device.name  # before it is made: the answer may be lost
+        self._control.make_ingress(device.index, side=self._side)
         found = self._control.filters(device.index, self._side)
         taken = {one.preference for one in found}
         self._preferences[device.index] = next(
@@ -192,16 +209,6 @@ class Diversion:
             if taken.isdisjoint(range(first, first + PREFERENCES))
         )
         self._tell_of_others(device, found)
-        if device.name == _LOOPBACK:  # a mark does not leave the machine
-            where = flower.mark_place(
-                self._spec.probe_mark,
-                device=device.index,
-                preference=self._preferences[device.index],
-                parent=self._side,
-            )
-            with suppress(KernelError):  # without cls_fw a marked probe waits like the others
-                self._control.pass_mark(where)
-                self._filters[device.index, self._spec.probe_mark] = where
         return True
 
     def _tell_of_others(self, device: Device, found: list[Installed]) -> None:
@@ -222,7 +229,7 @@ class Diversion:
     def _add(self, device: int, syns: SynFilter, action: bytes) -> None:
         if (device, syns) in self._filters:
             return
-        _check_number(self._next_handle - self._first_handle + 1)
+        check_number(self._next_handle - self._first_handle + 1)
         is_v6 = syns.destination.version == 6
         order = (1 if syns.source else 3) + is_v6
         where = flower.place(
@@ -248,12 +255,12 @@ class Diversion:
         self._remove_filters(list(self._filters))
 
     def _remove_filters(self, keys: list[tuple[int, SynFilter | int]]) -> None:
-        """Remove these, all that can be.
+        """Remove these, all that can be: a mark before the filters that tell whose it is.
 
         :raises KernelError: one could not; it stays noted.
         """
         error: KernelError | None = None
-        for key in keys:
+        for key in sorted(keys, key=lambda key: self._filters[key].handle != self._spec.probe_mark):
             try:
                 self._control.remove_filter(self._filters[key])
                 del self._filters[key]
@@ -273,8 +280,9 @@ class Diversion:
                 self.end()
             except KernelError as failure:
                 error = failure
+            noted = {(one.device, one.preference, one.handle) for one in self._filters.values()}
             self._filters.clear()
-            self._find_filters()
+            self._find_filters(noted)
             if not self._filters:
                 return
         why = f": {error}" if error is not None else ""
@@ -308,27 +316,23 @@ class Diversion:
             if device.index in made_here and self._control.has_ingress(device.index):
                 self._ours[device.index] = device.name
 
-    def _find_filters(self) -> None:
-        """Note all filters of this run that the kernel has."""
+    def _find_filters(self, noted: Collection[tuple[int, int, int]] = ()) -> None:
+        """Note all filters of this run that the kernel has.
+
+        :param noted: others that are known as its, by device, preference and handle: a mark that
+            could not be removed has nothing beside it any more that tells.
+        """
         for device in self._control.devices():
             for side in (flower.INGRESS, flower.EGRESS):
                 found = self._control.filters(device.index, side)
-                held = [one for one in found if is_of(self._spec.run_id, one.handle)]
+                held = [
+                    one
+                    for one in found
+                    if is_of(self._spec.run_id, one.handle)
+                    or (one.device, one.preference, one.handle) in noted
+                ]
                 held += marks_of(found, self._spec.probe_mark, {one.preference for one in held})
                 self._filters |= {(device.index, one.handle): one for one in held}
-
-
-def _check_number(filters: int) -> None:
-    """Whether a run has handles for so many.
-
-    :raises UnsupportedError: it has not.
-    """
-    if filters > MOST_FILTERS:
-        raise UnsupportedError(
-            f"a plug would need {filters} filters (devices times addresses times ports), "
-            f"and can have {MOST_FILTERS}",
-            remedy="name the devices with --dev, or the addresses with -p ADDRESS:PORT",
-        )
 
 
 def _is_of_a_run(device: int) -> bool:

@@ -167,15 +167,20 @@ class KeeperLink:
     # --- the keeper's end
 
     def _kill(self, why: str) -> NoReturn:
-        """End a keeper that does not answer; the kernel, or we, undo what it had."""
+        """End a keeper that does not answer; the kernel, or we, undo what it had.
+
+        Only a dead one can be cleaned up after. One that waits in the kernel for something that
+        no signal interrupts, or whose pid is not known here, lives on.
+        """
+        has_ended = self.keeper_pid > 0 or self._gone
         if self._pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            self._has_ended(_GONE_TIMEOUT_S)  # only a dead keeper can be cleaned up after
-        self._died(why)
+            has_ended = self._has_ended(_GONE_TIMEOUT_S)
+        self._died(why, has_ended=has_ended)
 
-    def _died(self, why: str = "died") -> NoReturn:
-        """The keeper is gone.
+    def _died(self, why: str = "died", *, has_ended: bool = True) -> NoReturn:
+        """The keeper is gone, or cannot be reached.
 
         :raises KeeperError: always, after what it left has been cleaned up.
         """
@@ -186,12 +191,18 @@ class KeeperLink:
         if self._held_at_s and self._result is None:
             self._result = HoldResult(
                 backend=self.backend,
-                reason=ReleaseReason.KEEPER_LOST,
+                reason=ReleaseReason.KEEPER_LOST if has_ended else ReleaseReason.KEEPER_STUCK,
                 held_at_s=self._held_at_s,
                 opened_at_s=time.monotonic(),
                 counts=HoldCounts(),
             )
         words = f"the keeper (pid {pid}) {why}"
+        if not has_ended:
+            raise KeeperError(
+                f"{words}, and has not ended: connections may still be held, until it does",
+                remedy=f"look at /proc/{pid}/stack for what it waits for; "
+                "when it has ended, run 'synplug recover'",
+            )
         try:
             self._clean_up_after_death()
         except Exception as error:

@@ -18,9 +18,10 @@ from synplug.holding.base import ANY_BACKEND, Backend
 from synplug.holding.diversion import Diversion
 from synplug.holding.remarks import stranded_remark
 from synplug.kernel.capabilities import NET_RAW
+from synplug.kernel.changes import Changes
 from synplug.kernel.flower import SynFilter
 from synplug.kernel.namespaces import wait_for_packets_in_flight
-from synplug.kernel.traffic_control import Changes, PlugState, TrafficControl, load_library
+from synplug.kernel.traffic_control import PlugState, TrafficControl, load_library
 from synplug.model import Flow, HoldCounts, HoldSpec, OnFull
 
 #: Of the names of the devices; a run id fills what is left of a name (IFNAMSIZ, 15).

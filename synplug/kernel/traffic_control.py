@@ -8,9 +8,8 @@ flower: filters are messages of our own (:mod:`synplug.kernel.flower`).
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Any
@@ -24,7 +23,6 @@ from synplug.model import Family
 _NETLINK_ROUTE = 0
 _NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
 _RT_TABLE_LOCAL, _RTN_LOCAL = 255, 2
-_RTMGRP_LINK, _RTMGRP_TC, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x8, 0x10, 0x100
 _ANY = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 -- nobody binds to it
 #: Less than IPV6_MIN_MTU (1280), more than any SYN; ifb does not look at it.
 _WITHOUT_IPV6_BYTES = 1000
@@ -92,37 +90,6 @@ def _refused(action: str) -> Iterator[None]:
         raise KernelError(action, error.errno or 0) from error
 
 
-class Changes:
-    """Says that a device, an address, a qdisc or a filter has come or gone: rtnetlink(7)."""
-
-    def __init__(self) -> None:
-        groups = _RTMGRP_LINK | _RTMGRP_TC | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_ROUTE)
-        self._socket.bind((0, groups))
-
-    def fileno(self) -> int:
-        """The descriptor, readable when something has changed."""
-        return self._socket.fileno()
-
-    def take(self) -> bool:
-        """Whether something has; what it was the caller looks up."""
-        found = False
-        while True:
-            try:
-                self._socket.recv(1 << 16)
-            except BlockingIOError:
-                return found
-            except OSError:  # ENOBUFS: more than the buffer takes is a change, too
-                found = True
-            else:
-                found = True
-
-    def close(self) -> None:
-        """Close it."""
-        self._socket.close()
-
-
 class TrafficControl:
     """Traffic control in the network namespace of the calling thread.
 
@@ -132,24 +99,46 @@ class TrafficControl:
 
     def __init__(self, prefix: str) -> None:
         load_library()
+        self._prefix = prefix
+        self._opened: Any = None
+        with self._asked("open a routing socket"):
+            self._filters = NetlinkSocket(_NETLINK_ROUTE)
+
+    @contextmanager
+    def _asked(self, action: str) -> Iterator[Any]:
+        """The routing socket; what is refused there is our error.
+
+        One that could not be read once refuses everything from then on (pyroute2's
+        ``netlink/core.py``, error_received), its own end too: then the next one is a new one.
+        """
         from pyroute2 import IPRoute
 
-        self._prefix = prefix
-        with _refused("open a routing socket"):
-            self._route: Any = IPRoute()
-        self._filters = NetlinkSocket(_NETLINK_ROUTE)
+        with _refused(action):
+            if self._opened is None:
+                self._opened = IPRoute()
+            try:
+                yield self._opened
+            except OSError:
+                self._close_route()
+                raise
+
+    def _close_route(self) -> None:
+        route, self._opened = self._opened, None
+        if route is not None:
+            with suppress(OSError):
+                route.close()
 
     def close(self) -> None:
         """Close the sockets; everything in the kernel stays."""
         self._filters.close()
-        self._route.close()
+        self._close_route()
 
     # --- devices
 
     def devices(self) -> list[Device]:
         """All of them that are up, or may be later."""
-        with _refused("list the network devices"):
-            found = self._route.get_links()
+        with self._asked("list the network devices") as route:
+            found = route.get_links()
         return [
             Device(
                 index=link["index"],
@@ -172,8 +161,8 @@ class TrafficControl:
 
         :raises UnsupportedError: this kernel has none.
         """
-        with _refused(f"make the ifb device {name}"):
-            self._route.link("add", ifname=name, kind="ifb", mtu=_WITHOUT_IPV6_BYTES)
+        with self._asked(f"make the ifb device {name}") as route:
+            route.link("add", ifname=name, kind="ifb", mtu=_WITHOUT_IPV6_BYTES)
         index = self.index_of(name)
         assert index is not None, "it has just been made"
         self.set_up(index)
@@ -181,13 +170,13 @@ class TrafficControl:
 
     def set_up(self, index: int) -> None:
         """Set it up; nothing happens if it is."""
-        with _refused("set the ifb device up"):
-            self._route.link("set", index=index, state="up")
+        with self._asked("set the ifb device up") as route:
+            route.link("set", index=index, state="up")
 
     def remove_device(self, index: int) -> None:
         """Remove it; what waits in its qdisc is dropped."""
-        with _refused("remove the ifb device"):
-            self._route.link("del", index=index)
+        with self._asked("remove the ifb device") as route:
+            route.link("del", index=index)
 
     def ifb_in_flight(self, index: int) -> int:
         """Packets that an ifb has taken and not yet passed on.
@@ -204,16 +193,16 @@ class TrafficControl:
         return int(self._counters(index)["tx_dropped"])
 
     def _counters(self, index: int) -> Any:
-        with _refused("read the counters of the ifb device"):
-            (link,) = self._route.get_links(index)
+        with self._asked("read the counters of the ifb device") as route:
+            (link,) = route.get_links(index)
         return link.get_attr("IFLA_STATS64")
 
     def local_prefixes(self) -> set[Prefix]:
         """The addresses that this machine answers for: the table *local* of both IP versions."""
         found: set[Prefix] = set()
         for family in Family:
-            with _refused("list the local addresses"):
-                routes = list(self._route.get_routes(family=family.af, table=_RT_TABLE_LOCAL))
+            with self._asked("list the local addresses") as route:
+                routes = list(route.get_routes(family=family.af, table=_RT_TABLE_LOCAL))
             for route in routes:
                 if route["type"] == _RTN_LOCAL:
                     address = route.get_attr("RTA_DST") or _ANY[family]
@@ -228,24 +217,24 @@ class TrafficControl:
         A new one is plugged, takes only the limit from its options, and with any other action
         than a limit would get a limit of 0 (``net/sched/sch_plug.c``, plug_init).
         """
-        with _refused("make a plug qdisc"):
-            self._route.tc("add", "plug", device, action="TCQ_PLUG_LIMIT", limit=limit_bytes)
+        with self._asked("make a plug qdisc") as route:
+            route.tc("add", "plug", device, action="TCQ_PLUG_LIMIT", limit=limit_bytes)
         self.open_plug(device)
 
     def close_plug(self, device: int) -> None:
         """From here on packets wait."""
-        with _refused("close the plug"):
-            self._route.tc("change", "plug", device, action="TCQ_PLUG_BUFFER")
+        with self._asked("close the plug") as route:
+            route.tc("change", "plug", device, action="TCQ_PLUG_BUFFER")
 
     def open_plug(self, device: int) -> None:
         """Everything that waits goes, in order, and nothing waits any more."""
-        with _refused("open the plug"):
-            self._route.tc("change", "plug", device, action="TCQ_PLUG_RELEASE_INDEFINITE")
+        with self._asked("open the plug") as route:
+            route.tc("change", "plug", device, action="TCQ_PLUG_RELEASE_INDEFINITE")
 
     def plug_state(self, device: int) -> PlugState | None:
         """What the root qdisc of *device* says; None when it is no plug, or the device is gone."""
-        with _refused("read the plug's statistics"):
-            qdiscs = list(self._route.get_qdiscs())
+        with self._asked("read the plug's statistics") as route:
+            qdiscs = list(route.get_qdiscs())
         for qdisc in qdiscs:
             if qdisc["index"] == device and qdisc.get_attr("TCA_KIND") == "plug":
                 statistics = qdisc.get_attr("TCA_STATS2")
@@ -263,8 +252,8 @@ class TrafficControl:
     def has_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
         """Whether *device* has a place for filters on that side; an ingress qdisc has but one."""
         kinds = ("ingress", "clsact") if side == flower.INGRESS else ("clsact",)
-        with _refused("list the qdiscs"):
-            qdiscs = list(self._route.get_qdiscs())
+        with self._asked("list the qdiscs") as route:
+            qdiscs = list(route.get_qdiscs())
         return any(
             qdisc["index"] == device and qdisc.get_attr("TCA_KIND") in kinds for qdisc in qdiscs
         )
@@ -281,16 +270,16 @@ class TrafficControl:
                 "an ingress qdisc takes the place of the clsact",
                 remedy="leave out --loopback-egress",
             )
-        with _refused("make a clsact qdisc"):
-            self._route.tc("add", "clsact", device)
+        with self._asked("make a clsact qdisc") as route:
+            route.tc("add", "clsact", device)
         return True
 
     def remove_ingress(self, device: int) -> None:
         """Remove the clsact that was made, unless somebody else has put filters there."""
         if any(self.filters(device, parent) for parent in (flower.INGRESS, flower.EGRESS)):
             return
-        with _refused("remove the clsact qdisc"):
-            self._route.tc("del", "clsact", device)
+        with self._asked("remove the clsact qdisc") as route:
+            route.tc("del", "clsact", device)
 
     def filters(self, device: int, parent: int = flower.INGRESS) -> list[Installed]:
         """The filters there."""

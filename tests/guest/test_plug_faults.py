@@ -6,13 +6,16 @@ code; what a plug does not come to is named here, so that a new step without a c
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +25,16 @@ from tests.guest.plug import PLUG
 from tests.integration import shell
 from tests.integration.conftest import SimpleService
 from tests.integration.connect import connects_within
-from tests.integration.fault_points import AFTER_THE_RELEASE, POINTS, Fault, Party, Point
+from tests.integration.fault_points import (
+    AFTER_THE_RELEASE,
+    LAST_CALLS,
+    POINTS,
+    Fault,
+    Party,
+    Point,
+)
 from tests.integration.fault_run import LAUNCHER
+from tests.integration.plug_fault_points import IN_PARTS, PARTS, PLUG_POINTS
 
 pytestmark = pytest.mark.guests_only
 
@@ -32,12 +43,17 @@ ELSEWHERE = {
     "Backend.release_next": "it opens as a whole",
     "Backend.let_through": "only the run's own connections; test_plug.py of tests/unit",
     "Backend.waiting_by_port": "it opens as a whole",
+    "Pacer.step": "it opens as a whole",
     "Backend.obstacle": "asked only of who uses queues",
     "Backend.clean_up_after_death": "the watcher's, or recover's; test_plug.py",
     "FlushGuard.share": "only of who uses queues",
     "FlushGuard.leave": "only of who uses queues",
     "FlushGuard.try_alone": "only of who uses queues",
 }
+#: Those that it comes to.
+STEPS = [
+    point for point in POINTS.values() if not point.is_detached and point.name not in ELSEWHERE
+]
 #: Struck on every kernel.
 ON_EVERY_KERNEL = ("Backend.arm", "Backend.hold", "Backend.open", "Backend.remove")
 #: Where the keeper gets the signals, too, that leave it alive: a step of each part of its life.
@@ -49,6 +65,21 @@ ALWAYS = (
     ("Backend.open", Fault.SIGSTOP),
     ("Backend.open", Fault.EXCEPTION),
 )
+#: Calls that a plain run need not come to.
+NOT_CALLED = {"Changes.take": "only when something changes"}
+#: Refused in every run of the tests.
+REFUSED_ALWAYS = (
+    ("answer TrafficControl.add_filter after Backend.arm", Fault.ENOBUFS),
+    ("answer TrafficControl.open_plug after Backend.open", Fault.ENOBUFS),
+    ("TrafficControl.close_plug after Backend.hold", Fault.EPERM),
+    ("TrafficControl.remove_filter after Backend.open", Fault.EPERM),
+    ("TrafficControl.remove_device after Backend.remove", Fault.ENOBUFS),
+    ("Ledger.write holding", Fault.ENOSPC),
+    ("Backend.open", Fault.EMFILE),
+)
+#: Steps that can be refused nothing, or after which there is nothing that could be.
+ALWAYS_DONE = ("close", "fileno")
+_FORKED = LAUNCHER.with_name("forked_synplug.py")
 #: Of a keeper that is stopped; others end by themselves.
 _SHORT = ["--max-hold", "5s"]
 _ACCIDENTS = (
@@ -62,9 +93,7 @@ _ACCIDENTS = (
 
 
 def _cases() -> Iterator[object]:
-    for point in POINTS.values():
-        if point.is_detached or point.name in ELSEWHERE:
-            continue
+    for point in STEPS:
         for party, fault in _ACCIDENTS:
             if not point.keeper_lives and party is Party.BOTH:
                 continue
@@ -123,3 +152,155 @@ def _let_go_on(keeper: int) -> None:
     """One that was stopped when nothing was held any more: it may still be there."""
     with suppress(ProcessLookupError):
         os.kill(keeper, signal.SIGCONT)
+
+
+# --- calls that the kernel refuses
+
+
+class Runs:
+    """Runs of synplug in the server's namespace, one after the other, by one process.
+
+    To start one that has pyroute2 costs a guest seconds.
+    """
+
+    def __init__(self, lab: ClientServer, folder: Path) -> None:
+        self._folder = folder
+        self._number = 0
+        self._process = lab.server.popen(
+            [sys.executable, str(_FORKED)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def __enter__(self) -> Runs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=30)
+
+    def run(self, point: Point | None, fault: Fault | None) -> Run:
+        """One that has the accident; None: none, and what it comes to is noted."""
+        self._number += 1
+        folder = self._folder / str(self._number)
+        folder.mkdir()
+        words = ["wrap", "--backend", "plug", "--max-hold", "5s", "-p", "8080"]
+        words += ["--json", str(folder / "report"), *(point.options if point else ())]
+        case = {
+            "point": point.name if point else "",
+            "party": point.process.value if point else "",
+            "fault": fault.value if fault else "",
+            "facts": str(folder / "facts"),
+            "words": [*words, "--", "touch", str(folder / "ran")],
+            "said": str(folder / "said"),
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(case), file=self._process.stdin, flush=True)
+        status = int(self._process.stdout.readline())
+        texts = {
+            name: (folder / name).read_text() if (folder / name).exists() else ""
+            for name in ("facts", "said", "report")
+        }
+        return Run(
+            status=status,
+            facts=texts["facts"].splitlines(),
+            said=texts["said"],
+            report=json.loads(texts["report"]) if texts["report"] else None,
+            ran=(folder / "ran").exists(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is to be seen of one."""
+
+    status: int
+    facts: list[str]
+    said: str
+    report: dict[str, Any] | None
+    ran: bool
+
+    @property
+    def is_struck(self) -> bool:
+        return any(fact.startswith("refused") for fact in self.facts)
+
+    def lies(self, point: Point, fault: Fault) -> list[str]:
+        """What is not true of what it has told."""
+        report = self.report or {"outcome": "error", "error": self.said, "exit_code": self.status}
+        told = [report["error"], *report.get("warnings", ()), self.said]
+        words = (os.strerror(fault.errno), fault.value, "not permitted")
+        rules = {
+            "it struck": self.is_struck or _may_pass_by(point, fault),
+            "no traceback": "Traceback" not in self.said,
+            "a report, or nothing but the report has failed": self.report is not None
+            or point.name == "report",
+            "the exit code is the report's": self.status == report["exit_code"],
+            "ready and 0 go together": (report["outcome"] == "ready") == (self.status == 0),
+            "an error is synplug's own": self.status in (0, 125),
+            "an error is named": not self.status or any(word in str(told) for word in words),
+            "without a fault it is ready": self.is_struck or self.status == 0,
+            "the command ran if it says so": self.report is None
+            or self.report["command"]["ran"] == self.ran,
+        }
+        return [rule for rule, is_so in rules.items() if not is_so]
+
+
+def _may_pass_by(point: Point, fault: Fault) -> bool:
+    """Whether no call comes any more that could be refused so: a plug keeps nothing in files."""
+    is_of_files = fault in (Fault.ENOSPC, Fault.EMFILE)
+    return (
+        point.method in ALWAYS_DONE
+        or point.name in LAST_CALLS[fault]
+        or (is_of_files and point.name in AFTER_THE_RELEASE)
+    )
+
+
+def _strike(lab: ClientServer, runs: Runs, cases: Iterable[tuple[Point, Fault]]) -> None:
+    """Who comes afterwards is served at once; what is left in the kernel, the lab looks at."""
+    for point, fault in cases:
+        run = runs.run(point, fault)
+        what = f"{point.name} {fault.value}"
+        wrong = run.lies(point, fault)
+        assert not wrong, (what, wrong, run)
+        assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0), (what, run)
+        wait_until(lambda: not Path("/run/synplug").exists(), 20, f"{what}: nothing is left")
+
+
+def _calls_in(part: str, runs: Runs) -> list[tuple[Point, Fault]]:
+    """The requests, and what answers them."""
+    seen = runs.run(None, None)
+    assert seen.status == 0, seen
+    names = {fact.removeprefix("passed ") for fact in seen.facts}
+    passed = {name.partition(" ")[0] for name in names}
+    made = {f"{point.owner.partition(':')[2]}.{point.method}" for point in IN_PARTS.values()}
+    assert passed >= made - set(NOT_CALLED), "each of them is called somewhere"
+    return [
+        (PLUG_POINTS[prefix + name], fault)
+        for name in sorted(names)
+        if name.endswith(part)
+        for prefix, fault in (("", Fault.EPERM), ("answer ", Fault.ENOBUFS))
+    ]
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("part", PARTS)
+def test_a_call_of_the_plug_is_refused(
+    lab: ClientServer, simple: SimpleService, tmp_path: Path, part: str
+) -> None:
+    """Whatever it asks the kernel for, in each part of a hold's life: found by a run that does."""
+    with Runs(lab, tmp_path) as runs:
+        _strike(lab, runs, _calls_in(part, runs))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("owner", sorted({point.owner for point in STEPS}))
+def test_a_call_of_a_step_is_refused(
+    lab: ClientServer, simple: SimpleService, tmp_path: Path, owner: str
+) -> None:
+    with Runs(lab, tmp_path) as runs:
+        for point in STEPS:
+            if point.owner == owner:
+                _strike(lab, runs, [(point, fault) for fault in Fault if fault.errno])
+
+
+def test_some_calls_are_refused(lab: ClientServer, simple: SimpleService, tmp_path: Path) -> None:
+    with Runs(lab, tmp_path) as runs:
+        _strike(lab, runs, [(PLUG_POINTS[name], fault) for name, fault in REFUSED_ALWAYS])

@@ -64,8 +64,14 @@ def every_case() -> list[Case]:
     return [
         Case(point=point, party=party, fault=fault, backend=backend)
         for point, party, fault in accidents()
-        for backend in BACKENDS
+        for backend in backends_of(point)
     ]
+
+
+def backends_of(point: str) -> list[BackendName]:
+    """Those with which a run comes there."""
+    only = POINTS[point].backends if point in POINTS else ()
+    return [backend for backend in BACKENDS if not only or backend in only]
 
 
 def selected_cases() -> frozenset[Case]:

@@ -1,8 +1,8 @@
 """Where the fault matrix strikes: every step between start and finish, and what can happen there.
 
-The steps of the orchestrator are the members of :class:`Step`; those of the keeper are the methods
-of what it works with. Both are enumerated from the code, so that a new one without a place here
-fails a test (``test_faults.py``).
+The steps of the orchestrator are the members of :class:`Step`; those of the keeper are read from
+its source (:mod:`tests.integration.steps_in_code`). A new one has its cases at once, or fails a
+test (``test_faults.py``).
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from synplug.handover.timeline import Step
-from synplug.holding.audience import Audience
-from synplug.holding.base import Backend
-from synplug.holding.ledger import Ledger
-from synplug.holding.locks import FlushGuard
-from synplug.kernel.deadman import Deadman
+from synplug.holding.keeper import Keeper
+from synplug.model import BackendName
+from tests.integration.steps_in_code import Steps
 
 
 class Party(enum.Enum):
@@ -59,13 +57,17 @@ class Point:
     """A place in the code.
 
     :param process: who passes it.
-    :param owner: ``module:class`` of the method; a base class stands for all that inherit.
+    :param owner: ``module:class`` of the method; a base class stands for all that inherit, and no
+        class for a function that is called by that name in the module.
     :param nth: strike at this passage.
+    :param after: the name of another point: passages before it has been passed do not count.
+    :param refused: only these calls are refused, of those that can be; none: all of them.
     :param keeper_lives: whether there is a keeper then; if not, only its own process is struck.
     :param options: of ``synplug wrap``, without which the run does not come here.
     :param needs_dead_keeper: come here only after the keeper was killed.
     :param service_options: of the service that starts, without which the run does not come here.
     :param is_detached: of a hold that is left to its keeper, by ``synplug hold``.
+    :param backends: with others nobody comes here; none: with each.
     """
 
     name: str
@@ -73,19 +75,23 @@ class Point:
     owner: str
     method: str
     nth: int = 1
+    after: str = ""
+    refused: frozenset[str] = frozenset()
     keeper_lives: bool = True
     options: tuple[str, ...] = ()
     needs_dead_keeper: bool = False
     service_options: tuple[str, ...] = ()
     is_detached: bool = False
+    backends: tuple[BackendName, ...] = ()
 
     @property
-    def classes(self) -> list[type]:
-        """Those that have the method."""
+    def owners(self) -> list[object]:
+        """The classes that have the method, or the module."""
         module, _, name = self.owner.partition(":")
-        base = getattr(importlib.import_module(module), name)
-        found = [base, *base.__subclasses__()]
-        return [cls for cls in found if self.method in vars(cls)]
+        imported = importlib.import_module(module)
+        base = getattr(imported, name) if name else imported
+        found = [base, *(base.__subclasses__() if name else ())]
+        return [owner for owner in found if self.method in vars(owner)]
 
 
 #: Stands for the options of a run that looks whether the service answers, through the hold.
@@ -123,11 +129,11 @@ STEPS: dict[Step, tuple[str, str]] = {
 }
 _BEFORE_THE_KEEPER = (Step.CHECK, Step.ARM)
 
-#: What the keeper works with; all their methods are its steps.
-KEPT: tuple[type, ...] = (Backend, Ledger, FlushGuard, Deadman, Audience)
+#: What the keeper does.
+KEPT = Steps(Keeper)
 
-#: Of these, what only a hold that is left to its keeper comes to.
-_DETACHED = ("Audience.open_door", "Audience.detach")
+#: Of that, what only a hold that is left to its keeper comes to.
+_DETACHED = ("Audience.open_door", "Audience.detach", "RunLocks.drop")
 #: Struck once more after the run has gone: each is the first of a part of what is left to do.
 _ALONE = ("Audience.admit", "Backend.open", "Backend.remove", "Ledger.remove")
 
@@ -165,19 +171,18 @@ def methods_of(cls: type) -> list[str]:
 
 
 def _keeper_points() -> Iterator[Point]:
-    for cls in KEPT:
-        for method in methods_of(cls):
-            name = f"{cls.__name__}.{method}"
-            point = Point(
-                name=name,
-                process=Party.KEEPER,
-                owner=f"{cls.__module__}:{cls.__name__}",
-                method=method,
-                is_detached=name in _DETACHED,
-            )
-            yield _special(point)
-            if name in _ALONE:
-                yield replace(point, name=f"{name} alone", keeper_lives=False, is_detached=True)
+    for owner, group, method in _kept():
+        name = f"{group}.{method}"
+        point = Point(
+            name=name,
+            process=Party.KEEPER,
+            owner=owner,
+            method=method,
+            is_detached=name in _DETACHED,
+        )
+        yield _special(point)
+        if name in _ALONE:
+            yield replace(point, name=f"{name} alone", keeper_lives=False, is_detached=True)
     for number, state in enumerate(("armed", "holding"), 2):
         yield Point(
             name=f"Ledger.write {state}",
@@ -188,8 +193,18 @@ def _keeper_points() -> Iterator[Point]:
         )
 
 
+def _kept() -> Iterator[tuple[str, str, str]]:
+    """Where each step of the keeper is, the name of the class or module, and its own."""
+    for cls, method in KEPT.methods():
+        yield f"{cls.__module__}:{cls.__name__}", cls.__name__, method
+    for module, function in sorted(KEPT.functions):
+        yield f"{module}:", module.rpartition(".")[2], function
+
+
 def _special(point: Point) -> Point:
     """Those that a plain run does not come to."""
+    if point.name == "watcher.start":
+        return replace(point, backends=(BackendName.NFQUEUE_IPTABLES, BackendName.PLUG))
     if point.name == "Backend.release_next":
         return replace(point, service_options=("--backlog", "12"))
     if point.name == "Backend.let_through":

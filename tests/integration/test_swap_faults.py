@@ -66,7 +66,7 @@ def old(lab: ClientServer) -> Iterator[Program]:
 
 def test_every_step_is_struck() -> None:
     assert set(SWAP_STEPS) == {*Step, *SwapStep}
-    assert all(point.classes for point in SWAP_POINTS.values())
+    assert all(point.owners for point in SWAP_POINTS.values())
 
 
 @pytest.mark.parametrize(("step", "party", "fault"), CASES)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 
@@ -544,7 +545,6 @@ def test_a_filter_that_was_not_added_is_not_removed(control: FakeControl) -> Non
     control.refused = {"add-filter", "remove-filter"}
     with pytest.raises(KernelError, match="add-filter"):
         backend.arm()
-    control.installed = [one for one in control.installed if one.handle != SPEC.probe_mark]
     backend.close()
     assert len(control.installed) == 1
     assert 9 not in control.there
@@ -761,6 +761,118 @@ def test_what_a_dead_keeper_left_is_found_by_its_run(control: FakeControl) -> No
     assert control.ingress == {2}
 
 
+class Killed(BaseException):
+    """The process ends between two changes of the kernel."""
+
+
+@pytest.mark.parametrize("changes", range(2 * len(LOCAL) + 5))
+def test_what_a_keeper_left_that_was_killed_while_it_armed_is_found(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch, changes: int
+) -> None:
+    """Whatever of it was there: a mark has no handle that tells whose it is."""
+    backend = PlugBackend(SPEC)
+    traces = backend.traces()
+    with monkeypatch.context() as alive:
+        kill_after(alive, changes)
+        with suppress(Killed):
+            backend.arm()
+    PlugBackend(SPEC).clean_up_after_death(traces)
+    assert control.there == {1: "lo", 2: "eth0"}
+    assert control.ingress == {2}
+    assert len(control.installed) == 1
+
+
+@pytest.mark.parametrize("changes", range(2 * len(LOCAL) + 5))
+def test_what_a_killed_cleanup_left_is_found_by_the_next(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch, changes: int
+) -> None:
+    traces = held(control).traces()
+    with monkeypatch.context() as alive:
+        kill_after(alive, changes)
+        with suppress(Killed):
+            PlugBackend(SPEC).clean_up_after_death(traces)
+    PlugBackend(SPEC).clean_up_after_death(traces)
+    assert control.there == {1: "lo", 2: "eth0"}
+    assert control.ingress == {2}
+    assert len(control.installed) == 1
+
+
+def kill_after(alive: pytest.MonkeyPatch, changes: int) -> None:
+    """Let it change the kernel so often."""
+    left = [changes]
+    change = FakeControl._do
+
+    def last(self: FakeControl, what: str) -> None:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        change(self, what)
+
+    alive.setattr(FakeControl, "_do", last)
+
+
+CHANGES = ("make_ifb", "make_plug", "make_ingress", "add_filter", "pass_mark")
+
+
+@pytest.mark.parametrize("number", range(2 * len(LOCAL) + 4))
+def test_what_was_made_though_its_answer_was_lost_is_removed(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The kernel had no memory left for the answer (ENOBUFS)."""
+    left = [number]
+    for name in CHANGES:
+        lose_the_answer(monkeypatch, name, left)
+    backend = PlugBackend(SPEC)
+    with suppress(KernelError):
+        backend.arm()
+        backend.hold()
+        backend.open()
+    assert left[0] < 0, "it was lost"
+    backend.close()
+    assert control.there == {1: "lo", 2: "eth0"}
+    assert control.ingress == {2}
+    assert len(control.installed) == 1
+
+
+def lose_the_answer(monkeypatch: pytest.MonkeyPatch, name: str, left: list[int]) -> None:
+    """Of one of these changes, after so many others."""
+    change = getattr(FakeControl, name)
+
+    def losing(*arguments: Any, **options: Any) -> Any:
+        result = change(*arguments, **options)
+        if name != "make_ingress" or result:  # else nothing was changed
+            left[0] -= 1
+            if left[0] == -1:
+                raise KernelError(name, errno.ENOBUFS)
+        return result
+
+    monkeypatch.setattr(FakeControl, name, losing)
+
+
+def test_a_mark_whose_removal_is_refused_once_is_removed(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing stands beside it any more that tells whose it is."""
+    backend = held(control)
+    refuse_once(monkeypatch, SPEC.probe_mark)
+    backend.remove()
+    assert len(control.installed) == 1
+    assert control.ingress == {2}
+
+
+def refuse_once(monkeypatch: pytest.MonkeyPatch, handle: int) -> None:
+    refused: list[Installed] = []
+    remove = FakeControl.remove_filter
+
+    def refusing(self: FakeControl, where: Installed) -> None:
+        if where.handle == handle and not refused:
+            refused.append(where)
+            raise KernelError("remove a filter", errno.ENOBUFS)
+        remove(self, where)
+
+    monkeypatch.setattr(FakeControl, "remove_filter", refusing)
+
+
 @pytest.mark.parametrize("at_loopback", [False, True])
 def test_the_words_of_it_remove_nobody_elses_clsact(at_loopback: bool) -> None:
     lines = equivalent_commands(
@@ -795,6 +907,33 @@ def test_a_filter_is_gone_where_a_shared_block_is_now(number: int, is_gone: bool
     control._filters = Refusing(number)  # type: ignore[assignment]
     with nullcontext() if is_gone else pytest.raises(KernelError):
         control.remove_filter(Installed(2, flower.INGRESS, 5, 1 << 16))
+
+
+class Route:
+    """A socket of pyroute2's: what could not be read once refuses everything, and its own end."""
+
+    is_broken = True
+
+    def __init__(self) -> None:
+        self.refuses = Route.is_broken
+        Route.is_broken = False
+
+    def get_links(self) -> list[dict[str, object]]:
+        if self.refuses:
+            raise OSError(errno.ENOBUFS, "no room")
+        return []
+
+    def close(self) -> None:
+        self.get_links()
+
+
+def test_a_routing_socket_that_refuses_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyroute2.IPRoute", Route)
+    control = TrafficControl("synplug")
+    with pytest.raises(KernelError, match="ENOBUFS"):
+        control.devices()
+    assert control.devices() == []
+    control.close()
 
 
 # --- the messages

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from synplug.errors import SynplugError
+from synplug.errors import KernelError, SynplugError
 from synplug.handover.generation import Generation
 from synplug.handover.notify import Notifier
 from synplug.handover.plan import ReadyPlan, SwapPlan
@@ -214,3 +214,28 @@ def test_what_nobody_foresaw_leaves_no_generation_behind(supervisor: Supervisor)
         supervisor.run()
     assert supervisor.sent == [signal.SIGTERM]
     assert FIRST in supervisor.processes.dead
+
+
+@pytest.mark.parametrize("duty", ["publish", "processes"])
+def test_a_duty_that_is_refused_is_told_once_and_ends_nothing(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, duty: str
+) -> None:
+    """At a reload, and all the time after it: no descriptor is left, say."""
+
+    def refused(*_: object) -> set[int]:
+        raise KernelError("read /proc/1/stat", errno.EMFILE)
+
+    def begin() -> None:
+        supervisor.unpublishable = duty == "publish"
+        if duty == "processes":
+            monkeypatch.setattr(supervisor.processes, "descendants", refused)
+        supervisor.signals.arrive(signal.SIGHUP)
+
+    supervisor.world.after(2.0, begin)
+    supervisor.world.after(9.0, lambda: supervisor.dies(7))
+    if duty == "processes":  # then its death cannot be seen
+        supervisor.world.after(8.0, monkeypatch.undo)
+    assert supervisor.run() == 7
+    assert supervisor.sent == [], "nobody was told to end"
+    words = "cannot write" if duty == "publish" else "Too many open files"
+    assert sum(words in line for line in supervisor.said) == 1

@@ -3,7 +3,8 @@
 Runs the command line with these arguments. When the process that POINT belongs to comes there,
 FAULT strikes PARTY: a signal, an exception, or the next system call of a kind that can say so fails
 with that error. FACTS is a file that gets a line for each thing that happened: ``fault TIME
-ORCHESTRATOR KEEPER`` with a monotonic time and two pids, and ``refused CALL``.
+ORCHESTRATOR KEEPER`` with a monotonic time and two pids, and ``refused CALL``. The keeper of a hold
+that somebody else began is named by FAULT_KEEPER.
 
 Nothing in synplug knows of this: methods are wrapped before the keeper is forked.
 """
@@ -16,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -28,7 +29,10 @@ from synplug.cli.main import main
 from synplug.holding import plug, watcher  # noqa: F401 -- to be found among the backends
 from synplug.holding.handle import KeptHold
 from tests.integration.fault_points import POINTS, Fault, Party, Point
+from tests.integration.supervise_fault_points import RELEASE_POINTS, SUPERVISE_POINTS
 from tests.integration.swap_fault_points import SWAP_POINTS
+
+_ALL = POINTS | SWAP_POINTS | SUPERVISE_POINTS | RELEASE_POINTS
 
 #: Who can say so: functions of a module (None: methods of sockets), by name.
 _REFUSING: dict[Fault, set[str]] = {
@@ -37,7 +41,7 @@ _REFUSING: dict[Fault, set[str]] = {
         *("posix.open", "posix.pidfd_open", "posix.pipe2", "posix.memfd_create", "posix.listdir"),
         *("io.open", "_io.open", "_socket.socketpair", "socket()"),
     },
-    Fault.ENOBUFS: {"send", "sendto", "recv_into", "recv", "socket()"},
+    Fault.ENOBUFS: {"send", "sendto", "recv_into", "recv", "recvfrom", "socket()"},
     Fault.EPERM: {
         *("send", "recv", "setsockopt", "bind", "posix.open", "posix.mkdir", "posix.unlink"),
         *("posix.rmdir", "posix.posix_spawnp", "signal.pidfd_send_signal"),
@@ -55,19 +59,21 @@ class Accident:
         self._fault = fault
         self._facts = facts
         self._run = os.getpid()
-        self._keeper = 0
+        self._keeper = int(os.environ.get("FAULT_KEEPER", "0"))
         self._passages = 0
+        self._is_time = not point.after
         self._is_over = False
 
     def prepare(self) -> None:
         """Lay the snares."""
         self._learn_the_keeper()
-        for cls in self._point.classes:
-            self._on_entry(cls, self._point.method, self._pass)
+        if self._point.after:
+            _at(_ALL[self._point.after], self._begin)
+        _at(self._point, self._pass)
         if self._point.needs_dead_keeper:
             from synplug.handover.ready_wait import ReadyWait
 
-            self._on_entry(ReadyWait, "until_ready", lambda: os.kill(self._keeper, signal.SIGKILL))
+            _on_entry(ReadyWait, "until_ready", lambda: os.kill(self._keeper, signal.SIGKILL))
             watcher.start = lambda run_id, capabilities: True  # it would be faster at times
 
     def _learn_the_keeper(self) -> None:
@@ -83,25 +89,18 @@ class Accident:
         os.fork = forked
         assert KeptHold.arm.__globals__["os"] is os, "the keeper is forked by os.fork"
 
-    def _on_entry(self, cls: type, name: str, happen: Callable[[], None]) -> None:
-        method = getattr(cls, name)
-
-        @functools.wraps(method)
-        def entered(*arguments: Any, **options: Any) -> Any:
-            happen()
-            return method(*arguments, **options)
-
-        setattr(cls, name, entered)
+    def _begin(self) -> None:
+        self._is_time = True
 
     def _pass(self) -> None:
         is_run = os.getpid() == self._run
-        if is_run != (self._point.process is Party.ORCHESTRATOR):
+        if is_run != (self._point.process is Party.ORCHESTRATOR) or not self._is_time:
             return
         self._passages += 1
         if self._passages != self._point.nth or self._is_over:
             return
         self._is_over = True
-        self._note(f"fault {time.monotonic()} {self._run} {self._keeper}")
+        _note(self._facts, f"fault {time.monotonic()} {self._run} {self._keeper}")
         if self._fault.is_signal:
             self._signal(signal.Signals[self._fault.value])
         elif self._fault is Fault.EXCEPTION:
@@ -131,19 +130,59 @@ class Accident:
             name = "socket()"
         else:
             return
-        if name in _REFUSING[self._fault]:
-            self._note(f"refused {name}")
+        if name in _REFUSING[self._fault] and name in (self._point.refused or {name}):
+            _note(self._facts, f"refused {name}")
             raise OSError(self._fault.errno, os.strerror(self._fault.errno))
 
-    def _note(self, line: str) -> None:
-        descriptor = os.open(self._facts, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
-        os.write(descriptor, f"{line}\n".encode())
-        os.close(descriptor)
+
+class Record:
+    """Notes which points the keeper comes to: ``passed POINT``, each as often as it does."""
+
+    def __init__(self, points: Iterable[Point], facts: str) -> None:
+        self._points = list(points)
+        self._facts = facts
+        self._run = os.getpid()
+        self._part = ""
+
+    def prepare(self) -> None:
+        """Watch them."""
+        for part in {point.after for point in self._points}:
+            _at(POINTS[part], functools.partial(self._begin, part))
+        for point in self._points:
+            _at(point, functools.partial(self._pass, point))
+
+    def _begin(self, part: str) -> None:
+        self._part = part
+
+    def _pass(self, point: Point) -> None:
+        if point.after == self._part and os.getpid() != self._run:
+            _note(self._facts, f"passed {point.name}")
+
+
+def _at(point: Point, happen: Callable[[], None]) -> None:
+    for owner in point.owners:
+        _on_entry(owner, point.method, happen)
+
+
+def _on_entry(owner: object, name: str, happen: Callable[[], None]) -> None:
+    method = getattr(owner, name)
+
+    @functools.wraps(method)
+    def entered(*arguments: Any, **options: Any) -> Any:
+        happen()
+        return method(*arguments, **options)
+
+    setattr(owner, name, entered)
+
+
+def _note(facts: str, line: str) -> None:
+    descriptor = os.open(facts, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
+    os.write(descriptor, f"{line}\n".encode())
+    os.close(descriptor)
 
 
 if __name__ == "__main__":
     name, party, fault, facts, *words = sys.argv[1:]
     if party != Party.COMMAND.value:
-        point = SWAP_POINTS.get(name) or POINTS[name]
-        Accident(point, Party(party), Fault(fault), facts).prepare()
+        Accident(_ALL[name], Party(party), Fault(fault), facts).prepare()
     sys.exit(main(words))

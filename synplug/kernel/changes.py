@@ -1,0 +1,39 @@
+"""Notices of rtnetlink(7): that something of the network namespace is another than it was."""
+
+from __future__ import annotations
+
+import socket
+
+_NETLINK_ROUTE = 0
+_RTMGRP_LINK, _RTMGRP_TC, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x8, 0x10, 0x100
+
+
+class Changes:
+    """Says that a device, an address, a qdisc or a filter has come or gone: rtnetlink(7)."""
+
+    def __init__(self) -> None:
+        groups = _RTMGRP_LINK | _RTMGRP_TC | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_ROUTE)
+        self._socket.bind((0, groups))
+
+    def fileno(self) -> int:
+        """The descriptor, readable when something has changed."""
+        return self._socket.fileno()
+
+    def take(self) -> bool:
+        """Whether something has; what it was the caller looks up."""
+        found = False
+        while True:
+            try:
+                self._socket.recv(1 << 16)
+            except BlockingIOError:
+                return found
+            except OSError:  # ENOBUFS: more than the buffer takes is a change, too
+                found = True
+            else:
+                found = True
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
