@@ -266,11 +266,20 @@ def _served(findings: Findings) -> list[tuple[str, str]]:
         name = f"{result.case.service}, {result.case.rate_per_s:,}/s, {result.contender.name}"
         figures = [
             ("hold", result.of_reports(lambda report: report["hold"]["duration_s"])),
+            ("look ahead, before the hold", result.of_reports(phase_s("look-ahead"))),
             ("drain", result.of_reports(phase_s("drain"))),
             ("release asked for → all let go", result.of_reports(phase_s("release"))),
         ]
         if any(played.gap for played in result.rounds):
             figures += [
+                (
+                    "the old queues empty → old listener gone, by the restart command",
+                    result.samples(lambda played: played.stop_ms),
+                ),
+                (
+                    "new listener visible → all let go",
+                    result.samples(lambda played: played.released_ms),
+                ),
                 (
                     "new listener visible → first held client connected",
                     result.samples(lambda played: played.first_served_ms),

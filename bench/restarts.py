@@ -35,7 +35,11 @@ _MORE_CLIENTS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One restart. Times in ms; *points* are (due after the restart's begin, connect, failed)."""
+    """One restart. Times in ms; *points* are (due after the restart's begin, connect, failed).
+
+    *stop_ms* is what the restart command took, once it was begun, until the old listener was gone;
+    *released_ms* from the new one's appearance until nothing was held; 0 without synplug.
+    """
 
     attempted: int
     failures: int
@@ -48,6 +52,8 @@ class Round:
     report: Report | None
     first_served_ms: float
     last_served_ms: float
+    stop_ms: float
+    released_ms: float
     gap: tuple[float, float] | None
     points: tuple[array[float], array[float], bytearray]
 
@@ -189,18 +195,29 @@ def _round(lab: ClientServer, case: Case, contender: Contender, service: Service
         time.sleep(max(0.0, (until_ns - time.monotonic_ns()) / 1e9))
         result = load.stop()
     gap = max(watch.gaps, key=lambda gap: gap.end_ns - gap.start_ns, default=None)
-    middle_ms = _middle_ms(began_ns, ended_ns, began_epoch_s, gap, report)
-    return _seen(result, (began_ns, ended_ns), middle_ms, gap, report)
+    holds_ms = _holds_ms(report, began_epoch_s) if report else None
+    return _seen(result, (began_ns, ended_ns), holds_ms, gap, report)
+
+
+def _holds_ms(report: Report, began_epoch_s: float) -> tuple[float, float, float]:
+    """When it began to hold, had drained and had let all go, from the restart's begin on."""
+    phases = {phase["name"]: phase for phase in report["phases"]}
+    from_ms = 1000 * (float(report["started_at"]) - began_epoch_s)
+    ends_ms = {
+        name: from_ms + 1000 * (float(phase["start_s"]) + float(phase["duration_s"]))
+        for name, phase in phases.items()
+    }
+    held_ms = from_ms + 1000 * float(phases["hold"]["start_s"])
+    return held_ms, ends_ms["drain"], ends_ms["hold"]
 
 
 def _middle_ms(
-    began_ns: int, ended_ns: int, began_epoch_s: float, gap: Gap | None, report: Report | None
+    moments: tuple[int, int], holds_ms: tuple[float, float, float] | None, gap: Gap | None
 ) -> float:
     """The middle of the hold, or else of the outage, or else of the command, from the begin on."""
-    if report:
-        (hold,) = (phase for phase in report["phases"] if phase["name"] == "hold")
-        start_s = float(report["started_at"]) - began_epoch_s + float(hold["start_s"])
-        return 1000 * (start_s + float(hold["duration_s"]) / 2)
+    began_ns, ended_ns = moments
+    if holds_ms:
+        return (holds_ms[0] + holds_ms[2]) / 2
     if gap:
         return ((gap.start_ns + gap.end_ns) / 2 - began_ns) / 1e6
     return (ended_ns - began_ns) / 2e6
@@ -209,12 +226,13 @@ def _middle_ms(
 def _seen(
     load: LoadResult,
     moments: tuple[int, int],
-    middle_ms: float,
+    holds_ms: tuple[float, float, float] | None,
     gap: Gap | None,
     report: Report | None,
 ) -> Round:
     """What became of the load; *moments*: begin and end of the command."""
     began_ns, ended_ns = moments
+    gap_ms = ((gap.start_ns - began_ns) / 1e6, (gap.end_ns - began_ns) / 1e6) if gap else None
     restarted = LoadResult(samples=tuple(s for s in load.samples if s.scheduled_at_ns >= began_ns))
     points = (array("d"), array("d"), bytearray())
     for sample in load.samples:
@@ -230,11 +248,13 @@ def _seen(
         gap_ms=gap.duration_ms if gap else 0.0,
         late_p99_ms=load.late_p99_ms,
         command_ms=(ended_ns - began_ns) / 1e6,
-        middle_ms=middle_ms,
+        middle_ms=_middle_ms(moments, holds_ms, gap),
         report=report,
         first_served_ms=min(served, default=0.0),
         last_served_ms=max(served, default=0.0),
-        gap=((gap.start_ns - began_ns) / 1e6, (gap.end_ns - began_ns) / 1e6) if gap else None,
+        stop_ms=gap_ms[0] - holds_ms[1] if gap_ms and holds_ms else 0.0,
+        released_ms=holds_ms[2] - gap_ms[1] if gap_ms and holds_ms else 0.0,
+        gap=gap_ms,
         points=points,
     )
 

@@ -34,6 +34,8 @@ def _round(*, failures: int, connect_max_ms: float) -> Round:
         late_p99_ms=0.1,
         command_ms=80.0,
         middle_ms=40.0,
+        stop_ms=5.0,
+        released_ms=3.0,
         report=None,
         first_served_ms=1.0,
         last_served_ms=2.0,
