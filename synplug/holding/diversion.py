@@ -14,18 +14,19 @@ from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_network
 
-from synplug.errors import KernelError, ReleaseError, SynplugError, UnsupportedError, UsageError
+from synplug.errors import KernelError, ReleaseError, SynplugError, UsageError
 from synplug.holding.ledger import Ledger, entries
 from synplug.holding.ownership import (
     CLSACT,
     MOST_FILTERS,
     PREFERENCES,
+    check_number,
     first_handle,
     is_of,
     marks_of,
     places_in,
 )
-from synplug.holding.remarks import cut_remark, others_remark, unheld_remark
+from synplug.holding.remarks import cut_remark, others_remark, tagged_remark, unheld_remark
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, SynFilter
 from synplug.kernel.traffic_control import Device, TrafficControl
@@ -49,6 +50,7 @@ class Diversion:
         self._filters: dict[tuple[int, SynFilter | int], Installed] = {}
         self._passing: list[SynFilter] = []
         self._cuts = 0
+        self._has_room_for_tagged = True
         #: What the operator is to know, each once.
         self._remarks: dict[str, None] = {}
         self._next_handle = self._first_handle
@@ -109,7 +111,10 @@ class Diversion:
         devices = self._devices()
         wanted = list(self._wanted())
         if is_first:
-            _check_number(len(devices) * len(wanted))
+            number = len(devices) * len(wanted)
+            check_number(number)
+            self._has_room_for_tagged = 2 * number <= MOST_FILTERS
+            self._remarks |= dict.fromkeys(tagged_remark(self._has_room_for_tagged))
         self._spread = True
         self._forget_others({device.index for device in devices})
         self._forget_removed()
@@ -123,11 +128,15 @@ class Diversion:
                     self._remarks |= dict.fromkeys(unheld_remark(device.name, str(error)))
 
     def _fit_out(self, device: Device, wanted: Sequence[SynFilter], target: int) -> None:
-        if self._prepare(device):
-            for syns in wanted:
-                self._add(device.index, syns, flower.redirect(target))
-            for syns in self._passing:
-                self._add(device.index, syns, flower.accept())
+        if not self._prepare(device):
+            return
+        brings_tagged = self._side == flower.INGRESS and device.name != _LOOPBACK
+        for syns in wanted:
+            self._add(device.index, syns, flower.redirect(target))
+            if brings_tagged and self._has_room_for_tagged:
+                self._add(device.index, replace(syns, is_tagged=True), flower.redirect(target))
+        for syns in self._passing:
+            self._add(device.index, syns, flower.accept())
 
     def _forget_others(self, chosen: set[int]) -> None:
         """Forget devices that are gone; take the filters from one that has become a port.
@@ -222,9 +231,9 @@ class Diversion:
     def _add(self, device: int, syns: SynFilter, action: bytes) -> None:
         if (device, syns) in self._filters:
             return
-        _check_number(self._next_handle - self._first_handle + 1)
+        check_number(self._next_handle - self._first_handle + 1)
         is_v6 = syns.destination.version == 6
-        order = (1 if syns.source else 3) + is_v6
+        order = 5 if syns.is_tagged else (1 if syns.source else 3) + is_v6
         where = flower.place(
             syns,
             device=device,
@@ -316,19 +325,6 @@ class Diversion:
                 held = [one for one in found if is_of(self._spec.run_id, one.handle)]
                 held += marks_of(found, self._spec.probe_mark, {one.preference for one in held})
                 self._filters |= {(device.index, one.handle): one for one in held}
-
-
-def _check_number(filters: int) -> None:
-    """Whether a run has handles for so many.
-
-    :raises UnsupportedError: it has not.
-    """
-    if filters > MOST_FILTERS:
-        raise UnsupportedError(
-            f"a plug would need {filters} filters (devices times addresses times ports), "
-            f"and can have {MOST_FILTERS}",
-            remedy="name the devices with --dev, or the addresses with -p ADDRESS:PORT",
-        )
 
 
 def _is_of_a_run(device: int) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from synplug.errors import UnsupportedError
 from synplug.kernel.flower import Installed
 
 _HANDLES = 1 << 12
 #: In their lower 12 bits, a run's handles count from 1 to this.
 MOST_FILTERS = _HANDLES - 2
-#: For a mark, a connection, and SYNs to be held; the latter two by IP version.
-PREFERENCES = 5
+#: For a mark, a connection, and SYNs to be held; the latter two by IP version, and tagged ones.
+PREFERENCES = 6
 CLSACT = "clsact"
 _RUN_ID, _INDEX = re.compile(r"[0-9a-f]{8}"), re.compile(r"[0-9]{1,10}")
 
@@ -19,6 +20,19 @@ _RUN_ID, _INDEX = re.compile(r"[0-9a-f]{8}"), re.compile(r"[0-9]{1,10}")
 def first_handle(run_id: str) -> int:
     """By its upper 20 bits a filter is known as that run's."""
     return (int(run_id, 16) & ~(_HANDLES - 1) or 1 << 31) + 1
+
+
+def check_number(filters: int) -> None:
+    """Whether a run has handles for so many.
+
+    :raises UnsupportedError: it has not.
+    """
+    if filters > MOST_FILTERS:
+        raise UnsupportedError(
+            f"a plug would need {filters} filters (devices times addresses times ports), "
+            f"and can have {MOST_FILTERS}",
+            remedy="name the devices with --dev, or the addresses with -p ADDRESS:PORT",
+        )
 
 
 def is_of(run_id: str, handle: int) -> bool:

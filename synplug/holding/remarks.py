@@ -81,6 +81,16 @@ def unheld_remark(device: str, why: str) -> tuple[str, ...]:
     return (f"what {device} brings is not held: {why}",)
 
 
+def tagged_remark(has_room: bool) -> tuple[str, ...]:
+    """On frames with a priority alone (VLAN 0), where no filters are left for them."""
+    if has_room:
+        return ()
+    return (
+        "SYNs in priority-tagged frames (VLAN 0) are not held: with these devices, addresses and "
+        "ports that takes too many filters; name the devices with --dev",
+    )
+
+
 def foreign_remark(packets: int) -> tuple[str, ...]:
     """On packets that somebody else's rule sent to our queues."""
     if not packets:
