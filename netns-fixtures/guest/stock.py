@@ -74,18 +74,21 @@ def fetch_stock(name: str) -> StockKernel:
 
     """
     root = CACHE / name
-    CACHE.mkdir(exist_ok=True)
     contents = repr((_PACKAGES, _MODULES, _NO_HARDWARE, _INIT.read_text(encoding="ascii")))
     wanted = hashlib.sha256(contents.encode()).hexdigest()[:16]
-    with locked(CACHE / f"{name}.lock"):
-        stamp, _, release = _read(root / _STAMP).partition(" ")
-        if stamp != wanted:
-            release = _build(STOCK[name], root, wanted)
+    release = _release(root, wanted)
+    if not release:
+        CACHE.mkdir(exist_ok=True)
+        with locked(CACHE / f"{name}.lock"):
+            release = _release(root, wanted) or _build(STOCK[name], root, wanted)
     return StockKernel(suite=name, root=root, release=release)
 
 
-def _read(path: Path) -> str:
-    return path.read_text(encoding="ascii").strip() if path.exists() else ""
+def _release(root: Path, wanted: str) -> str:
+    """The release of the kernel that is there; empty: none, or not as it is wanted."""
+    path = root / _STAMP
+    stamp, _, release = path.read_text().strip().partition(" ") if path.exists() else ("", "", "")
+    return release if stamp == wanted else ""
 
 
 def _build(suite: str, root: Path, stamp: str) -> str:
