@@ -25,6 +25,14 @@ def stranded_remark(lost: int) -> tuple[str, ...]:
     return (f"{lost} held SYNs were lost: the device that had brought them was gone",)
 
 
+def full_remark(limit_bytes: int, peak: int, peak_bytes: int) -> tuple[str, ...]:
+    """On a limit of bytes that was reached."""
+    return (
+        f"the plug was full: it takes {limit_bytes} bytes by --max-held, and {peak} SYNs of "
+        f"{peak_bytes} bytes waited",
+    )
+
+
 def burst_remark(released: int, listeners: Collection[Listener]) -> tuple[str, ...]:
     """On what has gone at once from a backend that cannot do otherwise, if that was too much."""
     backlog = min((listener.backlog for listener in listeners), default=released)

@@ -5,6 +5,7 @@ Its processor is slow: rates are low, and the time of day is not what is measure
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from netlab.program import wait_until
 from netlab.topology import ClientServer
-from tests.guest.plug import PLUG, backlog, device, hold, ifb, kill_everything, ledger
+from tests.guest.plug import PLUG, backlog, device, hold, ifb, kill_everything, ledger, waits
 from tests.integration import shell
 from tests.integration.conftest import SimpleService
 from tests.integration.connect import connecting, holds_in_force
@@ -83,6 +84,27 @@ def test_the_deadline_lets_go(lab: ClientServer, simple: SimpleService) -> None:
     waiting = connecting(lab.client, (lab.server_ipv6, 8080), 60)
     assert float(waiting.communicate(timeout=60)[0]) < 60
     wait_until(lambda: not ledger(lab), 30, "nothing is left")
+
+
+@pytest.mark.kernels
+def test_what_does_not_fit_is_dropped_and_told(lab: ClientServer, simple: SimpleService) -> None:
+    """One SYN's worth: the next one is sent again, and connects after the release."""
+    hold(lab, "--max-held", "1")
+    first = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+    waits(lab, 1)
+    second = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+    show = ["tc", "-s", "-j", "qdisc", "show", "dev", ifb(lab)]
+
+    def dropped() -> int:
+        return int(json.loads(lab.server.run(show).stdout)[0]["drops"])
+
+    wait_until(lambda: dropped() > 0, 30, "one was dropped")
+    assert backlog(lab) == 1
+    outcome = shell.run(lab.server, "release", "--name", "web", "--json", "-")
+    assert outcome.report["hold"]["overflowed"] >= 1
+    assert any("takes 128 bytes" in text for text in outcome.report["warnings"])
+    for client in (first, second):
+        assert float(client.communicate(timeout=60)[0]) < 60
 
 
 def test_our_clsact_is_taken_away_and_comes_back(lab: ClientServer, simple: SimpleService) -> None:

@@ -344,6 +344,20 @@ def test_the_end_in_its_order(control: FakeControl) -> None:
     assert (counts.released, counts.held, counts.peak, counts.overflowed) == (7, 7, 5, 1)
 
 
+def test_a_plug_that_was_full_is_told_in_bytes(control: FakeControl) -> None:
+    backend = held(control)
+    control.state = PlugState(waiting=172, passed=0, dropped=0, waiting_bytes=12728)
+    backend.check_for_loss()
+    assert not backend.remarks, "the control: all fit"
+    control.state = PlugState(waiting=172, passed=0, dropped=2, waiting_bytes=12728)
+    backend.open()
+    control.state = PlugState(waiting=0, passed=172, dropped=2, waiting_bytes=0)
+    backend.confirm_empty()
+    (told,) = backend.remarks
+    assert "takes 12800 bytes by --max-held, and 172 SYNs of 12728 bytes waited" in told
+    assert backend.counts().overflowed == 2
+
+
 def test_a_plug_that_does_not_open_holds_nobody_who_comes(control: FakeControl) -> None:
     backend = held(control)
     control.refused.add("open-plug")
