@@ -31,6 +31,7 @@ GUEST := PYTHONPATH=netns-fixtures $(PYTHON) -m guest --fetch
 
 test: setup
 	@$(GUEST) --systemd
+	@$(GUEST) --suite stock-bookworm
 	$(PYTHON) -m pytest
 
 FAULTS := $(wildcard tests/integration/test_*faults.py) tests/guest/test_plug_faults.py
@@ -42,10 +43,12 @@ faults: setup
 swaps: setup
 	$(PYTHON) -m pytest -s -m "swaps or not swaps" tests/integration/test_swap_load.py
 
+GUESTS := bullseye bookworm trixie sid stock-bookworm stock-trixie
+
 kernels: setup
-	@for suite in bullseye bookworm trixie sid; do $(GUEST) --suite $$suite || exit; done
+	@for suite in $(GUESTS); do $(GUEST) --suite $$suite || exit; done
 	@$(GUEST) --systemd
-	KERNELS="machine bullseye bookworm trixie sid" KERNELS_TABLES=docs/kernels.md $(PYTHON) -m pytest -m "not faults" tests/guest
+	KERNELS="machine $(GUESTS)" KERNELS_TABLES=docs/kernels.md $(PYTHON) -m pytest -m "not faults" tests/guest
 
 unit: setup
 	$(PYTHON) -m pytest tests/unit

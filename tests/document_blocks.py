@@ -49,7 +49,7 @@ RUN_BY = {
         "test_the_recipe_restarts_on_change_mails_on_failure_and_loses_nobody",
         "synplug.ops.restart": "integration/test_ansible.py::"
         "test_the_tasks_of_the_pages_restart_a_unit",
-        "pip install '.[plug]'": "guest/test_plug.py::test_the_recipe_for_a_local_proxy",
+        "pip install '.[plug]'": "guest/test_restarts.py::test_the_recipe_for_a_local_proxy",
         "--netns web": "integration/test_pages.py::test_another_namespace",
         "podman inspect": "integration/test_podman.py::"
         "test_nobody_notices_that_podman_has_made_another_one",

@@ -7,6 +7,8 @@ of them in one pytest; each one's reports are passed on as they come. A guest th
 start, dies, or says nothing for too long fails the tests that it owes.
 
 Tests with the marker `systemd` run, whatever $KERNELS says, in one guest more, whose PID 1 that is.
+Those with the marker `stock` run in the guest of an ordinary kernel, too, if $KERNELS is unset, and
+with `stock(only=True)` in no other's.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from typing import TextIO
 import pytest
 
 from guest.errors import BootError, GuestError
+from guest.kernels import fetch_kernel
 from guest.machine import Guest
 from guest.reporter import ENVIRONMENT_RESULTS
+from guest.stock import DEFAULT_STOCK, STOCK
 from guest.suites import DEFAULT_SUITE, REPOSITORY, fetch
 from guest.systemd import SYNPLUG, fetch_system
 from netlab.compiled import compiled
@@ -35,6 +39,8 @@ from netlab.errors import LabError
 MACHINE = "machine"
 #: The guest that has it as PID 1; and the marker of the tests for that.
 SYSTEMD = "systemd"
+#: The marker of the tests for ordinary kernels.
+_STOCK = "stock"
 
 _ENVIRONMENT_KERNELS = "KERNELS"
 _ENVIRONMENT_INSIDE = "GUEST_SUITE"
@@ -52,10 +58,22 @@ def kernel(request: pytest.FixtureRequest) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test once a kernel; inside of a guest, for that one."""
-    marker = metafunc.definition.get_closest_marker(SYSTEMD)
-    inside = os.environ.get(_ENVIRONMENT_INSIDE) or (SYSTEMD if marker else None)
-    kernels = inside or os.environ.get(_ENVIRONMENT_KERNELS) or DEFAULT_SUITE
-    metafunc.parametrize("kernel", kernels.split(), indirect=True, scope="session")
+    inside = os.environ.get(_ENVIRONMENT_INSIDE)
+    kernels = [inside] if inside else _kernels_for(metafunc.definition)
+    metafunc.parametrize("kernel", kernels, indirect=True, scope="session")
+
+
+def _kernels_for(definition: pytest.Function) -> list[str]:
+    """Those that a test is to run on."""
+    if definition.get_closest_marker(SYSTEMD):
+        return [SYSTEMD]
+    named = os.environ.get(_ENVIRONMENT_KERNELS, "").split()
+    kernels = named or [DEFAULT_SUITE]
+    if stock := definition.get_closest_marker(_STOCK):
+        kernels = named or [DEFAULT_SUITE, DEFAULT_STOCK]
+        if stock.kwargs.get("only"):
+            kernels = [name for name in kernels if name in STOCK] or [DEFAULT_STOCK]
+    return kernels
 
 
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
@@ -179,7 +197,7 @@ class GuestRun:
 def _guest(name: str) -> tuple[Guest, str]:
     """A guest, and its Python that has pytest."""
     if name != SYSTEMD:
-        return Guest(fetch(name), limit_s=_TOTAL_LIMIT_S), sys.executable
+        return Guest(fetch_kernel(name), limit_s=_TOTAL_LIMIT_S), sys.executable
     guest = Guest(fetch(DEFAULT_SUITE), limit_s=_TOTAL_LIMIT_S, system=fetch_system())
     return guest, f"{SYNPLUG}/bin/python3"
 

@@ -27,8 +27,11 @@ for path in "$GUEST_REPOSITORY" "$GUEST_MODULES"; do
     [ -e "$path" ] || { mkdir -p "$path" && mount --bind "/mnt/host$path" "$path"; }
 done
 mkdir -p "$GUEST_SHARED"
-# the kernel, chrooted, finds the host's files below /host
-mount -t hostfs -o "/host$GUEST_SHARED" none "$GUEST_SHARED"
+if grep -qw hostfs /proc/filesystems; then # the kernel, chrooted, finds the host's files below /host
+    mount -t hostfs -o "/host$GUEST_SHARED" none "$GUEST_SHARED"
+else # the emulator exports it
+    mount -t 9p -o trans=virtio,version=9p2000.L,cache=none,msize=512000 shared "$GUEST_SHARED"
+fi
 umount -l /mnt
 
 # What the kernel asks for is loaded when it asks: /proc/sys/kernel/modprobe (sysctl/kernel.rst).

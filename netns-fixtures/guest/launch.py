@@ -1,9 +1,10 @@
-"""Become a User Mode Linux kernel, in namespaces in which it can do no harm.
+"""Become the program that is a guest, in namespaces in which it can do no harm.
 
-``python -m guest.launch ROOT SHARED ARGUMENT…`` runs ROOT's kernel, chrooted into ROOT, with these
-kernel arguments. It sees the host's files below /host, recursively read-only, as is all else, but
-for the folder SHARED; has the host's network not at all; and dies, with all its processes, with
-the process that started this one. Its own files (its memory, above all) are in a tmpfs.
+``python -m guest.launch ROOT SHARED PROGRAM ARGUMENT…`` runs that program, a User Mode Linux
+kernel or an emulator, chrooted into ROOT. It sees the host's files below /host, recursively
+read-only, as is all else, but for the folder SHARED; has the host's network not at all; and dies,
+with all its processes, with the process that started this one. Its own files (its memory, above
+all) are in a tmpfs.
 
 Without root all this is done in a user namespace (user_namespaces(7)).
 """
@@ -17,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from guest.suites import Kernel
 from netlab.isolation import enter_private_namespaces
 
 # <linux/sched.h>, <linux/mount.h>, <linux/fcntl.h>, <linux/prctl.h>
@@ -33,14 +33,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def main() -> int:
     """Exit as the kernel does; a signal that ended it shows as 128 + its number."""
-    root, shared, *arguments = sys.argv[1:]
+    root, shared, *argv = sys.argv[1:]
     _die_with_parent()
     enter_private_namespaces()
     _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWPID), "unshare")
-    return _exit_code(os.fork() or _live_as_first_process(root, shared, arguments))
+    return _exit_code(os.fork() or _live_as_first_process(root, shared, argv))
 
 
-def _live_as_first_process(root: str, shared: str, arguments: Sequence[str]) -> NoReturn:
+def _live_as_first_process(root: str, shared: str, argv: Sequence[str]) -> NoReturn:
     """PID 1 of the namespace: when it ends, the kernel ends all others (pid_namespaces(7)).
 
     The guest itself cannot be it: PID 1 is immune to the SIGABRT that ends a panic, and its
@@ -54,7 +54,7 @@ def _live_as_first_process(root: str, shared: str, arguments: Sequence[str]) -> 
         os.chroot(root)
         os.chdir("/")
         environment = {"HOME": "/dev/shm", "TMPDIR": "/dev/shm", "TERM": "linux"}
-        os.execve(f"/{Kernel.program}", ["linux", *arguments], environment)
+        os.execve(argv[0], list(argv), environment)
     os._exit(_exit_code(child))
 
 

@@ -17,14 +17,7 @@ from guest.systemd import System
 
 _INIT = Path(__file__).with_name("init.sh")
 _INIT_OF_SYSTEMD = Path(__file__).with_name("systemd.sh")
-_MEMORY_MIB = 1024
 _TAIL_LINES = 40
-# Root is the host's /host as the kernel, chrooted, sees it. A panic ends the program.
-_ARGUMENTS = (
-    f"mem={_MEMORY_MIB}M",
-    *("root=/dev/root", "rootfstype=hostfs", "rootflags=/host", "ro"),
-    *("quiet", "panic=-1", "con=null", "con0=null,fd:1"),
-)
 
 
 class Guest:
@@ -76,7 +69,7 @@ class Guest:
         self._deadline_s = time.monotonic() + self._limit_s
         with self.console.open("wb") as console:
             self._process = subprocess.Popen(
-                [*launcher, *_ARGUMENTS, *parameters],
+                [*launcher, *self.kernel.argv(self.shared, parameters)],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,

@@ -27,25 +27,37 @@ DEFAULT_SUITE = "bookworm"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # The kernel is a program; it goes with its own C library, which loads libgcc_s when it ends.
 _PACKAGES = ("user-mode-linux", "libc6", "libgcc-s1")
-_TOOLS = {"apt-get": "apt", "dpkg": "dpkg", "depmod": "kmod"}
+TOOLS = {"apt-get": "apt", "dpkg": "dpkg", "depmod": "kmod"}
 _STAMP = "complete"
+MEMORY_MIB = 1024
 _COMMAND_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """An unpacked kernel: `root` has the program, its C library and its modules."""
+    """An unpacked kernel: `root` has the program that is it, its C library and its modules."""
 
     suite: str
     root: Path
     release: str
 
-    program = "usr/bin/linux.uml"
-
     @property
     def modules(self) -> Path:
         """What `modprobe --dirname` takes."""
         return self.root / "modules"
+
+    def argv(self, shared: Path, parameters: Sequence[str]) -> list[str]:  # noqa: ARG002
+        """Boot it by this command, chrooted into `root`, with the host's files below /host.
+
+        `shared` is among them, for hostfs to find it.
+        """
+        return [
+            "/usr/bin/linux.uml",
+            f"mem={MEMORY_MIB}M",
+            *("root=/dev/root", "rootfstype=hostfs", "rootflags=/host", "ro"),
+            *("quiet", "panic=-1", "con=null", "con0=null,fd:1"),  # a panic ends the program
+            *parameters,
+        ]
 
 
 def fetch(suite: str) -> Kernel:
@@ -76,9 +88,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def _build(suite: str, root: Path) -> None:
     """Build aside, publish by rename."""
-    for tool, package in _TOOLS.items():
-        if shutil.which(tool, path=search_path()) is None:
-            raise FetchError(f"no {tool}: install the package {package}")
+    check_tools()
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=f"{suite}.new-") as directory:
         fresh = Path(directory, "root")
         fresh.mkdir(mode=0o755)
@@ -88,6 +98,13 @@ def _build(suite: str, root: Path) -> None:
         (fresh / _STAMP).write_text(f"{release}\n", encoding="ascii")
         shutil.rmtree(root, ignore_errors=True)
         fresh.rename(root)
+
+
+def check_tools() -> None:
+    """See that there is what fetching a kernel takes."""
+    for tool, package in TOOLS.items():
+        if shutil.which(tool, path=search_path()) is None:
+            raise FetchError(f"no {tool}: install the package {package}")
 
 
 def _download(suite: str, state: Path) -> list[Path]:
@@ -145,16 +162,26 @@ def _mirror() -> str:
 
 
 def _complete(root: Path) -> str:
-    """Make the root bootable: merged /usr, mount points, module lists; the kernel's release."""
-    for name in ("lib", "lib64"):
+    """Make the root bootable; the kernel's release."""
+    make_places(root)
+    return list_modules(root, "usr/lib/uml/modules")
+
+
+def make_places(root: Path) -> None:
+    """Merge /usr where a package took that for granted, and make the mount points."""
+    for name in ("bin", "lib", "lib64"):
         if not (root / name).exists():
             (root / name).symlink_to(f"usr/{name}")
     for name in ("dev", "host", "proc"):
-        (root / name).mkdir()
-    (release,) = (path.name for path in (root / "usr/lib/uml/modules").iterdir())
+        (root / name).mkdir(exist_ok=True)
+
+
+def list_modules(root: Path, folder: str) -> str:
+    """Make the module lists of the one kernel there, where `modules` has them; its release."""
+    (release,) = (path.name for path in (root / folder).iterdir())
     # depmod and modprobe look below BASEDIR/lib/modules
     (root / "modules/lib").mkdir(parents=True)
-    (root / "modules/lib/modules").symlink_to("../../usr/lib/uml/modules")
+    (root / "modules/lib/modules").symlink_to(Path("../..", folder))
     run(["depmod", "--basedir", str(root / "modules"), release])
     return release
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from guest.errors import BootError, FetchError
+from guest.kernels import fetch_kernel
 from guest.machine import Guest
 from guest.suites import DEFAULT_SUITE, Kernel, fetch
 from netlab.program import wait_until
@@ -66,6 +67,11 @@ def test_a_guest_that_does_not_start_is_an_error(tmp_path: Path) -> None:
 def test_an_unknown_suite_is_an_error() -> None:
     with pytest.raises(FetchError, match="no suite 'woody': there are bullseye"):
         fetch("woody")
+
+
+def test_an_unknown_kernel_is_an_error() -> None:
+    with pytest.raises(FetchError, match=r"no kernel 'woody': there are bullseye.*stock-trixie"):
+        fetch_kernel("woody")
 
 
 def _wait(guest: Guest) -> int:

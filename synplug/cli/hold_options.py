@@ -83,7 +83,7 @@ def _limit_options(group: argparse._ActionsContainer) -> None:
         type=value_of(values.count),
         default=_HOLD.max_held,
         metavar="N",
-        help=f"hold at most N SYNs (default {_HOLD.max_held})",
+        help=f"hold at most N SYNs (default {_HOLD.max_held}); backend plug: N times 128 bytes",
     )
     group.add_argument(
         "--max-held-per-source",

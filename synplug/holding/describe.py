@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from synplug.holding.queue_plan import queue_plan
 from synplug.kernel.nft_rules import BALANCE_SHIFT
 from synplug.model import BackendName, Endpoint, HoldSpec, Hook
@@ -77,28 +79,33 @@ def _nft_share(index: int, queues: int) -> str:
     return f"tcp sport & {mask:#x} == {index << BALANCE_SHIFT:#x} "
 
 
+def _filters(spec: HoldSpec, devices: Sequence[str], ifb: str) -> Iterator[tuple[str, str]]:
+    """Of each filter how it is added, and how it is removed."""
+    ours = "pref N handle N flower"
+    side = "egress" if spec.loopback_egress else "ingress"
+    for endpoint in spec.endpoints:
+        for family in endpoint.families:
+            protocol, example = ("ip", "ADDRESS") if family.value == 4 else ("ipv6", "ADDRESS6")
+            kinds = {protocol: ours}
+            if not spec.loopback_egress:
+                kinds["802.1Q"] = f"{ours} vlan_id 0 vlan_ethtype {protocol}"
+            for device in devices:
+                for kind, keys in kinds.items():
+                    where = f"dev {device} {side} protocol {kind}"
+                    yield (
+                        f"tc filter add {where} {keys} ip_proto tcp "
+                        f"dst_ip {endpoint.exact_address or example} dst_port {endpoint.port} "
+                        f"tcp_flags 0x2/0x17 action mirred egress redirect dev {ifb}",
+                        f"tc filter del {where} {ours}",
+                    )
+
+
 def _plug(spec: HoldSpec) -> list[str]:
     from synplug.holding.plug import BYTES_PER_SYN
 
     ifb = f"synplug{spec.run_id}"
     devices = ("lo",) if spec.loopback_egress else spec.devices or ("DEV",)
-    ours = "pref N handle N flower"
-    side = "egress" if spec.loopback_egress else "ingress"
-    added: list[str] = []
-    removed: list[str] = []
-    for endpoint in spec.endpoints:
-        for family in endpoint.families:
-            protocol, example = ("ip", "ADDRESS") if family.value == 4 else ("ipv6", "ADDRESS6")
-            added += (
-                f"tc filter add dev {device} {side} protocol {protocol} {ours} ip_proto tcp "
-                f"dst_ip {endpoint.exact_address or example} dst_port {endpoint.port} "
-                f"tcp_flags 0x2/0x17 action mirred egress redirect dev {ifb}"
-                for device in devices
-            )
-            removed += (
-                f"tc filter del dev {device} {side} protocol {protocol} {ours}"
-                for device in devices
-            )
+    filters = list(_filters(spec, devices, ifb))
     limit_bytes = spec.max_held_packets * BYTES_PER_SYN
     return [
         "# prepare; for each network device DEV, and each address of this machine; N is free there",
@@ -106,12 +113,12 @@ def _plug(spec: HoldSpec) -> list[str]:
         f"tc qdisc add dev {ifb} root plug limit {limit_bytes} "
         f"&& tc qdisc change dev {ifb} root plug release_indefinite",
         *(f"tc qdisc add dev {device} clsact  # unless it has one" for device in devices),
-        *added,
+        *(added for added, _ in filters),
         "# hold",
         f"tc qdisc change dev {ifb} root plug block",
         "# release; remove the filters; when the plug is empty, remove the rest",
         f"tc qdisc change dev {ifb} root plug release_indefinite",
-        *dict.fromkeys(removed),
+        *dict.fromkeys(removed for _, removed in filters),
         f"ip link del {ifb}",
         "# then remove each clsact that was made above and that is empty",
     ]

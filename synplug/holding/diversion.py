@@ -9,15 +9,15 @@ and must not be diverted twice.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import ip_network
 
 from synplug.errors import KernelError, ReleaseError, SynplugError, UsageError
 from synplug.holding.ledger import Ledger, entries
 from synplug.holding.ownership import (
     CLSACT,
+    MOST_FILTERS,
     PREFERENCES,
     check_number,
     first_handle,
@@ -25,7 +25,7 @@ from synplug.holding.ownership import (
     marks_of,
     places_in,
 )
-from synplug.holding.remarks import cut_remark, others_remark, unheld_remark
+from synplug.holding.remarks import cut_remark, others_remark, tagged_remark, unheld_remark
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, SynFilter
 from synplug.kernel.traffic_control import Device, TrafficControl
@@ -49,6 +49,7 @@ class Diversion:
         self._filters: dict[tuple[int, SynFilter | int], Installed] = {}
         self._passing: list[SynFilter] = []
         self._cuts = 0
+        self._has_room_for_tagged = True
         #: What the operator is to know, each once.
         self._remarks: dict[str, None] = {}
         self._next_handle = self._first_handle
@@ -107,9 +108,12 @@ class Diversion:
         """
         is_first = not self._spread
         devices = self._devices()
-        wanted = list(self._wanted())
+        wanted = list(flower.syns_to(self._spec.endpoints, self._control.local_prefixes()))
         if is_first:
-            check_number(len(devices) * len(wanted))
+            number = len(devices) * len(wanted)
+            check_number(number)
+            self._has_room_for_tagged = 2 * number <= MOST_FILTERS
+            self._remarks |= dict.fromkeys(tagged_remark(self._has_room_for_tagged))
         self._spread = True
         self._forget_others({device.index for device in devices})
         self._forget_removed()
@@ -123,13 +127,17 @@ class Diversion:
                     self._remarks |= dict.fromkeys(unheld_remark(device.name, str(error)))
 
     def _fit_out(self, device: Device, wanted: Sequence[SynFilter], target: int) -> None:
-        if self._prepare(device):
-            for syns in wanted:
-                self._add(device.index, syns, flower.redirect(target))
-            for syns in self._passing:
-                self._add(device.index, syns, flower.accept())
-            if device.name == _LOOPBACK:  # a mark does not leave the machine
-                self._pass_mark(device.index)
+        if not self._prepare(device):
+            return
+        brings_tagged = self._side == flower.INGRESS and device.name != _LOOPBACK
+        for syns in wanted:
+            self._add(device.index, syns, flower.redirect(target))
+            if brings_tagged and self._has_room_for_tagged:
+                self._add(device.index, replace(syns, is_tagged=True), flower.redirect(target))
+        for syns in self._passing:
+            self._add(device.index, syns, flower.accept())
+        if device.name == _LOOPBACK:  # a mark does not leave the machine
+            self._pass_mark(device.index)
 
     def _pass_mark(self, device: int) -> None:
         """Let marked probes pass. Last of all: by the filters beside it, it is known as ours."""
@@ -172,19 +180,6 @@ class Diversion:
             for key in gone:
                 del self._filters[key]
             self._cuts += bool(gone)
-
-    def _wanted(self) -> Iterator[SynFilter]:
-        local = self._control.local_prefixes()
-        for endpoint in self._spec.endpoints:
-            exact = endpoint.exact_address
-            versions = {family.value for family in endpoint.families}
-            prefixes = (
-                {prefix for prefix in local if prefix.version in versions}
-                if exact is None
-                else {ip_network(exact)}
-            )
-            for prefix in prefixes:
-                yield SynFilter(destination=prefix, port=endpoint.port)
 
     def _prepare(self, device: Device) -> bool:
         """Make room for filters on a device.
@@ -231,7 +226,7 @@ class Diversion:
             return
         check_number(self._next_handle - self._first_handle + 1)
         is_v6 = syns.destination.version == 6
-        order = (1 if syns.source else 3) + is_v6
+        order = 5 if syns.is_tagged else (1 if syns.source else 3) + is_v6
         where = flower.place(
             syns,
             device=device,

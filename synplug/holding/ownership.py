@@ -11,8 +11,8 @@ from synplug.kernel.flower import Installed
 _HANDLES = 1 << 12
 #: In their lower 12 bits, a run's handles count from 1 to this.
 MOST_FILTERS = _HANDLES - 2
-#: For a mark, a connection, and SYNs to be held; the latter two by IP version.
-PREFERENCES = 5
+#: For a mark, a connection, and SYNs to be held; the latter two by IP version, and tagged ones.
+PREFERENCES = 6
 CLSACT = "clsact"
 _RUN_ID, _INDEX = re.compile(r"[0-9a-f]{8}"), re.compile(r"[0-9]{1,10}")
 

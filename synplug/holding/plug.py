@@ -16,7 +16,7 @@ from ipaddress import ip_address, ip_network
 from synplug.errors import ReleaseError, SynplugError, UnsupportedError
 from synplug.holding.base import ANY_BACKEND, Backend
 from synplug.holding.diversion import Diversion
-from synplug.holding.remarks import stranded_remark
+from synplug.holding.remarks import full_remark, stranded_remark
 from synplug.kernel.capabilities import NET_RAW
 from synplug.kernel.changes import Changes
 from synplug.kernel.flower import SynFilter
@@ -26,7 +26,8 @@ from synplug.model import Flow, HoldCounts, HoldSpec, OnFull
 
 #: Of the names of the devices; a run id fills what is left of a name (IFNAMSIZ, 15).
 PREFIX = "synplug"
-#: A SYN with its Ethernet header has 74 bytes over IPv4, 94 over IPv6; more with more options.
+#: The limit of a plug is one of bytes, and this is what a SYN of ``--max-held`` is given. Linux
+#: sends 74 with the Ethernet header over IPv4, 94 over IPv6; with more options they are more.
 BYTES_PER_SYN = 128
 _SETTLE_LIMIT_S, _SETTLE_POLL_S = 2.0, 0.002
 
@@ -52,7 +53,7 @@ class PlugBackend(Backend):
         self._before = PlugState(0, 0, 0, 0)
         self._last = self._before
         self._is_held = False
-        self._peak = 0
+        self._peak = self._peak_bytes = 0
         self._lost = 0
         self._passing = 0
         self._stranded = 0
@@ -76,11 +77,16 @@ class PlugBackend(Backend):
         return self._ifb
 
     @property
+    def _limit_bytes(self) -> int:
+        return self._spec.max_held_packets * BYTES_PER_SYN
+
+    @property
     def remarks(self) -> tuple[str, ...]:
-        stranded = stranded_remark(self._stranded)
+        is_full = self._last.dropped > self._before.dropped
         return (
             *self._troubles,
-            *stranded,
+            *stranded_remark(self._stranded),
+            *(full_remark(self._limit_bytes, self._peak, self._peak_bytes) if is_full else ()),
             *(self._diverted.remarks if self._diverted is not None else ()),
         )
 
@@ -100,7 +106,7 @@ class PlugBackend(Backend):
             )
         self._changes = Changes()
         self._ifb = self._control.make_ifb(self._ifb_name)
-        self._control.make_plug(self._ifb, self._spec.max_held_packets * BYTES_PER_SYN)
+        self._control.make_plug(self._ifb, self._limit_bytes)
         self._diversion.spread(self._ifb)
 
     # --- holding
@@ -160,6 +166,7 @@ class PlugBackend(Backend):
         if state is not None:
             self._last = state
             self._peak = max(self._peak, state.waiting)
+            self._peak_bytes = max(self._peak_bytes, state.waiting_bytes)
         return state
 
     def check_for_loss(self) -> int:

@@ -25,6 +25,14 @@ def stranded_remark(lost: int) -> tuple[str, ...]:
     return (f"{lost} held SYNs were lost: the device that had brought them was gone",)
 
 
+def full_remark(limit_bytes: int, peak: int, peak_bytes: int) -> tuple[str, ...]:
+    """On a limit of bytes that was reached."""
+    return (
+        f"the plug was full: it takes {limit_bytes} bytes by --max-held, and {peak} SYNs of "
+        f"{peak_bytes} bytes waited",
+    )
+
+
 def burst_remark(released: int, listeners: Collection[Listener]) -> tuple[str, ...]:
     """On what has gone at once from a backend that cannot do otherwise, if that was too much."""
     backlog = min((listener.backlog for listener in listeners), default=released)
@@ -79,6 +87,16 @@ def _listed(numbers: Collection[int]) -> str:
 def unheld_remark(device: str, why: str) -> tuple[str, ...]:
     """On a device that came during the hold, and cannot have filters."""
     return (f"what {device} brings is not held: {why}",)
+
+
+def tagged_remark(has_room: bool) -> tuple[str, ...]:
+    """On frames with a priority alone (VLAN 0), where no filters are left for them."""
+    if has_room:
+        return ()
+    return (
+        "SYNs in priority-tagged frames (VLAN 0) are not held: with these devices, addresses and "
+        "ports that takes too many filters; name the devices with --dev",
+    )
 
 
 def foreign_remark(packets: int) -> tuple[str, ...]:

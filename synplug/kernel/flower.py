@@ -8,10 +8,12 @@ header behind IP options and IPv6 extension headers by itself, which u32 does no
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from synplug.kernel.netlink_codec import attribute, be16, nested, text
+from synplug.model import Endpoint
 
 #: The sides of clsact: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS); an ingress qdisc has the first.
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
@@ -26,11 +28,13 @@ _ETH_TYPE, _IP_PROTO = 8, 9
 _IPV4_SRC, _IPV4_SRC_MASK, _IPV4_DST, _IPV4_DST_MASK = 10, 11, 12, 13
 _IPV6_SRC, _IPV6_SRC_MASK, _IPV6_DST, _IPV6_DST_MASK = 14, 15, 16, 17
 _TCP_SRC, _TCP_DST = 18, 19
+_VLAN_ID, _VLAN_ETH_TYPE = 23, 25
 _TCP_FLAGS, _TCP_FLAGS_MASK = 71, 72
 _MIRRED_PARMS, _GACT_PARMS = 2, 2
 _STOLEN, _OK, _EGRESS_REDIRECT = 4, 0, 1
 _FIN, _SYN, _RST, _ACK = 0x01, 0x02, 0x04, 0x10
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
+_ETH_P_8021Q = 0x8100
 #: Of filters that may look at a SYN.
 PROTOCOLS = frozenset({_ETH_P_ALL, *_ETHERTYPE.values()})
 _TCP = 6
@@ -65,6 +69,23 @@ class Installed:
         return _TCMSG.pack(0, 0, 0, self.device, self.handle, self.parent, self.info)
 
 
+def syns_to(endpoints: Iterable[Endpoint], local: Iterable[Prefix]) -> Iterator[SynFilter]:
+    """The SYNs that these endpoints would get.
+
+    :param local: the addresses that this machine answers for.
+    """
+    for endpoint in endpoints:
+        exact = endpoint.exact_address
+        versions = {family.value for family in endpoint.families}
+        prefixes = (
+            {prefix for prefix in local if prefix.version in versions}
+            if exact is None
+            else {ip_network(exact)}
+        )
+        for prefix in prefixes:
+            yield SynFilter(destination=prefix, port=endpoint.port)
+
+
 def filters_at(device: int, parent: int) -> bytes:
     """The body of RTM_GETTFILTER for all filters there."""
     return _TCMSG.pack(0, 0, 0, device, 0, parent, 0)
@@ -81,16 +102,20 @@ class SynFilter:
     """SYNs to a port of these addresses; from this one source alone, if it is given.
 
     :param source: address and port of one connection, to be let through.
+    :param is_tagged: in frames with a priority and no VLAN (id 0, IEEE 802.1Q), which a device
+        brings as if they had no tag, and only those. To a filter their protocol is that of the
+        tag (``include/linux/if_vlan.h``, skb_protocol).
     """
 
     destination: Prefix
     port: int
     source: tuple[Prefix, int] | None = None
+    is_tagged: bool = False
 
     @property
     def ethertype(self) -> int:
         """The protocol of the frames that it looks at."""
-        return _ETHERTYPE[self.destination.version]
+        return _ETH_P_8021Q if self.is_tagged else _ETHERTYPE[self.destination.version]
 
 
 def place(
@@ -139,6 +164,9 @@ def _action(kind: str, parameters: bytes, where: int = _ACT) -> bytes:
 
 def _keys(found: SynFilter) -> bytes:
     keys = be16(_ETH_TYPE, found.ethertype) + attribute(_IP_PROTO, bytes([_TCP]))
+    if found.is_tagged:
+        keys += be16(_VLAN_ID, 0)  # the id in the host's order, were it another one
+        keys += be16(_VLAN_ETH_TYPE, _ETHERTYPE[found.destination.version])
     keys += be16(_TCP_DST, found.port)
     keys += be16(_TCP_FLAGS, _SYN) + be16(_TCP_FLAGS_MASK, _FIN | _SYN | _RST | _ACK)
     is_v4 = found.destination.version == 4

@@ -38,9 +38,33 @@ _TRIALS = {
     "VLAN": "ip link add name v0 type dummy && ip link add link v0 name v0.5 type vlan id 5",
     "bonding, bridge": "ip link add name b0 type bond && ip link add name b1 type bridge",
 }
+_NO_INET = {"nf_tables, family inet", "nf_tables, family ip", "NFQUEUE target in nf_tables"}
+_NO_LEGACY = {"legacy iptables with NFQUEUE", "legacy ip6tables with NFQUEUE"}
+#: What a guest's kernel lacks. The machine's own may lack anything.
+ABSENT: dict[str, set[str]] = {
+    "bullseye": _NO_INET | {"nf_tables, tables with an owner"},
+    "bookworm": _NO_INET,
+    "trixie": _NO_INET,
+    "sid": _NO_INET | _NO_LEGACY,
+    "stock-bookworm": set(),
+    "stock-trixie": set(),
+}
+#: What each backend cannot do without, in the order in which `auto` tries them.
+NEEDS = {
+    "nfqueue": {"nf_tables, family inet", "nf_tables, tables with an owner", "nfnetlink_queue"},
+    "nfqueue-iptables": _NO_LEGACY | {"nfnetlink_queue"},
+    "plug": {"sch_plug", "ifb, act_mirred", "cls_flower"},
+}
+BACKENDS = list(NEEDS)
+
 _SYS_BPF = 321  # x86_64, as all kernels of the matrix
 _BPF_PROG_LOAD, _PROGRAM_SCHED_CLS = 5, 3
 _RETURN_ZERO = bytes.fromhex("b700000000000000 9500000000000000".replace(" ", ""))
+
+
+def backends_of(guest: str) -> list[str]:
+    """Those that hold in that guest."""
+    return [backend for backend, needs in NEEDS.items() if not needs & ABSENT[guest]]
 
 
 def features() -> dict[str, bool]:

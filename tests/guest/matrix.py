@@ -51,7 +51,7 @@ class Matrix:
         self._path.write_text(before + _BEGIN + tables + _END + after, encoding="utf-8")
 
     def _feature_table(self) -> list[str]:
-        kernels = sorted(self._features, key=self._age)
+        kernels = sorted(self._features, key=lambda kernel: (self._age(kernel), kernel))
         names = list(self._features[kernels[0]])
         lines = [_row("feature", *map(self._title, kernels)), "|---" * (len(kernels) + 1) + "|"]
         for name in names:
@@ -62,7 +62,7 @@ class Matrix:
     def _backend_table(self) -> list[str]:
         titles = ("kernel", "backend", "held", "released", "clean after SIGKILL of the keeper")
         lines = [_row(*titles), "|---" * len(titles) + "|"]
-        for kernel, backend in sorted(self._backends, key=lambda key: (self._age(key[0]), key[1])):
+        for kernel, backend in sorted(self._backends, key=lambda key: (self._age(key[0]), *key)):
             found = self._backends[kernel, backend]
             cells = ["–"] * 3 if found.get("held") == "cannot" else list(map(found.get, _STAGES))
             words = (

@@ -216,11 +216,66 @@ def test_a_device_that_appears_is_held_too(lab: ClientServer) -> None:
     lab.server.run(["ip", "link", "del", "late0"])
 
 
-def _wire_appears(lab: ClientServer) -> None:
-    """One more, with addresses of 10.79.0.0/24."""
+@pytest.mark.kernels
+def test_who_waits_outlasts_a_wire_that_goes_down_and_comes_up(lab: ClientServer) -> None:
+    hold(lab)
+    _wire_appears(lab)
+    client = connecting(lab.client, ("10.79.0.2", 8080), 60)
+    waits(lab, 1)
+    for state in ("down", "up"):
+        lab.server.run(["ip", "link", "set", "late0", state])
+    report = _let_go(lab)
+    assert (report["hold"]["lost"], report["warnings"]) == (0, [])
+    assert float(client.communicate(timeout=60)[0]) < 60
+    lab.server.run(["ip", "link", "del", "late0"])
+
+
+@pytest.mark.kernels
+def test_a_bond_that_appears_is_held_and_its_port_is_not(lab: ClientServer) -> None:
+    """The port goes down while somebody waits, who came by the bond."""
+    hold(lab)
+    lab.server.run(
+        ["ip", "link", "add", "bond9", "type", "bond", "mode", "active-backup", "miimon", "50"]
+    )
+    _wire_appears(lab, "bond9")
+    client = connecting(lab.client, ("10.79.0.2", 8080), 60)
+    waits(lab, 1)
+    assert not _has_filters(lab, "late0"), "it would be held twice"
+    for state in ("down", "up"):
+        lab.server.run(["ip", "link", "set", "late0", state])
+    report = _let_go(lab)
+    assert (report["hold"]["lost"], report["warnings"]) == (0, [])
+    assert float(client.communicate(timeout=60)[0]) < 60
+    lab.server.run(["ip", "link", "del", "late0"])
+    lab.server.run(["ip", "link", "del", "bond9"])
+
+
+@pytest.mark.kernels
+def test_a_macvlan_that_appears_is_held_too(lab: ClientServer) -> None:
+    wire = device(lab)
+    hold(lab)
+    lab.server.run(f"ip link add late0 link {wire} type macvlan mode bridge".split())
+    lab.client.run(["ip", "address", "add", "10.79.0.1/24", "dev", wire])
+    lab.server.run(["ip", "address", "add", "10.79.0.2/24", "dev", "late0"])
+    lab.server.run(["ip", "link", "set", "late0", "up"])
+    wait_until(lambda: _has_filters(lab, "late0"), 20, "it has filters")
+    client = connecting(lab.client, ("10.79.0.2", 8080), 60)
+    waits(lab, 1)
+    report = _let_go(lab)
+    assert (report["hold"]["lost"], report["warnings"]) == (0, [])
+    assert float(client.communicate(timeout=60)[0]) < 60
+    lab.server.run(["ip", "link", "del", "late0"])
+    lab.client.run(["ip", "address", "del", "10.79.0.1/24", "dev", wire])
+
+
+def _wire_appears(lab: ClientServer, master: str = "") -> None:
+    """One more, with addresses of 10.79.0.0/24; on the server as a port of *master*."""
     peer = ["peer", "name", "late1", "netns", lab.client.name]
     lab.server.run(["ip", "link", "add", "late0", "type", "veth", *peer])
-    for side, wire, end in ((lab.server, "late0", 2), (lab.client, "late1", 1)):
+    if master:
+        lab.server.run(["ip", "link", "set", "late0", "master", master])
+    at_server = master or "late0"
+    for side, wire, end in ((lab.server, at_server, 2), (lab.client, "late1", 1)):
         side.run(["ip", "address", "add", f"10.79.0.{end}/24", "dev", wire])
         side.run(["ip", "link", "set", wire, "up"])
-    wait_until(lambda: _has_filters(lab, "late0"), 20, "it has filters")
+    wait_until(lambda: _has_filters(lab, at_server), 20, "it has filters")

@@ -75,6 +75,30 @@ def test_a_tagged_frame_waits_where_its_device_shows_it(lab: ClientServer) -> No
     lab.server.run(["ip", "link", "del", "veth0.7"])
 
 
+@_ON_EVERY_KERNEL
+def test_a_frame_with_a_priority_tag_waits(lab: ClientServer) -> None:
+    """VLAN 0 is none: the wire brings it as if it had no tag (IEEE 802.1Q, 6.9)."""
+    words = "link add link veth0 name veth0.0 type vlan id 0 egress-qos-map 0:5"
+    lab.client.run(["ip", *words.split()])
+    lab.client.run(["ip", "address", "add", "10.76.0.1/24", "dev", "veth0.0"])
+    lab.client.run(["ip", "link", "set", "veth0.0", "up"])
+    lab.server.run(["ip", "address", "add", "10.76.0.2/24", "dev", "veth0"])
+    (link,) = json.loads(lab.server.run(["ip", "-j", "link", "show", "veth0"]).stdout)
+    # an answer comes without a tag, and so by another device than the question left by
+    neighbour = f"ip neighbour add 10.76.0.2 lladdr {link['address']} dev veth0.0"
+    lab.client.run(neighbour.split())
+    try:
+        assert connects_within(lab.client, ("10.76.0.2", 8080), 10), "the control"
+        hold(lab)
+        client = connecting(lab.client, ("10.76.0.2", 8080), 60)
+        waits(lab, 1)
+        assert _let_go(lab) >= 1
+        assert float(client.communicate(timeout=60)[0]) < 60
+    finally:
+        lab.client.run(["ip", "link", "del", "veth0.0"])
+        lab.server.run(["ip", "address", "del", "10.76.0.2/24", "dev", "veth0"])
+
+
 @pytest.fixture
 def bridged(lab: ClientServer) -> Iterator[str]:
     """The server's wire is a port of a bridge, which has an address."""

@@ -32,6 +32,8 @@ from synplug.model import BackendName, Endpoint, Flow, HoldSpec, OnFull
 
 SPEC = HoldSpec(endpoints=(Endpoint(port=80),), run_id="0123abcd", max_held_packets=100)
 LOCAL: set[Prefix] = {ip_network("127.0.0.0/8"), ip_network("10.0.0.1/32"), ip_network("::1/128")}
+#: Filters for one port: on a wire once more for frames with a priority tag.
+AT_LOOPBACK, AT_A_WIRE = len(LOCAL), 2 * len(LOCAL)
 
 
 class FakeControl:
@@ -180,7 +182,7 @@ def test_all_is_there_before_anything_waits(control: FakeControl) -> None:
     }
     backend.arm()
     assert control.log[:2] == ["make-ifb", f"make-plug {100 * plug.BYTES_PER_SYN}"]
-    assert control.log.count("add-filter") == 2 * len(LOCAL)
+    assert control.log.count("add-filter") == AT_LOOPBACK + AT_A_WIRE
     assert "close-plug" not in control.log
     control.log.clear()
     backend.hold()
@@ -200,7 +202,18 @@ def test_an_exact_address_has_one_filter_a_device(control: FakeControl) -> None:
     endpoint = Endpoint(port=80, address=ip_address("10.0.0.1"))
     backend = PlugBackend(HoldSpec(endpoints=(endpoint,), run_id="0123abcd"))
     backend.arm()
-    assert control.log.count("add-filter") == 2
+    assert control.log.count("add-filter") == 1 + 2
+
+
+def test_what_has_a_priority_tag_is_looked_for_on_wires_in_a_preference_of_its_own(
+    control: FakeControl,
+) -> None:
+    """A preference takes filters of one protocol only, and to a filter that of the tag counts."""
+    PlugBackend(SPEC).arm()
+    tagged = [found for found in control.installed if found.protocol == 0x8100]
+    assert [found.device for found in tagged] == [2] * len(LOCAL)
+    others = {found.preference for found in control.installed if found not in tagged}
+    assert not others & {found.preference for found in tagged}
 
 
 def test_chosen_devices_only(control: FakeControl) -> None:
@@ -269,6 +282,7 @@ def test_more_filters_than_there_are_handles_are_refused(control: FakeControl) -
     backend.arm()
     handles = {found.handle for found in control.installed if found.handle >> 12 == 0x123A}
     assert len(handles) == ports * at
+    assert any("priority-tagged frames (VLAN 0) are not held" in it for it in backend.remarks)
     control.there |= {3: "eth1"}
     backend.hold()
     changed(backend)
@@ -329,6 +343,20 @@ def test_the_end_in_its_order(control: FakeControl) -> None:
     assert control.log[-2:] == ["remove-ingress 1", "remove-ifb"]
     counts = backend.counts()
     assert (counts.released, counts.held, counts.peak, counts.overflowed) == (7, 7, 5, 1)
+
+
+def test_a_plug_that_was_full_is_told_in_bytes(control: FakeControl) -> None:
+    backend = held(control)
+    control.state = PlugState(waiting=172, passed=0, dropped=0, waiting_bytes=12728)
+    backend.check_for_loss()
+    assert not backend.remarks, "the control: all fit"
+    control.state = PlugState(waiting=172, passed=0, dropped=2, waiting_bytes=12728)
+    backend.open()
+    control.state = PlugState(waiting=0, passed=172, dropped=2, waiting_bytes=0)
+    backend.confirm_empty()
+    (told,) = backend.remarks
+    assert "takes 12800 bytes by --max-held, and 172 SYNs of 12728 bytes waited" in told
+    assert backend.counts().overflowed == 2
 
 
 def test_a_plug_that_does_not_open_holds_nobody_who_comes(control: FakeControl) -> None:
@@ -450,7 +478,7 @@ def test_a_new_device_gets_its_filters_and_is_entered_into_the_ledger(
     backend._changes.changed = True
     backend.absorb()
     assert "make-ingress 3" in control.log
-    assert control.log.count("add-filter") == len(LOCAL)
+    assert control.log.count("add-filter") == AT_A_WIRE
     assert {traces["clsact"] for traces in entered} == {"lo:1 wlan0:3"}
 
 
@@ -535,7 +563,7 @@ def test_somebody_elses_qdisc_is_not_put_back_but_used_when_it_comes_again(
     control.ingress.add(2)
     control.installed += foreign
     changed(backend)
-    assert len([one for one in control.installed if one.device == 2]) == 1 + len(LOCAL)
+    assert len([one for one in control.installed if one.device == 2]) == 1 + AT_A_WIRE
     assert len(backend.remarks) == 1
 
 
@@ -578,7 +606,7 @@ def test_a_device_that_can_have_no_filters_is_told_and_the_others_are_held(
     control.ingress.add(3)
     for _ in range(2):
         changed(backend)
-    assert len([one for one in control.installed if one.device == 4]) == len(LOCAL)
+    assert len([one for one in control.installed if one.device == 4]) == AT_A_WIRE
     (told,) = backend.remarks
     assert "la0" in told
     assert "the block is shared" in told
@@ -887,6 +915,8 @@ def test_the_words_of_it_remove_nobody_elses_clsact(at_loopback: bool) -> None:
     assert not [line for line in lines if line.startswith("tc qdisc del")]
     assert lines.count(f"tc filter del dev {where} protocol ip pref N handle N flower") == 1
     assert lines.count(f"tc filter del dev {where} protocol ipv6 pref N handle N flower") == 1
+    tagged = [line for line in lines if "protocol 802.1Q" in line]
+    assert len(tagged) == (0 if at_loopback else 2 * 2 + 1), "two ports, two families"
 
 
 class Refusing:
@@ -954,9 +984,22 @@ def test_the_keys_of_a_filter() -> None:
     assert keys[12] + keys[13] == bytes([10, 1, 0, 0, 255, 255, 0, 0])  # _KEY_IPV4_DST, _MASK
     assert keys[19] == (8080).to_bytes(2, "big")  # TCA_FLOWER_KEY_TCP_DST
     assert (keys[71], keys[72]) == (b"\x00\x02", b"\x00\x17")  # _KEY_TCP_FLAGS, _MASK
+    assert not {23, 25} & keys.keys(), "no tag"
     (action,) = [payload for _, payload in attributes(keys[3])]
     parts = dict(attributes(action))
     assert bytes(parts[1]) == b"mirred\0"
     (parameters,) = [payload for _, payload in attributes(parts[2])]
     _, _, verdict, _, _, way, device = struct.unpack("=IIiiiiI", parameters)
     assert (verdict, way, device) == (4, 1, 9)  # TC_ACT_STOLEN, TCA_EGRESS_REDIR
+
+
+def test_the_keys_of_a_filter_for_frames_with_a_priority_tag() -> None:
+    syns = SynFilter(destination=ip_network("::1/128"), port=8080, is_tagged=True)
+    where = flower.place(syns, device=5, preference=7, handle=0x123001)
+    message = flower.message(syns, where, flower.redirect(9))
+    assert where.protocol == 0x8100
+    keys = {kind: bytes(payload) for kind, payload in attributes(dict(attributes(message[20:]))[2])}
+    assert keys[8] == b"\x81\x00"  # TCA_FLOWER_KEY_ETH_TYPE
+    assert keys[23] == b"\0\0"  # TCA_FLOWER_KEY_VLAN_ID
+    assert keys[25] == b"\x86\xdd"  # TCA_FLOWER_KEY_VLAN_ETH_TYPE
+    assert keys[16] == bytes(15) + b"\x01"  # TCA_FLOWER_KEY_IPV6_DST
