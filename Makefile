@@ -32,7 +32,7 @@ GUEST := PYTHONPATH=netns-fixtures $(PYTHON) -m guest --fetch
 test: setup
 	@$(GUEST) --systemd
 	@$(GUEST) --suite stock-bookworm
-	$(PYTHON) -m pytest
+	@sh scripts/test.sh
 
 FAULTS := $(wildcard tests/integration/test_*faults.py) tests/guest/test_plug_faults.py
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from synplug.errors import ReleaseError
 from synplug.holding.base import ANY_BACKEND
+from synplug.holding.gap import gap_of_others
 from synplug.kernel.capabilities import NET_RAW
 from synplug.kernel.nft import HoldTable, tables
 from synplug.model import HoldSpec
@@ -73,6 +74,7 @@ class NftGate:
         self.patience_s = 0.0
         self._spec = spec
         self._made: HoldTable | None = None
+        self._queues: tuple[int, ...] = ()
 
     @property
     def _table(self) -> HoldTable:
@@ -86,6 +88,7 @@ class NftGate:
         """Nothing to do."""
 
     def prepare(self, queues: tuple[int, ...]) -> None:
+        self._queues = queues
         self._made = HoldTable(f"synplug-{self._spec.run_id}")
         spec = self._spec
         self._table.prepare(spec.endpoints, queues, probe_mark=spec.probe_mark, hook=spec.hook)
@@ -111,7 +114,8 @@ class NftGate:
 
     def remove(self) -> None:
         name = self._table.name
-        self._table.remove()
+        with gap_of_others(self._queues) as wait:
+            self._table.remove(wait)
         if name in tables():
             raise ReleaseError(f"nftables table inet {name} is still there")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from synplug.errors import KernelError, OverrunError, PrivilegeError, UnsupportedError
 from synplug.kernel.abi import architecture, buffer_force_options
@@ -136,12 +136,19 @@ class NetlinkSocket:
         self._settle(action, self._sequence, self._sequence)
 
     def batch(
-        self, action: str, subsystem: int, requests: Sequence[tuple[int, int, bytes]]
+        self,
+        action: str,
+        subsystem: int,
+        requests: Sequence[tuple[int, int, bytes]],
+        *,
+        just_before: Callable[[], None] = lambda: None,
     ) -> None:
         """Send nfnetlink requests ``(kind, flags, body)`` as one transaction: all, or none.
 
         Only the last one asks for an acknowledgement; an error of any other one is reported
         unasked (``net/netfilter/nfnetlink.c``, nfnetlink_rcv_batch).
+
+        :param just_before: is called when all is ready to be sent.
         """
         edge = bytes((0, 0)) + subsystem.to_bytes(2, "big")
         data = self.message(_NFNL_BATCH_BEGIN, NLM_F_REQUEST, edge)
@@ -152,6 +159,7 @@ class NetlinkSocket:
         last = self._sequence
         data += self.message(_NFNL_BATCH_END, NLM_F_REQUEST, edge)
         self._enlarge_send_buffer(len(data))
+        just_before()
         self.send(action, data)
         self._settle(action, first, last)
 

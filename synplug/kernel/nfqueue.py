@@ -108,6 +108,30 @@ def queue_states() -> dict[int, QueueState]:
     return states
 
 
+class QueueLengths:
+    """How many packets wait in each queue of this network namespace: a look takes some 20 µs.
+
+    :raises KernelError: it cannot be read.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._descriptor = os.open(_STATE_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise KernelError(f"read {_STATE_FILE}", error.errno or 0) from error
+
+    def now(self) -> list[tuple[int, int]]:
+        """Each queue's number, and how many."""
+        data = b""
+        while part := os.pread(self._descriptor, 1 << 16, len(data)):
+            data += part
+        return [(int(fields[0]), int(fields[2])) for fields in map(bytes.split, data.splitlines())]
+
+    def close(self) -> None:
+        """Look no more."""
+        os.close(self._descriptor)
+
+
 def _load_module() -> None:
     """Make the kernel load nfnetlink_queue, as the first message to it does.
 

@@ -161,9 +161,13 @@ class HoldTable:
         )
         return sum(_packets_counted(rule) for rule in rules)
 
-    def remove(self) -> None:
-        """Remove the table. Unregistering its chain flushes every queue of the namespace."""
-        self._transact("delete the nftables table", [(_DELTABLE, 0, text(1, self.name))])
+    def remove(self, just_before: Callable[[], None] = lambda: None) -> None:
+        """Remove the table. Unregistering its chain flushes every queue of the namespace.
+
+        :param just_before: is called as late as can be.
+        """
+        request = (_DELTABLE, 0, text(1, self.name))
+        self._transact("delete the nftables table", [request], just_before=just_before)
 
     def close(self) -> None:
         """Close the socket; the kernel removes what is left."""
@@ -173,11 +177,18 @@ class HoldTable:
         body = text(1, self.name) + text(2, chain) + nested(4, expressions)
         return _NEWRULE, NLM_F_CREATE, body + (comment(words) if words else b"")
 
-    def _transact(self, action: str, requests: Iterable[tuple[int, int, bytes]]) -> None:
+    def _transact(
+        self,
+        action: str,
+        requests: Iterable[tuple[int, int, bytes]],
+        *,
+        just_before: Callable[[], None] = lambda: None,
+    ) -> None:
         self._socket.batch(
             action,
             _SUBSYSTEM,
             [(_SUBSYSTEM << 8 | kind, flags, _INET + body) for kind, flags, body in requests],
+            just_before=just_before,
         )
 
 

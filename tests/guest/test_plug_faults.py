@@ -226,7 +226,9 @@ class Run:
         """What is not true of what it has told."""
         report = self.report or {"outcome": "error", "error": self.said, "exit_code": self.status}
         told = [report["error"], *report.get("warnings", ()), self.said]
-        words = (os.strerror(fault.errno), fault.value, "not permitted")
+        words = [os.strerror(fault.errno), fault.value, "not permitted"]
+        if fault is Fault.ENOSPC:  # a watcher's only line is what was refused
+            words.append("the watcher of the keeper ended before it could watch")
         rules = {
             "it struck": self.is_struck or _may_pass_by(point, fault),
             "no traceback": "Traceback" not in self.said,

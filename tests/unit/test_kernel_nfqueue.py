@@ -9,10 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synplug.errors import UnsupportedError
+from synplug.errors import KernelError, UnsupportedError
 from synplug.kernel import nfqueue
 from synplug.kernel.netlink_codec import attribute, be32
-from synplug.kernel.nfqueue import NO_SYN, Notice, QueueState, _notice, flow_of, queue_states
+from synplug.kernel.nfqueue import (
+    NO_SYN,
+    Notice,
+    QueueLengths,
+    QueueState,
+    _notice,
+    flow_of,
+    queue_states,
+)
 from tests.unit.packets import extension, ipv4, ipv6, tcp
 
 V4 = ("10.0.0.1", "10.0.0.2")
@@ -220,6 +228,22 @@ def test_queue_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         20_000: QueueState(number=20_000, waiting=3, dropped_unread=5, last_id=77),
         20_001: QueueState(number=20_001, waiting=0, dropped_unread=0, last_id=0),
     }
+
+
+def test_the_lengths_of_queues_are_read_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "nfnetlink_queue"
+    path.write_text("20000  12345     3 2   128     4     5       77  1\n" * 2000)
+    monkeypatch.setattr(nfqueue, "_STATE_FILE", str(path))
+    lengths = QueueLengths()
+    assert lengths.now() == [(20_000, 3)] * 2000
+    path.write_text("    7 -12345     1 2   128     0     0        0  1\n")
+    assert lengths.now() == [(7, 1)]
+    lengths.close()
+    path.unlink()
+    with pytest.raises(KernelError, match="read"):
+        QueueLengths()
 
 
 def test_a_kernel_without_queues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -30,8 +30,14 @@ class Kernel:
         self.closed = False
 
     def batch(
-        self, action: str, subsystem: int, requests: Sequence[tuple[int, int, bytes]]
+        self,
+        action: str,
+        subsystem: int,
+        requests: Sequence[tuple[int, int, bytes]],
+        *,
+        just_before: Callable[[], None],
     ) -> None:
+        just_before()
         assert subsystem == 10
         for needle, error in self.refuse.items():
             if any(needle in body for _, _, body in requests):
