@@ -5,7 +5,7 @@ set -u
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 beside="tests/unit"
-for name in faults release_faults supervise_faults swap_faults config edges install privileges \
+for name in faults release_faults supervise_faults swap_faults config install privileges \
     live systemd_files telemetry targets hold_release cron drop_in; do
     beside="$beside tests/integration/test_$name.py"
 done

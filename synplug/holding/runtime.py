@@ -10,6 +10,8 @@ from synplug.errors import PrivilegeError, SynplugError
 from synplug.kernel.namespaces import network_inode
 
 ROOT = "/run/synplug"
+#: Whoever ends removes the folder, if it is empty, while somebody else begins.
+_TRIES = 100
 _CREATE = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_WRONLY
 
 
@@ -53,8 +55,14 @@ def check_root() -> None:
 
     :raises SynplugError: it cannot.
     """
-    _folder(ROOT)
-    tidy(ROOT)
+    for _ in range(_TRIES):
+        try:
+            _folder(ROOT)
+        except FileNotFoundError:
+            continue
+        tidy(ROOT)
+        return
+    raise SynplugError(f"cannot make {ROOT}: it keeps vanishing")
 
 
 def here() -> str:
@@ -97,7 +105,7 @@ def tidy(folder: str) -> None:
 
 def create(path: str, flags: int) -> int:
     """Open a file below a folder that another run may be removing just now."""
-    for _ in range(100):
+    for _ in range(_TRIES):
         try:
             _folder(ROOT)
             _folder(os.path.dirname(path))

@@ -205,7 +205,7 @@ def _special(point: Point) -> Point:
     """Those that a plain run does not come to."""
     if point.name == "watcher.start":
         return replace(point, backends=(BackendName.NFQUEUE_IPTABLES, BackendName.PLUG))
-    if point.name == "Backend.release_next":
+    if point.name in ("Backend.release_next", "paced.sysctl"):
         return replace(point, service_options=("--backlog", "12"))
     if point.name == "Backend.let_through":
         return replace(point, options=(HEALTH_CHECK,))

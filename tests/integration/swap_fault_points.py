@@ -14,6 +14,7 @@ SWAP_STEPS: dict[Step | SwapStep, tuple[str, str]] = {
     Step.ARM: (_RUN_HOLD, "arm"),
     Step.COMMAND: ("synplug.handover.launch:Launch", "start"),
     Step.READY: ("synplug.handover.launch:Launch", "until_ready"),
+    Step.LOOK_AHEAD: ("synplug.handover.drain:Drain", "look_ahead"),
     Step.HOLD: (_RUN_HOLD, "begin"),
     Step.DRAIN: ("synplug.handover.drain:Drain", "wait"),
     SwapStep.STOP: ("synplug.handover.closing:Closing", "stop"),

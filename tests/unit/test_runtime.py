@@ -217,6 +217,22 @@ def test_a_root_that_is_a_link_is_refused(root: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "real").iterdir()) == []
 
 
+def test_a_root_that_another_run_removes_meanwhile_is_made_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root.mkdir(0o700)
+    look = os.lstat
+
+    def vanishes(path: str) -> os.stat_result:
+        monkeypatch.setattr(os, "lstat", look)
+        os.rmdir(path)
+        return look(path)
+
+    monkeypatch.setattr(os, "lstat", vanishes)
+    check_root()
+    assert not root.exists()
+
+
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o1777])
 def test_a_root_that_others_can_write_to_is_refused(root: Path, mode: int) -> None:
     root.mkdir()
