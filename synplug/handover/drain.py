@@ -86,9 +86,10 @@ class Unfinished:
 
     def walk(self) -> None:
         """See all that there are."""
-        self._walked_at_s = self._clock()
+        began_s = self._clock()
         self._enter(self._sockets.inbound(self._endpoints, established=self._established))
-        self._walk_took_s = self._clock() - self._walked_at_s
+        self._walked_at_s = self._clock()
+        self._walk_took_s = self._walked_at_s - began_s
 
     def _enter(self, seen: Iterable[Connection]) -> None:
         self.found = [connection for connection in seen if is_busy(connection)]
@@ -186,7 +187,8 @@ class Drain:
         left = self._until(self._unaccepted, self._plan.timeout_s, stopped)
         busy = 0
         aborts = bool(left) and self._plan.on_timeout is OnDrainTimeout.ABORT
-        if self._plan.quiesce_s and not aborts and (left or self._unfinished.found):
+        is_open = left or self._unfinished.found or self._unfinished.is_old
+        if self._plan.quiesce_s and not aborts and is_open:
             busy = self._until(self._busy, self._plan.quiesce_s, stopped)
         return DrainResult(empty=not left, left=left, quiet=not busy, busy=busy)
 

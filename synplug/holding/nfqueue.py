@@ -18,7 +18,7 @@ from contextlib import suppress
 from synplug.errors import LockError, OverrunError, ReleaseError, SynplugError
 from synplug.holding.base import Backend
 from synplug.holding.gates import Gate
-from synplug.holding.observation import Observation
+from synplug.holding.observation import LIMIT, Observation
 from synplug.holding.queue_plan import queue_plan
 from synplug.holding.remarks import foreign_remark, restored_remark
 from synplug.holding.sources import Sources
@@ -45,8 +45,6 @@ _LOOKS_AT_A_LOSS = 3
 class QueueBackend(Backend):
     """SYNs wait in netfilter queues behind a gate."""
 
-    can_observe = True
-
     def __init__(self, spec: HoldSpec, gate: Gate) -> None:
         self.name = gate.name
         self.capabilities = gate.capabilities
@@ -54,6 +52,8 @@ class QueueBackend(Backend):
         self.patience_s = gate.patience_s
         self._spec = spec
         self._gate = gate
+        # What passes unseen, or is dropped, because a short queue is full, cannot be waited for.
+        self.can_observe = spec.max_held_packets >= LIMIT
         self._queues: PacketQueues | None = None
         self._held = WaitingSyns(endpoint.port for endpoint in spec.endpoints)
         self._passing: set[Flow] = set()

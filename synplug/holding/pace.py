@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
+from synplug.holding.room import Room, Stuck, room_of
 from synplug.model import Endpoint, Listener, ReleaseMode
 
 _DEBT_WINDOW_S = 0.5
@@ -20,6 +21,8 @@ _BLIND_STEP, _BLIND_EVERY_S = 64, 0.01
 #: Room for newcomers that is enough, while nobody has had to wait for a place yet: a service that
 #: bears its load has none of its queue left in the time that so many take to come.
 _RESERVE = 128
+_SYN_BACKLOG = "by net.ipv4.tcp_max_syn_backlog, since SYN cookies are off"
+_STUCK = "; a listener that accepts nothing was left out"
 _HANDSHAKES = ", filled by handshakes that wait for their clients"
 
 
@@ -33,40 +36,12 @@ class Rooms(Protocol):
         """Connections to the endpoints that are in SYN_RECV."""
 
 
-class Room(NamedTuple):
-    """How many more connections can be taken, and how many if nobody waited there."""
-
-    free: int
-    total: int
-    #: Whether it is handshakes that fill it, and not connections that the service has to accept.
-    awaits_clients: bool = False
-
-
-def room_of(listeners: list[Listener], request_sockets: int) -> Room:
-    """The room of these listeners of one port, at the least.
-
-    Connections to a SO_REUSEPORT group are spread by hash: some socket may get twice its
-    share, so half of what the fullest would allow all of them is taken as safe.
-    """
-    backlogs = [max(1, listener.backlog) for listener in listeners]
-    free = [
-        backlog - listener.accept_queue
-        for backlog, listener in zip(backlogs, listeners, strict=True)
-    ]
-    share = 1 if len(listeners) == 1 else len(listeners) / 2
-    acceptable = int(min(free) * share)
-    return Room(
-        free=max(0, acceptable - request_sockets),
-        total=int(min(backlogs) * share),
-        awaits_clients=acceptable > 0 and request_sockets >= acceptable,
-    )
-
-
 class Pacer:
     """Decides how many may go next, for each port by itself.
 
     :param clock: monotonic seconds.
     :param somaxconn: reads the kernel's limit of a backlog; 0: not known.
+    :param syn_limit: how many request sockets a listener may have, where that is not its backlog.
     :param is_blind: the listeners cannot be seen; steps of 64 go, one every 10 ms.
     """
 
@@ -78,6 +53,7 @@ class Pacer:
         rooms: Rooms,
         clock: Callable[[], float],
         somaxconn: Callable[[], int] = lambda: 0,
+        syn_limit: int = 0,
         is_blind: bool = False,
     ) -> None:
         self._mode = mode
@@ -85,7 +61,7 @@ class Pacer:
         for port in sorted({endpoint.port for endpoint in endpoints}):
             wanted = tuple(endpoint for endpoint in endpoints if endpoint.port == port)
             make = _BlindPortPacer if is_blind else _PortPacer
-            self._ports[port] = make(wanted, rooms, clock, somaxconn)
+            self._ports[port] = make(wanted, rooms, clock, somaxconn, syn_limit)
         self.steps = 0
 
     @property
@@ -131,11 +107,14 @@ class _PortPacer:
         rooms: Rooms,
         clock: Callable[[], float],
         somaxconn: Callable[[], int],
+        syn_limit: int,
     ) -> None:
         self._endpoints = endpoints
         self._rooms = rooms
         self._clock = clock
         self._somaxconn = somaxconn
+        self._syn_limit = syn_limit
+        self._stuck = Stuck()
         self._backlog = 0
         self._lowest: int | None = None
         self._lowest_at_s = 0.0
@@ -183,21 +162,24 @@ class _PortPacer:
         To count the request sockets takes a walk through all the kernel's connections, so that is
         done only where what we have let go ourselves leaves too little room to go on.
         """
-        listeners = self._rooms.listeners(self._endpoints)
+        listeners = self._accepting()
         if not listeners:
             return None
         if not self._has_begun:
             self._occupied = _queued(listeners)
-        room = room_of(listeners, 0)
+        room = room_of(listeners, 0, syn_limit=self._syn_limit)
         room = room._replace(free=min(room.free, max(0, room.total - self._occupied)))
         if self._has_begun and not self._suffices(room, waiting):
             # A handshake that completes in between counts twice; in the other order, not at all.
             requests = self._rooms.request_sockets(self._endpoints)
-            listeners = self._rooms.listeners(self._endpoints) or listeners
+            listeners = self._accepting() or listeners
             self._occupied = requests + _queued(listeners)
-            room = room_of(listeners, requests)
+            room = room_of(listeners, requests, syn_limit=self._syn_limit)
         self._backlog = min(listener.backlog for listener in listeners)
         return room
+
+    def _accepting(self) -> list[Listener]:
+        return self._stuck.left_out(self._rooms.listeners(self._endpoints), self._clock())
 
     def _suffices(self, room: Room, waiting: int) -> bool:
         """Whether more room would change nothing now."""
@@ -205,12 +187,16 @@ class _PortPacer:
 
     def _note_limit(self) -> None:
         backlog = self._backlog
-        if not self.limit:
+        if not self.limit and 0 < self._syn_limit < backlog:
+            self.limit = f"{self._syn_limit} handshakes, {_SYN_BACKLOG}"
+        elif not self.limit:
             self.limit = f"backlog of {backlog}"
             if backlog == self._somaxconn():
                 self.limit += ", which is net.core.somaxconn"
         if self._awaits_clients and _HANDSHAKES not in self.limit:
             self.limit += _HANDSHAKES
+        if self._stuck.number and _STUCK not in self.limit:
+            self.limit += _STUCK
 
     def _debt(self, waiting: int) -> str:
         """Why to pace no longer: what waits has not become less for a while, though some still go.

@@ -50,6 +50,7 @@ def let_go_in_steps(
             rooms=diagnostics,
             clock=clock,
             somaxconn=lambda: int(sysctl("net.core.somaxconn") or 0),
+            syn_limit=_syn_limit(),
         )
         while backend.absorb() and not is_over():
             pass  # one that was slow must not take what has come before for newcomers
@@ -64,3 +65,15 @@ def let_go_in_steps(
             limit=pacer.limit if pacer.steps else "",
             listeners=() if backend.can_pace else tuple(diagnostics.listeners(spec.endpoints)),
         )
+
+
+def _syn_limit() -> int:
+    """How many request sockets a listener may have; 0: as many as its backlog.
+
+    Without SYN cookies a quarter of tcp_max_syn_backlog is kept for peers that are known from
+    before (``net/ipv4/tcp_input.c``, tcp_conn_request).
+    """
+    if sysctl("net.ipv4.tcp_syncookies") != "0":
+        return 0
+    limit = int(sysctl("net.ipv4.tcp_max_syn_backlog") or 0)
+    return limit - (limit >> 2)

@@ -318,13 +318,24 @@ def test_who_began_to_connect_meanwhile_is_looked_up() -> None:
     def walked(endpoints: Iterable[Endpoint], *, established: bool = True) -> list[Connection]:
         found = walk(endpoints, established=established)
         waited.sockets.requests = 1  # it came behind our back
-        waited.world.after(0.1, lambda: setattr(waited.sockets, "requests", 0))
+        waited.world.after(0.05, lambda: setattr(waited.sockets, "requests", 0))
         return found
 
     waited.sockets.inbound = walked  # type: ignore[method-assign]
     assert ahead.result(observed=[begun_by(Flow(bytes(12)), 2)]).empty
-    assert waited.world.now_s == pytest.approx(0.1, abs=0.01)
+    assert waited.world.now_s == pytest.approx(0.05, abs=0.01)
     assert ahead.looks.count("walk all connections") == 1
+
+
+def test_who_has_become_busy_long_after_the_look_ahead_is_waited_for() -> None:
+    """A keep-alive connection that was idle then, and has a request now."""
+    waited = Waited(listener(1, accept_queue=1))
+    ahead = Ahead(waited)
+    waited.world.after(0.4, lambda: setattr(waited.sockets, "established", [connection(unread=1)]))
+    waited.world.after(0.6, lambda: setattr(waited.sockets, "now", [listener(1)]))
+    waited.world.after(0.9, lambda: setattr(waited.sockets, "established", [connection()]))
+    assert ahead.result(observed=[]).quiet
+    assert waited.world.now_s == pytest.approx(0.9, abs=0.02)
 
 
 def test_who_was_busy_at_the_look_ahead_is_waited_for() -> None:

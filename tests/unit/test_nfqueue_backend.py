@@ -112,6 +112,12 @@ def test_one_whose_headers_cannot_be_read_is_not_known() -> None:
     assert observing.backend.observed() is None
 
 
+@pytest.mark.parametrize(("max_held", "can"), [(2, False), (511, False), (512, True)])
+def test_a_short_queue_observes_nobody(max_held: int, can: bool) -> None:
+    """It may be full, and then SYNs pass unseen, or are dropped."""
+    assert Held(max_held=max_held, holds=False).backend.can_observe is can
+
+
 def test_what_is_no_syn_is_not_observed() -> None:
     observing = Observing()
     observing.queues.arrive(NO_SYN)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synplug.holding.pace import Pacer, room_of
+from synplug.holding.pace import Pacer
+from synplug.holding.room import room_of
 from synplug.model import Endpoint, Listener, ReleaseMode
 from tests.unit.fakes import HTTP, World, listener
 
@@ -57,15 +60,78 @@ def step(paced: Pacer, waiting: int) -> int | None:
         ([listener(1, backlog=100, accept_queue=100)], 0, 0, 100),
         ([listener(1, backlog=100, accept_queue=101)], 50, 0, 100),
         ([listener(1, backlog=0)], 0, 1, 1),
-        # a SO_REUSEPORT set: half of what the fullest would allow all of them
-        ([listener(1, backlog=100), listener(2, backlog=100)], 0, 100, 100),
-        ([listener(n, backlog=100) for n in range(4)], 0, 200, 200),
-        ([listener(1, backlog=100, accept_queue=90), listener(2, backlog=100)], 0, 10, 100),
-        ([listener(n, backlog=b) for n, b in enumerate((10, 99, 99, 99))], 5, 15, 20),
+        # a SO_REUSEPORT set: some socket gets more than its share, by chance
+        ([listener(1, backlog=100), listener(2, backlog=100)], 0, 140, 140),
+        ([listener(n, backlog=100) for n in range(4)], 0, 260, 260),
+        ([listener(1, backlog=100, accept_queue=90), listener(2, backlog=100)], 0, 10, 140),
+        ([listener(n, backlog=b) for n, b in enumerate((10, 99, 99, 99))], 5, 6, 11),
+        # as many as fit into one always fit, whichever gets them
+        ([listener(n, backlog=5) for n in range(2)], 0, 5, 5),
+        # each address has its own: who comes may all want the same one
+        ([listener(1, "10.0.0.1", backlog=100), listener(2, "10.0.0.2", backlog=50)], 0, 50, 50),
+        ([listener(n, f"10.0.0.{n}", backlog=128) for n in range(1, 9)], 0, 128, 128),
+        (
+            [
+                listener(1, "10.0.0.1", backlog=100, accept_queue=30),
+                listener(2, "10.0.0.2", backlog=80),
+            ],
+            0,
+            70,
+            80,
+        ),
+        # those of IPv4 and of IPv6 are two sets
+        ([listener(n, ("0.0.0.0", "::")[n % 2], backlog=100) for n in range(4)], 0, 140, 140),
     ],
 )
 def test_room(listeners: list[Listener], requests: int, free: int, total: int) -> None:
     assert room_of(listeners, requests)[:2] == (free, total)
+
+
+@pytest.mark.parametrize("members", [2, 4, 8, 16])
+@pytest.mark.parametrize("backlog", [5, 128, 511])
+def test_no_member_of_a_group_gets_more_than_it_has_room_for(members: int, backlog: int) -> None:
+    """A hash spreads them; the kernel takes one more than the backlog (sk_acceptq_is_full)."""
+    chance = random.Random(4711)
+    free = room_of([listener(n, backlog=backlog) for n in range(members)], 0).free
+    for _ in range(300):
+        got = Counter(chance.randrange(members) for _ in range(free))
+        assert max(got.values()) <= backlog + 1
+
+
+def test_without_syn_cookies_handshakes_have_less_room() -> None:
+    one = listener(1, backlog=511, accept_queue=20)
+    assert room_of([one], 0, syn_limit=48)[:2] == (28, 48)
+    assert room_of([one], 0, syn_limit=4096)[:2] == (491, 511)
+    paced = Pacer(
+        endpoints=(HTTP,),
+        mode=ReleaseMode.PACED,
+        rooms=Listening(one),
+        clock=World(0.0).clock,
+        syn_limit=48,
+    )
+    assert step(paced, 300) == 28
+    assert paced.limit.startswith("48 handshakes, by net.ipv4.tcp_max_syn_backlog")
+
+
+def test_a_member_that_accepts_nothing_does_not_stop_the_others() -> None:
+    world = World(0.0)
+    stuck = listener(1, backlog=100, accept_queue=101)
+    rooms = Listening(stuck, *(listener(n, backlog=100) for n in (2, 3, 4)))
+    paced = pacer(rooms, world)
+    assert step(paced, 1000) == 0
+    world.now_s += 0.6
+    assert step(paced, 1000) == room_of(rooms.now[1:], 0).free
+    assert "a listener that accepts nothing was left out" in paced.limit
+
+
+def test_a_service_that_is_full_altogether_is_waited_for() -> None:
+    world = World(0.0)
+    rooms = Listening(*(listener(n, backlog=100, accept_queue=101) for n in (1, 2)))
+    paced = pacer(rooms, world)
+    for _ in range(3):
+        assert step(paced, 1000) == 0
+        world.now_s += 0.4
+    assert "left out" not in paced.limit
 
 
 # --- steps
