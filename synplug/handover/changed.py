@@ -33,7 +33,7 @@ class ChangeRecord:
         self, identity: Sequence[str], paths: Sequence[str], *, directory: str = DIRECTORY
     ) -> None:
         self._paths = [os.path.abspath(path) for path in paths]
-        self._digest = ""
+        self._digest = self._before = ""
         try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
             name = _name_of(identity, self._paths, directory)
@@ -77,15 +77,33 @@ class ChangeRecord:
         """
         self._digest = digest_of(self._paths)
         os.lseek(self._lock, 0, os.SEEK_SET)
-        return _kept(self._lock) == self._digest
+        self._before = _kept(self._lock)
+        return self._before == self._digest
+
+    def void(self) -> None:
+        """A restart begins: what the files were before counts no more, unless it is put back.
+
+        A service that a restart has broken is not as it was when the old files are back.
+        """
+        os.ftruncate(self._lock, 0)
+
+    def put_back(self) -> None:
+        """Nothing was restarted after all.
+
+        :raises OSError: it cannot be written; then the next run restarts.
+        """
+        self._write(self._before)
 
     def keep(self) -> None:
         """The restart was a success with what the files were before it.
 
         :raises OSError: it cannot be written; then the next run restarts once more.
         """
+        self._write(self._digest)
+
+    def _write(self, digest: str) -> None:
         os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{self._digest}\n".encode(), 0)
+        os.pwrite(self._lock, f"{digest}\n".encode(), 0)
 
     def close(self) -> None:
         """Let others in."""

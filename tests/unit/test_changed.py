@@ -130,6 +130,24 @@ def test_what_counts_is_what_was_there_before_the_run(
     assert not unchanged(record())
 
 
+def test_a_restart_that_has_failed_leaves_no_record(
+    record: Callable[..., ChangeRecord], tmp_path: Path
+) -> None:
+    succeed(record())
+    for ran in (False, True):
+        (tmp_path / "conf").write_text("b")
+        run = record()
+        run.take(timeout_s=0)
+        assert not run.is_unchanged()
+        run.void()
+        if not ran:
+            run.put_back()
+        run.close()
+        assert not unchanged(record()), "the next run tries again"
+        (tmp_path / "conf").write_text("a")
+        assert unchanged(record()) != ran, "who was restarted with another file is not as before"
+
+
 def test_another_restart_has_another_record(record: Callable[..., ChangeRecord]) -> None:
     succeed(record())
     assert not unchanged(record(identity=("mail",)))
