@@ -201,7 +201,9 @@ def output_options(verb: Parser) -> None:
     group = verb.add_argument_group("report")
     json_option(group, "write the report as JSON")
     volume = group.add_mutually_exclusive_group()
-    volume.add_argument("-q", "--quiet", action=Switch, help="no report where all went well")
+    volume.add_argument(
+        "-q", "--quiet", action=Switch, help="no report of a success without warnings"
+    )
     volume.add_argument("-v", "--verbose", action=Switch, help="phases and listeners, too")
     telemetry_options(group)
 

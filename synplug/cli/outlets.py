@@ -66,7 +66,8 @@ class Outlets:
         """Tell all; returns the exit status."""
         options = self._options
         unwritten = self._json.write(report)
-        if not options.quiet or report.exit_code or report.error or unwritten:
+        is_well = not (report.exit_code or report.error or report.warnings or unwritten)
+        if not (options.quiet and is_well):
             complain(report_text(report, verbose=options.verbose))
             if self._is_watched and report.hold is not None:
                 from synplug.cli.live import timeline

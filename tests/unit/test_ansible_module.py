@@ -187,6 +187,16 @@ def test_what_may_have_been_lost_fails_where_that_was_asked_for(module: Any) -> 
     assert run(module, answering(0, report), command=["r"], fail_on_lost=True)["lost"] == 5
 
 
+def test_a_restart_without_a_hold_fails_where_nobody_may_be_lost(module: Any) -> None:
+    report = report_dict(example_report()) | {"hold": None, "drain": None}
+    result = run(module, answering(0, report), command=["r"], fail_on_lost=True)
+    assert (result["failed"], result["changed"], result["rc"]) == (True, True, 0)
+    assert "nothing was held" in result["msg"]
+    assert not run(module, answering(0, report), command=["r"])["failed"]
+    report["command"]["ran"] = False
+    assert not run(module, answering(0, report), command=["r"], fail_on_lost=True)["failed"]
+
+
 def test_a_restart_that_failed_has_changed_something_if_its_command_ran(module: Any) -> None:
     report = report_dict(example_report()) | {"outcome": "deadline", "exit_code": 124}
     result = run(module, answering(124, report), command=["r"])

@@ -150,8 +150,8 @@ options:
     type: raw
   fail_on_lost:
     description:
-      - Fail, too, if a connection may have been lost although the restart was a success. A rolling
-        play then stops at this host.
+      - Fail, too, if a connection may have been lost although the restart was a success, or if
+        nothing was held (O(best_effort)). A rolling play then stops at this host.
     type: bool
     default: false
   executable:
@@ -204,7 +204,9 @@ report:
   type: dict
   sample: {"outcome": "ready", "exit_code": 0, "hold": {"held": 891, "released": 891}}
 lost:
-  description: SYNs and queued connections that may have been lost.
+  description:
+    - SYNs and queued connections that may have been lost.
+    - Where nothing was held, RV(ignore:report.hold) is null, and nobody counted.
   returned: when the run began
   type: int
 rc:
@@ -350,6 +352,9 @@ def _restart(module, argv, path):
         words = f"{report['outcome']}, exit {status}"
         if report["error"]:
             words += ": " + report["error"]
+        module.fail_json(msg=words, **result)
+    if module.params["fail_on_lost"] and result["changed"] and report["hold"] is None:
+        words = "restarted, but nothing was held: connections may have been lost"
         module.fail_json(msg=words, **result)
     if lost and module.params["fail_on_lost"]:
         module.fail_json(msg=f"restarted, but {lost} connections may have been lost", **result)
