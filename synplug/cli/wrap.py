@@ -7,7 +7,7 @@ import shlex
 import time
 from typing import TYPE_CHECKING
 
-from synplug.cli.outlets import Outlets, planning
+from synplug.cli.outlets import Outlets, planning, tell_of_no_run
 from synplug.cli.render import complain, milliseconds, plain
 from synplug.cli.requests import check_url, drain_plan, far_hold_options, target_request
 from synplug.handover.assembly import real_tools
@@ -54,10 +54,10 @@ def _restart(
     """
     with planning(options, command):
         plan, target = plan_wrap(request_of(options, command))
+        outlets = Outlets(options, command)
     if not options.quiet:
         for endpoint in target.unserved:
             complain(f"synplug: nobody listens on {endpoint} so far")
-    outlets = Outlets(options)
     with Signals() as signals:
         outlets.begin(plan.spec)
         with outlets.watching(plan.spec) as observe:
@@ -85,13 +85,16 @@ def _restart_if_changed(options: argparse.Namespace, command: tuple[str, ...]) -
     """Restart, unless the files are what they were at the last success."""
     from synplug.handover.changed import ChangeRecord
 
-    record = ChangeRecord(_identity(options, command), options.only_if_changed)
+    with planning(options, command):
+        record = ChangeRecord(_identity(options, command), options.only_if_changed)
     try:
-        record.take(timeout_s=options.lock_timeout)
-        if record.is_unchanged():
-            if not options.quiet:
-                complain(f"synplug: {_UNCHANGED}: not run")
-            return 0
+        with planning(options, command):
+            record.take(timeout_s=options.lock_timeout)
+            if record.is_unchanged():
+                tell_of_no_run(options, command)
+                if not options.quiet:
+                    complain(f"synplug: {_UNCHANGED}: not run")
+                return 0
         return _restart(options, command, record)
     finally:
         record.close()
