@@ -137,9 +137,9 @@ def _label(options: argparse.Namespace, command: Sequence[str]) -> str:
 
     So what fails early, and the next success of the same call, are told of the same one.
     """
-    for name in ("endpoints", "units", "pidfiles"):
+    for name in ("endpoints", "units", "pidfiles", "pidfile"):  # the last one: of a swap
         if named := getattr(options, name, ()):
-            return plain(",".join(map(str, named)))
+            return plain(named if isinstance(named, str) else ",".join(map(str, named)))
     return plain(shlex.join(command))
 
 

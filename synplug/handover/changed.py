@@ -26,13 +26,13 @@ class ChangeRecord:
 
     :param identity: who asks: the same files mean something else to another restart.
     :param paths: files, and directories with all that is below them.
-    :raises UsageError: one cannot be read, or the record cannot be kept.
+    :raises UsageError: one is no path, or the record cannot be kept.
     """
 
     def __init__(
         self, identity: Sequence[str], paths: Sequence[str], *, directory: str = DIRECTORY
     ) -> None:
-        self._paths = [os.path.abspath(path) for path in paths]
+        self._paths = _whole(paths)
         self._digest = self._before = ""
         try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -117,7 +117,7 @@ def would_be_unchanged(
 
     :raises UsageError: a file, or the record, cannot be read.
     """
-    whole = [os.path.abspath(path) for path in paths]
+    whole = _whole(paths)
     digest = digest_of(whole)
     try:
         record = os.open(_name_of(identity, whole, directory), os.O_RDONLY | os.O_CLOEXEC)
@@ -131,6 +131,16 @@ def would_be_unchanged(
         return _kept(record) == digest
     finally:
         os.close(record)
+
+
+def _whole(paths: Sequence[str]) -> list[str]:
+    """Absolute paths. An empty one is a variable that was not set, never the folder we are in."""
+    if not all(paths):
+        raise UsageError(
+            "--only-if-changed needs the path of a file or directory",
+            remedy="--no-only-if-changed runs whatever has changed",
+        )
+    return [os.path.abspath(path) for path in paths]
 
 
 def _name_of(identity: Sequence[str], paths: Sequence[str], directory: str) -> str:

@@ -144,6 +144,12 @@ def test_arguments_become_options_that_wrap_understands(module: Any) -> None:
     assert options.only_if_changed == ["/etc/x"]
 
 
+def test_an_empty_list_switches_off_what_the_host_is_configured_for(module: Any) -> None:
+    given = dict.fromkeys(module.argument_spec()) | {"only_if_changed": [], "log": [], "dev": []}
+    words = module.arguments_of(given | {"service": "app"})
+    assert words == ["--no-only-if-changed", "--no-log", "--service=app"]
+
+
 @pytest.mark.parametrize(
     ("given", "command"),
     [

@@ -204,6 +204,9 @@ def test_what_cannot_be_read_is_an_error_and_no_change(
         run.close()
     with pytest.raises(UsageError, match="cannot be kept"):
         ChangeRecord(("x",), ("y",), directory=str(tmp_path / "conf" / "below-a-file"))
+    for look in (ChangeRecord, would_be_unchanged):
+        with pytest.raises(UsageError, match="needs the path"):
+            look(("x",), ("",), directory=str(tmp_path / "state"))
 
 
 def test_a_link_that_is_switched_is_a_change_and_one_that_dangles_is_none(tmp_path: Path) -> None:

@@ -136,10 +136,12 @@ options:
     description:
       - Do nothing where these files are what they were at the last successful run.
       - A restart that failed is so tried again by the next play; a handler would not be.
+      - An empty list restarts in any case, whatever the host's configuration says.
     type: list
     elements: path
   log:
-    description: Tell V(journal), V(syslog), or append JSON lines to files.
+    description:
+      - Tell V(journal), V(syslog), or append JSON lines to files; an empty list tells none.
     type: list
     elements: str
   metrics:
@@ -235,6 +237,8 @@ from ansible.module_utils.basic import AnsibleModule
 _UNCHANGED = "nothing has changed since the last successful run"
 _COMMANDS = ("check", "ready_cmd", "on_event")
 _LISTS = ("unit", "port", "pid", "pidfile", "dev", "only_if_changed", "log")
+#: Those of them of which an empty list switches off what the host's configuration says.
+_EMPTIED = ("only_if_changed", "log")
 _SWITCHES = ("loopback_egress", "require_new", "best_effort")
 _TEXTS = (
     "netns", "config", "max_hold", "max_held", "max_held_per_source", "on_full", "backend",
@@ -295,6 +299,8 @@ def arguments_of(params):
         if name in _COMMANDS:
             value = shlex.join(words_of(value))
         flag = "--" + name.replace("_", "-")
+        if name in _EMPTIED and not value:
+            options.append("--no-" + flag[2:])
         options += [f"{flag}={text}" for text in (value if name in _LISTS else [value])]
     for name in _SWITCHES:
         if params[name] is not None:
