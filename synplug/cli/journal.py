@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import struct
 from typing import Any, Protocol
@@ -158,6 +159,7 @@ def sentence(event: dict[str, Any]) -> str:
     if event["event"] == "started":
         return plain(f"{who}: run {event['run_id']} begins")
     report = event["report"]
+    who = who or shlex.join(report["command"]["argv"])  # it failed before it knew more
     hold = report["hold"]
     held = (
         f"{hold['held']} connections waited, {hold['duration_s'] * 1000:.0f} ms"

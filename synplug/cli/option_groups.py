@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from synplug.cli import values
-from synplug.cli.parser import Parser, Switch, value_of
+from synplug.cli.parser import Parser, Switch, add_list, value_of
 from synplug.model import OnDrainTimeout
 
 
@@ -164,10 +164,9 @@ def timer_options(verb: Parser) -> None:
         metavar="TIME",
         help="first wait for a random time, so long at the most: not all hosts at once (default 0)",
     )
-    group.add_argument(
+    add_list(
+        group,
         "--only-if-changed",
-        action="append",
-        default=[],
         metavar="FILE",
         help="do nothing where this file, or directory, is what it was at the last successful "
         "run; repeatable",
@@ -201,7 +200,9 @@ def output_options(verb: Parser) -> None:
     group = verb.add_argument_group("report")
     json_option(group, "write the report as JSON")
     volume = group.add_mutually_exclusive_group()
-    volume.add_argument("-q", "--quiet", action=Switch, help="no report where all went well")
+    volume.add_argument(
+        "-q", "--quiet", action=Switch, help="no report of a success without warnings"
+    )
     volume.add_argument("-v", "--verbose", action=Switch, help="phases and listeners, too")
     telemetry_options(group)
 
@@ -217,10 +218,9 @@ def json_option(group: argparse._ActionsContainer, what: str) -> None:
 
 def telemetry_options(group: argparse._ActionsContainer) -> None:
     """Who else is told."""
-    group.add_argument(
+    add_list(
+        group,
         "--log",
-        action="append",
-        default=[],
         metavar="FILE|journal|syslog",
         help="append what happens to this file as JSON lines, or tell the log; repeatable",
     )

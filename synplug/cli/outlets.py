@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from synplug.cli.json_output import JsonOutput
 from synplug.cli.render import complain, plain, report_text
-from synplug.errors import SynplugError, UsageError
+from synplug.errors import SynplugError, UsageError, unforeseen
 from synplug.model import HoldSpec, Outcome, Report
 from synplug.steps import CommandResult
 
@@ -26,10 +27,10 @@ class Outlets:
     :raises UsageError: one cannot be opened.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, command: Sequence[str] = ()) -> None:
         self._options = options
         self._json = JsonOutput(getattr(options, "json", None))
-        self._telemetry = telemetry_of(options)
+        self._telemetry = telemetry_of(options, _label(options, command))
         # A dumb terminal cannot go back in its line, and nobody watches a pipe.
         self._is_watched = (
             not options.quiet
@@ -66,7 +67,8 @@ class Outlets:
         """Tell all; returns the exit status."""
         options = self._options
         unwritten = self._json.write(report)
-        if not options.quiet or report.exit_code or report.error or unwritten:
+        is_well = not (report.exit_code or report.error or report.warnings or unwritten)
+        if not (options.quiet and is_well):
             complain(report_text(report, verbose=options.verbose))
             if self._is_watched and report.hold is not None:
                 from synplug.cli.live import timeline
@@ -80,33 +82,74 @@ class Outlets:
 
 @contextmanager
 def planning(options: argparse.Namespace, command: tuple[str, ...]) -> Iterator[None]:
-    """Report to machines, too, what fails before there is a plan; an older report would stay."""
+    """Tell others, too, what fails before there is a plan; an older report would stay."""
     try:
         yield
-    except SynplugError as error:
-        if options.json is not None and not options.dry_run:
-            report = Report(
-                run_id=os.urandom(4).hex(),
-                outcome=Outcome.ERROR,
-                exit_code=error.exit_code,
-                endpoints=(),
-                command=CommandResult(argv=command),
-                started_at=time.time(),
-                error=error.message,
-                remedy=error.remedy,
-            )
-            with suppress(UsageError):  # it cannot be opened: what went wrong first is said
-                JsonOutput(options.json).write(report)
+    except Exception as error:
+        if not options.dry_run:
+            _tell_failure(options, command, unforeseen(error))
         raise
 
 
-def telemetry_of(options: argparse.Namespace) -> Telemetry | None:
+def _tell_failure(
+    options: argparse.Namespace, command: tuple[str, ...], error: SynplugError
+) -> None:
+    """Tell all who can be told: one of them may be what went wrong."""
+    report = Report(
+        run_id=os.urandom(4).hex(),
+        outcome=Outcome.ERROR,
+        exit_code=error.exit_code,
+        endpoints=(),
+        command=CommandResult(argv=command),
+        started_at=time.time(),
+        error=error.message,
+        remedy=error.remedy,
+    )
+    with suppress(UsageError):  # it cannot be opened: what went wrong first is said
+        JsonOutput(options.json).write(report)
+    outlets = [{"log": [name]} for name in options.log]
+    for outlet in (*outlets, {"metrics": options.metrics}, {"on_event": options.on_event}):
+        with suppress(SynplugError):
+            telemetry = telemetry_of(_with_only(options, outlet), _label(options, command))
+            if telemetry is not None:
+                tell_complaints(telemetry.finished(report))
+
+
+def tell_of_no_run(options: argparse.Namespace, command: tuple[str, ...]) -> None:
+    """Have the metrics know that there was nothing to do. There is no report, nor a hook.
+
+    :raises UsageError: they cannot be written.
+    """
+    only = _with_only(options, {"metrics": options.metrics})
+    telemetry = telemetry_of(only, _label(options, command))
+    if telemetry is not None:
+        tell_complaints(telemetry.unchanged())
+
+
+def _with_only(options: argparse.Namespace, outlet: dict[str, Any]) -> argparse.Namespace:
+    """The options, with one outlet of all."""
+    none: dict[str, Any] = {"log": [], "metrics": None, "on_event": ()}
+    return argparse.Namespace(**(vars(options) | none | outlet))
+
+
+def _label(options: argparse.Namespace, command: Sequence[str]) -> str:
+    """What stands for a service without a name; known before its endpoints are found.
+
+    So what fails early, and the next success of the same call, are told of the same one.
+    """
+    for name in ("endpoints", "units", "pidfiles", "pidfile"):  # the last one: of a swap
+        if named := getattr(options, name, ()):
+            return plain(named if isinstance(named, str) else ",".join(map(str, named)))
+    return plain(shlex.join(command))
+
+
+def telemetry_of(options: argparse.Namespace, label: str = "") -> Telemetry | None:
     """What is to be told to others; importing it costs, so only if anything is."""
     if not (options.log or options.metrics or options.on_event):
         return None
     from synplug.cli.telemetry import Telemetry
 
-    return Telemetry(options)
+    return Telemetry(options, label)
 
 
 def tell_unwritten(reason: str) -> None:

@@ -72,6 +72,31 @@ class Switch(argparse.Action):
         setattr(namespace, self.dest, not (option_string or "").startswith("--no-"))
 
 
+class _Emptied(argparse.Action):
+    """The opposite of a list."""
+
+    def __call__(
+        self,
+        _parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        _values: object,
+        _option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, [])
+
+
+def add_list(group: argparse._ActionsContainer, flag: str, **words: Any) -> None:
+    """A repeatable option and, listed nowhere as those of switches, its opposite ``--no-…``.
+
+    The opposite takes no value, so it is another action.
+    """
+    action = group.add_argument(flag, action="append", default=[], **words)
+    opposite = f"--no-{flag[2:]}"
+    group._option_string_actions[opposite] = _Emptied(  # noqa: SLF001 -- parsed, and not listed
+        [opposite], action.dest, nargs=0
+    )
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Help without the opposites: README and docs name them once."""
 

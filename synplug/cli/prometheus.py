@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from synplug.model import Outcome, Report
@@ -70,6 +70,11 @@ _METRICS = (
         kind="gauge",
         help="When the last run began that ended with 0.",
     ),
+    Metric(
+        name="synplug_last_check_timestamp_seconds",
+        kind="gauge",
+        help="The same, or when there was nothing to do (--only-if-changed).",
+    ),
 )
 _KINDS = {metric.name: metric.kind for metric in _METRICS}
 
@@ -80,13 +85,31 @@ def add_to_file(path: str, service: str, report: Report) -> None:
     :param service: the label by which a service's series are told apart.
     :raises OSError: it cannot be read or written; it is as it was, then.
     """
+    _change(path, lambda series: _add(series, service, report))
+
+
+def note_unchanged(path: str, service: str, *, time_s: float) -> None:
+    """Note that nothing had to be done at *time_s*: all is as the last success has left it.
+
+    :raises OSError: the file cannot be read or written; it is as it was, then.
+    """
+    label = _label(service)
+    now = {
+        ("synplug_last_exit_code", label): 0.0,
+        ("synplug_last_check_timestamp_seconds", label): time_s,
+    }
+    _change(path, lambda series: series.update(now))
+
+
+def _change(path: str, change: Callable[[dict[Series, float]], None]) -> None:
+    """Read the file, change what stands there, and replace it."""
     folder = os.path.dirname(path) or "."
     # Whoever adds to a file of this directory locks it: the file itself is replaced.
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         series = _read(path)
-        _add(series, service, report)
+        change(series)
         temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}")
         try:
             _write(temporary, render(series))
@@ -123,7 +146,7 @@ def parse(text: str) -> dict[Series, float]:
 
 
 def _add(series: dict[Series, float], service: str, report: Report) -> None:
-    label = f'service="{_escaped(service)}"'
+    label = _label(service)
     hold = report.hold
     duration_s = hold.opened_at_s - hold.held_at_s if hold else 0.0
     counts = hold.counts if hold else None
@@ -146,6 +169,7 @@ def _add(series: dict[Series, float], service: str, report: Report) -> None:
     series["synplug_last_run_timestamp_seconds", label] = report.started_at
     if report.exit_code == 0:
         series["synplug_last_success_timestamp_seconds", label] = report.started_at
+        series["synplug_last_check_timestamp_seconds", label] = report.started_at
 
 
 def _increase(series: dict[Series, float], which: Series, value: float) -> None:
@@ -168,6 +192,10 @@ def render(series: dict[Series, float]) -> str:
 
 def _series_lines(name: str, own: Iterable[tuple[str, float]]) -> list[str]:
     return [f"{name}{{{labels}}} {value!r}" for labels, value in own]
+
+
+def _label(service: str) -> str:
+    return f'service="{_escaped(service)}"'
 
 
 def _escaped(text: str) -> str:

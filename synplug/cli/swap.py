@@ -32,10 +32,10 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
             procfs.require_net_admin()
         request = _request(options, command)
         plan, _ = plan_swap(request, own_pid=os.getpid())
-    if options.dry_run:
-        print(plain(_dry_run(plan, request.old_pid)))
-        return 0
-    outlets = Outlets(options)
+        if options.dry_run:
+            print(plain(_dry_run(plan, request.old_pid)))
+            return 0
+        outlets = Outlets(options, command)
     adopt_orphans()
     with Signals() as signals:
         outlets.begin(plan.spec)

@@ -65,7 +65,9 @@ def supervise_options(verb: Parser) -> None:
     groups.lock_option(group)
     group = verb.add_argument_group("report")
     groups.json_option(group, "write the report as JSON, that of the newest swap in FILE")
-    group.add_argument("-q", "--quiet", action=Switch, help="no report where all went well")
+    group.add_argument(
+        "-q", "--quiet", action=Switch, help="no report of a success without warnings"
+    )
     group.add_argument("-v", "--verbose", action=Switch, help="phases and listeners, too")
     groups.telemetry_options(group)
 

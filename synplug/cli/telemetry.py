@@ -10,10 +10,10 @@ import argparse
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from synplug.cli.journal import Log, finished, open_log, started
-from synplug.cli.prometheus import add_to_file
+from synplug.cli.prometheus import add_to_file, note_unchanged
 from synplug.cli.report_json import report_json
 from synplug.errors import UsageError
 from synplug.handover.process import resolve
@@ -25,11 +25,13 @@ _HOOK_S = 10.0
 class Telemetry:
     """What the options ask for.
 
+    :param label: what stands for a service that has no name; empty: its endpoints.
     :raises UsageError: something of it cannot be, as can be seen now.
     :raises CommandError: the hook cannot be executed.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, label: str = "") -> None:
+        self._label = label
         self._service: str = options.service or ""
         self._metrics: str | None = options.metrics
         self._hook: Sequence[str] = options.on_event
@@ -50,19 +52,30 @@ class Telemetry:
     def finished(self, report: Report) -> list[str]:
         """Tell of the end; what could not be told, in words."""
         complaints = self._write_logs(finished(report, self._service, time_s=time.time()))
-        if self._metrics is not None:
-            try:
-                add_to_file(self._metrics, self._service or _ports(report.endpoints), report)
-            except OSError as error:
-                complaints.append(f"--metrics {self._metrics}: {error.strerror or error}")
+        service = self._service or self._label or _ports(report.endpoints)
+        complaints += self._measure(lambda path: add_to_file(path, service, report))
         if self._hook:
             complaints += self._call(report)
         return complaints
+
+    def unchanged(self) -> list[str]:
+        """Tell the metrics that there was nothing to do; what could not be told, in words."""
+        service, now_s = self._service or self._label, time.time()
+        return self._measure(lambda path: note_unchanged(path, service, time_s=now_s))
 
     def close(self) -> None:
         """Be done with it."""
         for log in self._logs.values():
             log.close()
+
+    def _measure(self, add: Callable[[str], None]) -> list[str]:
+        if self._metrics is None:
+            return []
+        try:
+            add(self._metrics)
+        except OSError as error:
+            return [f"--metrics {self._metrics}: {error.strerror or error}"]
+        return []
 
     def _write_logs(self, event: dict[str, object]) -> list[str]:
         complaints = []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
+from typing import TYPE_CHECKING
 
-from synplug.cli.outlets import Outlets, planning
+from synplug.cli.outlets import Outlets, planning, tell_of_no_run
 from synplug.cli.render import complain, milliseconds, plain
 from synplug.cli.requests import check_url, drain_plan, far_hold_options, target_request
 from synplug.handover.assembly import real_tools
@@ -19,6 +20,9 @@ from synplug.holding.describe import equivalent_commands
 from synplug.kernel import procfs
 from synplug.kernel.namespaces import enter_network, network_of
 from synplug.model import Hook
+
+if TYPE_CHECKING:
+    from synplug.handover.changed import ChangeRecord
 
 _UNCHANGED = "nothing has changed since the last successful run"
 
@@ -41,21 +45,33 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
     return _restart(options, command)
 
 
-def _restart(options: argparse.Namespace, command: tuple[str, ...]) -> int:
-    """One restart, and what there is to say of it."""
+def _restart(
+    options: argparse.Namespace, command: tuple[str, ...], record: ChangeRecord | None = None
+) -> int:
+    """One restart, and what there is to say of it; *record* is void from before it to its success.
+
+    It is written while nobody waits.
+    """
     with planning(options, command):
         plan, target = plan_wrap(request_of(options, command))
+        outlets = Outlets(options, command)
     if not options.quiet:
         for endpoint in target.unserved:
             complain(f"synplug: nobody listens on {endpoint} so far")
-    outlets = Outlets(options)
     with Signals() as signals:
         outlets.begin(plan.spec)
         with outlets.watching(plan.spec) as observe:
             stdout = outlets.command_stdout
             tools = real_tools(plan.spec, signals=signals, command_stdout=stdout, observe=observe)
+            if record is not None:
+                record.void()
             report = wrap(plan, tools)
-        return outlets.end(report)  # a signal now does not take the account with it
+        status = outlets.end(report)  # a signal now does not take the account with it
+        if record is not None and not report.command.ran:
+            record.put_back()
+        elif record is not None and not status:
+            record.keep()
+        return status
 
 
 def _wait_some_of(longest_s: float) -> None:
@@ -69,17 +85,17 @@ def _restart_if_changed(options: argparse.Namespace, command: tuple[str, ...]) -
     """Restart, unless the files are what they were at the last success."""
     from synplug.handover.changed import ChangeRecord
 
-    record = ChangeRecord(_identity(options, command), options.only_if_changed)
+    with planning(options, command):
+        record = ChangeRecord(_identity(options, command), options.only_if_changed)
     try:
-        record.take(timeout_s=options.lock_timeout)
-        if record.is_unchanged():
-            if not options.quiet:
-                complain(f"synplug: {_UNCHANGED}: not run")
-            return 0
-        status = _restart(options, command)
-        if not status:
-            record.keep()
-        return status
+        with planning(options, command):
+            record.take(timeout_s=options.lock_timeout)
+            if record.is_unchanged():
+                tell_of_no_run(options, command)
+                if not options.quiet:
+                    complain(f"synplug: {_UNCHANGED}: not run")
+                return 0
+        return _restart(options, command, record)
     finally:
         record.close()
 

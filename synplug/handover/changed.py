@@ -26,14 +26,14 @@ class ChangeRecord:
 
     :param identity: who asks: the same files mean something else to another restart.
     :param paths: files, and directories with all that is below them.
-    :raises UsageError: one cannot be read, or the record cannot be kept.
+    :raises UsageError: one is no path, or the record cannot be kept.
     """
 
     def __init__(
         self, identity: Sequence[str], paths: Sequence[str], *, directory: str = DIRECTORY
     ) -> None:
-        self._paths = [os.path.abspath(path) for path in paths]
-        self._digest = ""
+        self._paths = _whole(paths)
+        self._digest = self._before = ""
         try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
             name = _name_of(identity, self._paths, directory)
@@ -77,15 +77,33 @@ class ChangeRecord:
         """
         self._digest = digest_of(self._paths)
         os.lseek(self._lock, 0, os.SEEK_SET)
-        return _kept(self._lock) == self._digest
+        self._before = _kept(self._lock)
+        return self._before == self._digest
+
+    def void(self) -> None:
+        """A restart begins: what the files were before counts no more, unless it is put back.
+
+        A service that a restart has broken is not as it was when the old files are back.
+        """
+        os.ftruncate(self._lock, 0)
+
+    def put_back(self) -> None:
+        """Nothing was restarted after all.
+
+        :raises OSError: it cannot be written; then the next run restarts.
+        """
+        self._write(self._before)
 
     def keep(self) -> None:
         """The restart was a success with what the files were before it.
 
         :raises OSError: it cannot be written; then the next run restarts once more.
         """
+        self._write(self._digest)
+
+    def _write(self, digest: str) -> None:
         os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{self._digest}\n".encode(), 0)
+        os.pwrite(self._lock, f"{digest}\n".encode(), 0)
 
     def close(self) -> None:
         """Let others in."""
@@ -99,7 +117,7 @@ def would_be_unchanged(
 
     :raises UsageError: a file, or the record, cannot be read.
     """
-    whole = [os.path.abspath(path) for path in paths]
+    whole = _whole(paths)
     digest = digest_of(whole)
     try:
         record = os.open(_name_of(identity, whole, directory), os.O_RDONLY | os.O_CLOEXEC)
@@ -113,6 +131,16 @@ def would_be_unchanged(
         return _kept(record) == digest
     finally:
         os.close(record)
+
+
+def _whole(paths: Sequence[str]) -> list[str]:
+    """Absolute paths. An empty one is a variable that was not set, never the folder we are in."""
+    if not all(paths):
+        raise UsageError(
+            "--only-if-changed needs the path of a file or directory",
+            remedy="--no-only-if-changed runs whatever has changed",
+        )
+    return [os.path.abspath(path) for path in paths]
 
 
 def _name_of(identity: Sequence[str], paths: Sequence[str], directory: str) -> str:

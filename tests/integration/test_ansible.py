@@ -339,6 +339,28 @@ def test_a_restart_that_failed_is_tried_again_by_the_next_play(
     assert [(one["rc"], one["changed"]) for one in told] == [(7, True), (0, True), (0, False)]
 
 
+def test_a_configuration_that_is_put_back_after_a_failed_restart_is_restarted(
+    ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
+) -> None:
+    """The host may be down since, although the file is what it was at the last success."""
+    host, command = hosts[0], tmp_path / "restart"
+    words = shlex.join(host.haproxy.restart_argv)
+    command.write_text(f"#!/bin/sh\ngrep -q worse {host.configuration} && exit 7\nexec {words}\n")
+    command.chmod(0o755)
+    source = new_configuration([host], tmp_path, "\n# the second one\n")
+    better = source.read_text()
+    variables = json.dumps({"haproxy_restart": [str(command)]})
+    told = []
+    for text in (better, f"{better}# worse\n", better, better):
+        source.write_text(text)
+        _, said = ansible.play(
+            "-i", str(inventory), "--limit", host.name, "-e", variables, str(example(tmp_path))
+        )
+        told.append(results_of(said, "Restart HAProxy")[host.name])
+    came = [(one["rc"], one["changed"]) for one in told]
+    assert came == [(0, True), (7, True), (0, True), (0, False)]
+
+
 def test_a_handler_is_not_notified_again(
     ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
 ) -> None:

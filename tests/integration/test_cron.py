@@ -115,6 +115,41 @@ def test_runs_that_overlap_restart_once(
     assert [words for _, words in said] == ["", "", ""]
 
 
+def test_files_that_are_put_back_after_a_restart_has_failed_are_a_change(
+    lab: ClientServer, simple: SimpleService, tmp_path: Path
+) -> None:
+    """The service is down then, whatever was there when it last was well."""
+    configuration, ran = tmp_path / "app.conf", tmp_path / "ran"
+    script = tmp_path / "restart"
+    script.write_text(
+        f"#!/bin/sh\necho >>{ran}\nkill $(cat {simple.pidfile}) 2>/dev/null\nrm {simple.pidfile}\n"
+        f"grep -q broken {configuration} && exit 7\n{simple.start_argv()[2]}\n"
+    )
+    script.chmod(0o755)
+    check = f"--check=sh -c '! grep -q refused {configuration}'"
+    words = ["wrap", "-p", "8080", check, "--only-if-changed", str(configuration)]
+    state = f'mount --bind {tmp_path} /var/lib && exec "$@"'
+    prefix = ["unshare", "-m", "--propagation", "private", "sh", "-c", state, "sh"]
+
+    def restart(text: str) -> tuple[int, int]:
+        """The exit code with that configuration, and how many restarts there were so far."""
+        configuration.write_text(text)
+        argv = [*prefix, *shell.SYNPLUG, *words, "--", str(script)]
+        status = shell.run_plainly(lab.server, argv).status
+        return status, len(ran.read_text())
+
+    assert restart("A") == (0, 1)
+    assert restart("A") == (0, 1), "nothing has changed"
+    assert restart("refused") == (125, 1)
+    assert restart("A") == (0, 1), "it never was restarted"
+    assert restart("broken") == (7, 2)
+    assert not simple.listens()
+    assert restart("refused") == (125, 2)
+    assert restart("A") == (0, 3)
+    assert simple.listens()
+    assert restart("A") == (0, 3)
+
+
 def _other(simple: SimpleService, pids: list[int]) -> bool:
     """Whether the service has another pid than before; it is noted."""
     try:

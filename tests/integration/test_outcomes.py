@@ -125,13 +125,14 @@ def test_without_the_capability_it_is_named_and_nothing_runs(
     assert not proof.exists()
 
 
+@pytest.mark.parametrize("volume", ["--no-quiet", "--quiet"])
 def test_best_effort_runs_the_command_without_a_hold(
-    lab: ClientServer, simple: SimpleService, tmp_path: Path
+    lab: ClientServer, simple: SimpleService, tmp_path: Path, volume: str
 ) -> None:
     proof = tmp_path / "ran"
     argv = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", "--"]
-    argv += [*shell.SYNPLUG, "wrap", "--best-effort", "-p", "8080", "--", "touch", str(proof)]
-    done = lab.server.run(argv, check=False)
+    words = ["wrap", volume, "--best-effort", "-p", "8080", "--", "touch", str(proof)]
+    done = lab.server.run([*argv, *shell.SYNPLUG, *words], check=False)
     assert done.returncode == 0
     assert "nothing is held" in done.stderr
     assert proof.exists()

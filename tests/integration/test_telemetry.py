@@ -158,6 +158,48 @@ def test_everybody_is_told_of_a_restart(
     assert values["synplug_last_success_timestamp_seconds"] == report["started_at"]
 
 
+def test_metrics_of_a_call_without_a_name_that_fails_succeeds_and_has_nothing_to_do(
+    lab: ClientServer, simple: SimpleService, tmp_path: Path
+) -> None:
+    """All of them are the same service's, also where its endpoints could not be found."""
+    metrics, configuration = tmp_path / "synplug.prom", tmp_path / "app.conf"
+    state = f'mount --bind {tmp_path} /var/lib && exec "$@"'
+    prefix = ["unshare", "-m", "--propagation", "private", "sh", "-c", state, "sh"]
+    words = ["--metrics", str(metrics), "--only-if-changed", str(configuration)]
+    words += ["--pidfile", str(simple.pidfile), "--", *simple.restart_argv()]
+
+    def run() -> tuple[int, dict[str, float]]:
+        done = shell.run_plainly(lab.server, [*prefix, *shell.SYNPLUG, "wrap", *words])
+        families = text_string_to_metric_families(metrics.read_text())
+        samples = [sample for family in families for sample in family.samples]
+        assert {sample.labels["service"] for sample in samples} == {str(simple.pidfile)}
+        return done.status, {
+            sample.name.removeprefix("synplug_"): sample.value
+            for sample in samples
+            if sample.labels.keys() == {"service"}
+        }
+
+    configuration.write_text("1")
+    away = simple.pidfile.rename(tmp_path / "away")
+    status, values = run()
+    assert status == values["last_exit_code"] == 125
+    assert "last_check_timestamp_seconds" not in values
+    away.rename(simple.pidfile)
+    status, success = run()
+    assert status == success["last_exit_code"] == 0
+    began_s = success["last_success_timestamp_seconds"]
+    assert success["last_check_timestamp_seconds"] == began_s
+    configuration.unlink()
+    status, values = run()
+    assert status == values["last_exit_code"] == 125
+    assert values["last_check_timestamp_seconds"] == began_s
+    configuration.write_text("1")
+    status, values = run()
+    assert status == values["last_exit_code"] == 0, "nothing to do: all is as it was left"
+    assert values["last_success_timestamp_seconds"] == began_s
+    assert values["last_check_timestamp_seconds"] > began_s
+
+
 def test_a_log_or_hook_that_is_not_there_restarts_nothing(
     lab: ClientServer, simple: SimpleService, tmp_path: Path
 ) -> None:

@@ -144,6 +144,12 @@ def test_arguments_become_options_that_wrap_understands(module: Any) -> None:
     assert options.only_if_changed == ["/etc/x"]
 
 
+def test_an_empty_list_switches_off_what_the_host_is_configured_for(module: Any) -> None:
+    given = dict.fromkeys(module.argument_spec()) | {"only_if_changed": [], "log": [], "dev": []}
+    words = module.arguments_of(given | {"service": "app"})
+    assert words == ["--no-only-if-changed", "--no-log", "--service=app"]
+
+
 @pytest.mark.parametrize(
     ("given", "command"),
     [
@@ -185,6 +191,16 @@ def test_what_may_have_been_lost_fails_where_that_was_asked_for(module: Any) -> 
     assert not run(module, answering(0, report), command=["r"], fail_on_lost=True)["failed"]
     report["hold"]["overflowed"] = 5
     assert run(module, answering(0, report), command=["r"], fail_on_lost=True)["lost"] == 5
+
+
+def test_a_restart_without_a_hold_fails_where_nobody_may_be_lost(module: Any) -> None:
+    report = report_dict(example_report()) | {"hold": None, "drain": None}
+    result = run(module, answering(0, report), command=["r"], fail_on_lost=True)
+    assert (result["failed"], result["changed"], result["rc"]) == (True, True, 0)
+    assert "nothing was held" in result["msg"]
+    assert not run(module, answering(0, report), command=["r"])["failed"]
+    report["command"]["ran"] = False
+    assert not run(module, answering(0, report), command=["r"], fail_on_lost=True)["failed"]
 
 
 def test_a_restart_that_failed_has_changed_something_if_its_command_ran(module: Any) -> None:

@@ -130,6 +130,24 @@ def test_what_counts_is_what_was_there_before_the_run(
     assert not unchanged(record())
 
 
+def test_a_restart_that_has_failed_leaves_no_record(
+    record: Callable[..., ChangeRecord], tmp_path: Path
+) -> None:
+    succeed(record())
+    for ran in (False, True):
+        (tmp_path / "conf").write_text("b")
+        run = record()
+        run.take(timeout_s=0)
+        assert not run.is_unchanged()
+        run.void()
+        if not ran:
+            run.put_back()
+        run.close()
+        assert not unchanged(record()), "the next run tries again"
+        (tmp_path / "conf").write_text("a")
+        assert unchanged(record()) != ran, "who was restarted with another file is not as before"
+
+
 def test_another_restart_has_another_record(record: Callable[..., ChangeRecord]) -> None:
     succeed(record())
     assert not unchanged(record(identity=("mail",)))
@@ -186,6 +204,9 @@ def test_what_cannot_be_read_is_an_error_and_no_change(
         run.close()
     with pytest.raises(UsageError, match="cannot be kept"):
         ChangeRecord(("x",), ("y",), directory=str(tmp_path / "conf" / "below-a-file"))
+    for look in (ChangeRecord, would_be_unchanged):
+        with pytest.raises(UsageError, match="needs the path"):
+            look(("x",), ("",), directory=str(tmp_path / "state"))
 
 
 def test_a_link_that_is_switched_is_a_change_and_one_that_dangles_is_none(tmp_path: Path) -> None:

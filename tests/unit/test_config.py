@@ -234,6 +234,17 @@ def test_a_switch_is_switched_off_again(write: Write) -> None:
     assert (loud.quiet, loud.verbose) == (False, True)
 
 
+@pytest.mark.parametrize("name", ["only-if-changed", "log"])
+def test_a_list_is_switched_off_again(name: str, write: Write) -> None:
+    place = write(f"[service.web]\nrestart = 'r'\n{name} = ['/a', '/b']\n")
+    given = ["wrap", "-s", "web", "--config", place]
+    dest = name.replace("-", "_")
+    assert vars(options_of(given))[dest] == ["/a", "/b"]
+    assert vars(options_of([*given, f"--no-{name}"]))[dest] == []
+    assert vars(options_of([*given, f"--no-{name}", f"--{name}=/c"]))[dest] == ["/c"]
+    assert vars(options_of([*given, f"--{name}=/c", f"--no-{name}"]))[dest] == []
+
+
 def test_later_files_come_first(write: Write, tmp_path: Path) -> None:
     write("[service.web]\nport = 80\nmax-hold = 1\nsettle = 1\n", "10-a.toml")
     write("[service.web]\nunit = 'w'\nmax-hold = 2\n", "20-b.toml")

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -23,10 +24,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from synplug.cli import journal, prometheus
 from synplug.cli.journal import _field, finished, open_log, sentence, started
-from synplug.cli.prometheus import add_to_file, parse, render
+from synplug.cli.main import main
+from synplug.cli.prometheus import add_to_file, note_unchanged, parse, render
 from synplug.cli.report_json import report_dict
 from synplug.cli.telemetry import Telemetry
 from synplug.errors import CommandNotFoundError, UsageError
+from synplug.handover.changed import ChangeRecord
 from synplug.model import Endpoint, HoldSpec, Outcome, Report
 from tests.document_blocks import block
 from tests.unit.examples import example_report
@@ -102,10 +105,16 @@ def test_promtool_has_nothing_to_say_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "alerts"), [(0, {"NoRestartForADay"}), (3, {"RestartFailed", "NoRestartForADay"})]
+    ("exit_code", "checked_s", "alerts"),
+    [
+        (0, None, {"NoCheckForADay"}),
+        (3, None, {"RestartFailed", "NoCheckForADay"}),
+        (0, 3600.0, set()),
+        (3, 3600.0, set()),
+    ],
 )
 def test_the_page_s_alerts_are_of_our_series(
-    exit_code: int, alerts: set[str], tmp_path: Path
+    exit_code: int, checked_s: float | None, alerts: set[str], tmp_path: Path
 ) -> None:
     """By Prometheus's own test of rules: they fire on what a run writes, and on its age."""
     rules = indent(block("docs/observability.md", "expr:"), "  ")
@@ -114,13 +123,15 @@ def test_the_page_s_alerts_are_of_our_series(
     add_to_file(str(path), "web", replace(example_report(), started_at=0.0))
     if exit_code:
         add_to_file(str(path), "web", replace(example_report(), exit_code=exit_code))
+    if checked_s is not None:
+        note_unchanged(str(path), "web", time_s=checked_s)
     lines = [line.rsplit(" ", 1) for line in path.read_text().splitlines() if line[0] != "#"]
     series = [{"series": name, "values": f"{float(value):g}x1500"} for name, value in lines]
     day = {
         name: [{"exp_labels": {"service": "web"}}] if name in alerts else []
-        for name in ("RestartFailed", "NoRestartForADay")
+        for name in ("RestartFailed", "NoCheckForADay")
     }
-    hour = day | {"NoRestartForADay": []}
+    hour = day | {"NoCheckForADay": []}
     test = {
         "rule_files": ["rules.yml"],
         "evaluation_interval": "1m",
@@ -349,6 +360,42 @@ def test_one_that_fails_keeps_nobody_else_from_being_told(tmp_path: Path) -> Non
     assert (tmp_path / "hooked").exists()
     assert len((tmp_path / "log").read_text().splitlines()) == 2
     told.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--netns", "/no/such"], 125),
+        (["--only-if-changed", "/no/such"], 125),
+        (["--log", "/no/such/log"], 125),
+        (["--on-event", "no-such-program-here"], 127),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else None,
+)
+def test_what_fails_before_there_is_a_plan_is_told_to_all_who_are_there(
+    words: list[str], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An alert on the last exit code must see it; and an older report must not stay."""
+    monkeypatch.setattr(
+        "synplug.handover.changed.ChangeRecord", partial(ChangeRecord, directory=str(tmp_path))
+    )
+    metrics, log, report, hooked, ran = (
+        tmp_path / name for name in ("x.prom", "log", "report", "hooked", "ran")
+    )
+    add_to_file(str(metrics), "*:80", example_report())
+    report.write_text('{"outcome": "ready"}')
+    outlets = ["--metrics", str(metrics), "--log", str(log), "--json", str(report)]
+    outlets += ["--on-event", f"touch {hooked}"] if "--on-event" not in words else []
+    given = ["wrap", "--config=/dev/null", "--best-effort", "-p80", *outlets, *words]
+    assert main([*given, "--", "touch", str(ran)]) == status
+    assert not ran.exists()
+    assert values_of(metrics)["synplug_last_exit_code", "*:80/"] == status
+    assert values_of(metrics)["synplug_runs_total", "*:80/error"] == 1
+    told = json.loads(report.read_text())
+    assert (told["outcome"], told["exit_code"]) == ("error", status)
+    assert json.loads(log.read_text())["report"] == told
+    assert hooked.exists() == ("--on-event" not in words)
+    assert sentence(json.loads(log.read_text())).startswith(f"touch {ran}: error, exit {status}")
 
 
 def test_a_logs_sentence_has_nothing_that_a_terminal_obeys() -> None:

@@ -136,10 +136,12 @@ options:
     description:
       - Do nothing where these files are what they were at the last successful run.
       - A restart that failed is so tried again by the next play; a handler would not be.
+      - An empty list restarts in any case, whatever the host's configuration says.
     type: list
     elements: path
   log:
-    description: Tell V(journal), V(syslog), or append JSON lines to files.
+    description:
+      - Tell V(journal), V(syslog), or append JSON lines to files; an empty list tells none.
     type: list
     elements: str
   metrics:
@@ -150,8 +152,8 @@ options:
     type: raw
   fail_on_lost:
     description:
-      - Fail, too, if a connection may have been lost although the restart was a success. A rolling
-        play then stops at this host.
+      - Fail, too, if a connection may have been lost although the restart was a success, or if
+        nothing was held (O(best_effort)). A rolling play then stops at this host.
     type: bool
     default: false
   executable:
@@ -204,7 +206,9 @@ report:
   type: dict
   sample: {"outcome": "ready", "exit_code": 0, "hold": {"held": 891, "released": 891}}
 lost:
-  description: SYNs and queued connections that may have been lost.
+  description:
+    - SYNs and queued connections that may have been lost.
+    - Where nothing was held, RV(ignore:report.hold) is null, and nobody counted.
   returned: when the run began
   type: int
 rc:
@@ -233,6 +237,8 @@ from ansible.module_utils.basic import AnsibleModule
 _UNCHANGED = "nothing has changed since the last successful run"
 _COMMANDS = ("check", "ready_cmd", "on_event")
 _LISTS = ("unit", "port", "pid", "pidfile", "dev", "only_if_changed", "log")
+#: Those of them of which an empty list switches off what the host's configuration says.
+_EMPTIED = ("only_if_changed", "log")
 _SWITCHES = ("loopback_egress", "require_new", "best_effort")
 _TEXTS = (
     "netns", "config", "max_hold", "max_held", "max_held_per_source", "on_full", "backend",
@@ -293,6 +299,8 @@ def arguments_of(params):
         if name in _COMMANDS:
             value = shlex.join(words_of(value))
         flag = "--" + name.replace("_", "-")
+        if name in _EMPTIED and not value:
+            options.append("--no-" + flag[2:])
         options += [f"{flag}={text}" for text in (value if name in _LISTS else [value])]
     for name in _SWITCHES:
         if params[name] is not None:
@@ -350,6 +358,9 @@ def _restart(module, argv, path):
         words = f"{report['outcome']}, exit {status}"
         if report["error"]:
             words += ": " + report["error"]
+        module.fail_json(msg=words, **result)
+    if module.params["fail_on_lost"] and result["changed"] and report["hold"] is None:
+        words = "restarted, but nothing was held: connections may have been lost"
         module.fail_json(msg=words, **result)
     if lost and module.params["fail_on_lost"]:
         module.fail_json(msg=f"restarted, but {lost} connections may have been lost", **result)
