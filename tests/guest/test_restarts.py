@@ -22,6 +22,8 @@ from tests.guest.features import backends_of
 from tests.integration import shell
 
 RATE_PER_S = 60
+#: A hold lasts for seconds where the processor is emulated.
+PATIENCE_S = 60.0
 #: A SYN that was lost is sent again after a second.
 SPARE_MS = 900
 #: The report's time of a release is taken when all has been let go, which takes a guest a while.
@@ -93,7 +95,13 @@ def _under_load(
     client = lab.client if path == "inbound" else lab.server
     addresses = lab.server_addresses if path == "inbound" else ("127.0.0.1", "::1")
     targets = service.targets(addresses)
-    with Load(client, targets, rate_per_s=RATE_PER_S, protocol=service.protocol) as load:
+    with Load(
+        client,
+        targets,
+        rate_per_s=RATE_PER_S,
+        timeout_s=PATIENCE_S,
+        protocol=service.protocol,
+    ) as load:
         for backend in backends:
             restart(service, backend)
             service.wait_until_listening()
