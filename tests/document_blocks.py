@@ -77,8 +77,10 @@ RUN_BY = {
     },
     "integrations/ansible/README.md": {
         "ansible-galaxy": "integration/test_ansible.py::test_the_tasks_of_the_pages_restart_a_unit",
-        "synplug.ops.restart": "integration/test_ansible.py::"
+        "only_if_changed:": "integration/test_ansible.py::"
         "test_the_tasks_of_the_pages_restart_a_unit",
+        "handlers:": "integration/test_ansible.py::"
+        "test_the_handler_of_the_page_restarts_a_unit_when_it_is_notified_and_never_again",
     },
     "integrations/systemd/README.md": {
         "synplug-recover.service": "guest/test_systemd.py::"

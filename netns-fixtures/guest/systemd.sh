@@ -18,6 +18,8 @@ mount -t overlay -o "lowerdir=$GUEST_ROOT,upperdir=/mnt/upper,workdir=/mnt/work"
 cd /mnt/root
 mkdir -p ".$GUEST_REPOSITORY" ".$GUEST_SHARED"
 mount --bind "$GUEST_SYNPLUG" opt/synplug
+mkdir -p usr/local/bin
+ln -s /opt/synplug/bin/synplug usr/local/bin/synplug # where the units look
 mount --bind "$GUEST_REPOSITORY" ".$GUEST_REPOSITORY"
 mount --bind "$GUEST_MODULES/lib/modules" usr/lib/modules
 # the kernel, chrooted, finds the host's files below /host

@@ -15,6 +15,7 @@ from synplug.handover.clues import output_of
 from synplug.handover.request import find_here
 from synplug.handover.target import TargetRequest
 from synplug.holding.names import check_name
+from synplug.holding.runtime import ROOT
 
 #: A unit's name, as systemd.unit(5) has it, or what is short for it.
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+")
@@ -36,12 +37,21 @@ _CONFINING = {
     "NetworkNamespacePath": "",
     "PrivateNetwork": _NO,
     "PrivateUsers": _NO,
+    "ProcSubset": "|all",
     "ProtectSystem": rf"{_NO}|yes|true|on|1|y|t|full",
     "RestrictAddressFamilies": "|(?!~).*AF_NETLINK.*|~(?!.*AF_NETLINK).*",
     "RootDirectory": "|/",
     "RootImage": "",
     "SystemCallFilter": "",
 }
+#: Those that hide what is below the paths that they name, and those that say who may write there.
+#: Their lines add up; + lifts them, too.
+_HIDING = ("InaccessiblePaths", "TemporaryFileSystem")
+_READ_ONLY = {"ReadOnlyPaths": True, "ReadWritePaths": False}
+_PATHS = (*_HIDING, *_READ_ONLY)
+#: What ProtectHome= hides, but for these of its values.
+_HOMES = ("/home", "/root", "/run/user")
+_SHOWN_HOMES = rf"{_NO}|read-only"
 #: What a unit's files say, by directive.
 Directives = dict[str, list[str]]
 
@@ -55,7 +65,7 @@ def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
     own = shutil.which("synplug") or os.path.abspath(sys.argv[0])
     name = check_name(options.name or re.sub(r"[^A-Za-z0-9_.-]", "-", unit.rpartition(".")[0]))
     if options.reload:
-        body = _reload(unit, lines, f"{own} wrap -q -p {ports}")
+        body = _reload(unit, lines, own, f"{own} wrap -q -p {ports}")
     else:
         limit = f"{options.max_hold * 1000:.0f}ms"
         body = _restart(lines, own, f"--name {name} -p {ports} --max-hold {limit}", name)
@@ -101,17 +111,18 @@ def _directives(unit: str) -> Directives:
             continue
         for line in lines:
             key, equals, value = (word.strip() for word in line.partition("="))
-            if not equals or key not in (*_COMMANDS, *_USERS, *_CONFINING):
+            if not equals or key not in (*_COMMANDS, *_USERS, *_CONFINING, *_PATHS, "ProtectHome"):
                 continue
             if key in _COMMANDS and path.endswith(".conf") and os.path.basename(path) > _FILE:
                 raise UsageError(
                     f"{path} has {key}=, and is read after {_FILE}",
                     remedy=f"give it a name that comes before {_FILE}",
                 )
-            if key in _COMMANDS and value:
+            adds_up = key in (*_COMMANDS, *_PATHS)
+            if adds_up and value:
                 found.setdefault(key, []).append(value)
             else:  # of a setting the last one counts; an empty command forgets those before it
-                found[key] = [value] if key not in _COMMANDS else []
+                found[key] = [] if adds_up else [value]
     return found
 
 
@@ -147,7 +158,7 @@ def _restart(lines: Directives, own: str, hold: str, name: str) -> list[str]:
     ]
 
 
-def _reload(unit: str, lines: Directives, wrap: str) -> list[str]:
+def _reload(unit: str, lines: Directives, own: str, wrap: str) -> list[str]:
     """The unit's own reload command under a hold, with the rights that it has.
 
     :raises UsageError: it is not one command, or synplug cannot run it as systemd does.
@@ -161,7 +172,7 @@ def _reload(unit: str, lines: Directives, wrap: str) -> list[str]:
             remedy="write one command that reloads it, and wrap that",
         )
     prefixes = commands[0][: len(commands[0]) - len(commands[0].lstrip(_PREFIXES))]
-    reason = _obstacle(lines, prefixes)
+    reason = _obstacle(lines, prefixes, own)
     if reason:
         raise UsageError(
             f"{unit}: ExecReload={commands[0]} cannot be wrapped with the rights that it has: "
@@ -174,7 +185,7 @@ def _reload(unit: str, lines: Directives, wrap: str) -> list[str]:
     ]
 
 
-def _obstacle(lines: Directives, prefixes: str) -> str:
+def _obstacle(lines: Directives, prefixes: str, own: str) -> str:
     """Why synplug cannot stand between systemd and a command; empty: it can."""
     for prefix, does in _UNCARRIED.items():
         if prefix in prefixes:
@@ -184,7 +195,38 @@ def _obstacle(lines: Directives, prefixes: str) -> str:
         for value in lines.get(key, ()):
             if not re.fullmatch(harmless, value):
                 return f"with {key}={value} synplug may not hold anything"
-    return ""
+    return "" if "+" in prefixes else _out_of_reach(lines, own)
+
+
+def _out_of_reach(lines: Directives, own: str) -> str:
+    """Why the unit's commands do not see synplug, or what it writes to; empty: they do."""
+    places = (own, sys.prefix, sys.base_prefix)
+    needed = [os.path.abspath(own), *map(os.path.realpath, places), ROOT]
+    hidden = [(key, value) for key in _HIDING for value in lines.get(key, ())]
+    found = [(f"{key}={value}", path) for key, value in hidden for path in _paths_in(value)]
+    for home in lines.get("ProtectHome", ()):
+        if not re.fullmatch(_SHOWN_HOMES, home):
+            found += [(f"ProtectHome={home}", path) for path in _HOMES]
+    for setting, path in found:
+        for place in needed:
+            if os.path.commonpath([path, place]) == path:
+                return f"with {setting} there is no {place}"
+    said = [
+        (path, read_only, f"{key}={value}")
+        for key, read_only in _READ_ONLY.items()
+        for value in lines.get(key, ())
+        for path in _paths_in(value)
+        if os.path.commonpath([path, ROOT]) == path
+    ]
+    _, read_only, setting = max(said, default=("", False, ""))  # the innermost one counts
+    return f"with {setting} nobody may write to {ROOT}" if read_only else ""
+
+
+def _paths_in(value: str) -> list[str]:
+    """The paths in a setting: with prefixes, and with options behind a colon."""
+    words = (word.strip("\"'").lstrip("-+").partition(":")[0] for word in value.split())
+    paths = [re.sub("^%t", "/run", word) for word in words]
+    return [os.path.realpath(path) for path in paths if path.startswith("/")]
 
 
 def _escaped(text: str) -> str:

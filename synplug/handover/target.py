@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
@@ -21,6 +21,7 @@ from synplug.kernel.procfs import is_alive
 from synplug.model import Endpoint, Listener
 
 _PIDFILE_BYTES = 64
+_UNIT = re.compile(r"\S+\.(service|scope|slice)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,8 +86,8 @@ def find_target(
     named = Clue(units=request.units, pids=request.pids, pidfiles=request.pidfiles)
     read = clue_of(request.argv)
     if request.endpoints:
-        pids, unit = _processes_of(named, processes)
         target = _of_endpoints(request.endpoints, sockets)
+        pids, unit = _processes_of(named, processes, may_be_down=bool(target.unserved))
         unit = unit or _unit_of(read, processes)
         return replace(target, pids=pids, unit=unit, returns_early=read.returns_early)
     clue, how = (named, _words(named)) if _tells(named) else (read, _words(read))
@@ -173,48 +174,63 @@ def _words(clue: Clue) -> str:
     return ", ".join(parts)
 
 
-def _processes_of(clue: Clue, processes: ProcessTable) -> tuple[tuple[int, ...], str]:
-    """The pids that a clue stands for, and its unit as systemd spells it."""
-    pids = set(clue.pids) | {read_pidfile(path) for path in clue.pidfiles}
-    unit = ""
+def _processes_of(
+    clue: Clue, processes: ProcessTable, *, may_be_down: bool = False
+) -> tuple[tuple[int, ...], str]:
+    """The pids that a clue stands for, and its unit as systemd spells it.
+
+    :param may_be_down: what does not run is no slip: it is about to be started again.
+    """
+    pids, unit = set(clue.pids), ""
+    passed_over = (UsageError,) if may_be_down else ()
+    for path in clue.pidfiles:
+        with suppress(*passed_over):
+            pids.add(read_pidfile(path))
     for name in clue.units:
-        members, unit = _unit_members(name, processes)
-        pids |= members
-    return tuple(sorted(pids)), unit
+        with suppress(*passed_over):
+            members, unit = _unit_members(name, processes)
+            pids |= members
+    return tuple(sorted(pids)), unit or (_unit_of(clue, processes) if may_be_down else "")
 
 
 def _unit_of(clue: Clue, processes: ProcessTable) -> str:
-    """The unit that a command names, if it runs: its ExecReload= may check the held endpoint."""
+    """The unit that a command names, one that runs if any does.
+
+    Its ExecReload=, or ExecStartPost= when it is up again, may check the held endpoint.
+    """
     for name in clue.units:
-        with suppress(TargetError, UsageError):
+        with suppress(UsageError):
             _, unit = _unit_members(name, processes)
             return unit
-    return ""
+    return next((list(_spellings(name))[-1] for name in clue.units), "")
 
 
 def _unit_members(name: str, processes: ProcessTable) -> tuple[set[int], str]:
     """The processes of a unit's control group, and the name by which that is known.
 
-    An alias has no group of its own; systemctl knows whose it is. Without systemd (a service
-    started by its init script) the usual pidfiles are looked at.
+    Without systemd (a service started by its init script) the usual pidfiles are looked at.
     """
-    spelled = name if re.search(r"\.(service|scope|slice)$", name) else f"{name}.service"
-    members = processes.control_group_members(spelled)
-    if members:
-        return members, spelled
-    canonical = output_of(["systemctl", "show", "--property=Id", "--value", "--", spelled])
-    if canonical and canonical != spelled:
-        members = processes.control_group_members(canonical)
+    for unit in _spellings(name):
+        members = processes.control_group_members(unit)
         if members:
-            return members, canonical
-    stem = spelled.removesuffix(".service")
+            return members, unit
+    stem = name.removesuffix(".service")
     for path in (f"/run/{stem}.pid", f"/run/{stem}/{stem}.pid"):
         if os.path.exists(path):
             return {read_pidfile(path)}, ""
     raise TargetError(
         f"unit {name} has no running process",
-        remedy="start it first; or leave it out, and name its ports with -p",
+        remedy="start it first, or name its ports with -p, too",
     )
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """A unit's full name; then, where that is an alias, which has no control group, whose it is."""
+    spelled = name if _UNIT.fullmatch(name) else f"{name}.service"
+    yield spelled
+    canonical = output_of(["systemctl", "show", "--property=Id", "--value", "--", spelled])
+    if canonical != spelled and _UNIT.fullmatch(canonical):
+        yield canonical
 
 
 def read_pidfile(path: str) -> int:

@@ -10,13 +10,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import dedent, indent
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -395,33 +396,128 @@ def _restarts_of_three_plays(
     return told
 
 
-def test_the_tasks_of_the_pages_restart_a_unit(
-    ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
-) -> None:
-    """As they stand there; systemctl is a stand-in, which knows one unit."""
-    host = hosts[0]
-    restart = shlex.join(host.haproxy.restart_argv)
-    stand_in = ansible.folder / "systemctl"
-    stand_in.write_text(f'#!/bin/sh\n[ "$*" = "restart haproxy" ] && exec {restart}\n')
-    stand_in.chmod(0o755)
-    Path("/run/haproxy.pid").symlink_to(host.haproxy.pidfile)
-    tasks = [block("docs/recipes.md", "synplug.ops.restart")]
-    tasks.append(block("integrations/ansible/README.md", "only_if_changed:"))
-    assert tasks[1].startswith("tasks:\n")
-    play = tmp_path / "pages.yml"
-    head = "- hosts: web1\n  gather_facts: false\n  tasks:\n"
-    play.write_text(head + indent(tasks[0] + dedent(tasks[1].removeprefix("tasks:\n")), "  "))
+@pytest.fixture
+def unit(ansible: Ansible, hosts: list[Host]) -> Iterator[HAProxy]:
+    """The unit of the pages, on the first host; systemctl is a stand-in, which knows no other one.
+
+    With ``broken`` in Ansible's folder it is stopped, and does not come up.
+    """
+    stand_in, pidfile = ansible.folder / "systemctl", Path("/run/haproxy.pid")
+    with HAProxy(hosts[0].lab.server, ports=(80, 443)) as haproxy, ExitStack() as stack:
+        stop, start = shlex.join(haproxy.stop_argv), shlex.join(haproxy.start_argv)
+        stand_in.write_text(
+            f'#!/bin/sh\n[ "$*" = "restart haproxy" ] || exit 5\n{stop}\n'
+            f"[ ! -e {ansible.folder}/broken ] || exit 1\nexec {start}\n"
+        )
+        stand_in.chmod(0o755)
+        stack.callback(stand_in.unlink)
+        pidfile.symlink_to(haproxy.pidfile)
+        stack.callback(pidfile.unlink)
+        stack.callback(shutil.rmtree, ansible.state / "synplug", ignore_errors=True)
+        yield haproxy
+
+
+def page_s_play(page: str, part: str, folder: Path, head: str = "") -> Path:
+    """A play with the block of a page, as it stands there."""
+    text = block(page, part)
+    if not re.match(r"\w+:\n", text):
+        text = "tasks:\n" + indent(text, "  ")
+    path = folder / "page.yml"
+    path.write_text(f"- hosts: web1\n  gather_facts: false\n{head}" + indent(text, "  "))
+    return path
+
+
+def played(ansible: Ansible, inventory: Path, play: Path) -> dict[str, Any]:
+    """What the one restart of a play came to; empty where there was none."""
     words = ("-i", str(inventory), "-e", "ansible_become=false", str(play))
-    try:
-        (status, said), loads = under_load([host], lambda: ansible.play(*words))
-    finally:
-        Path("/run/haproxy.pid").unlink()
-    assert status == 0, json.dumps(said)
-    (name,) = re.findall("- name: (.*)", tasks[1])
-    told = [results_of(said, task)["web1"] for task in ("Restart HAProxy", name)]
+    status, said = ansible.play(*words)
+    (name,) = re.findall(r"- name: (Restart .*)", play.read_text())
+    told = results_of(said, name).get("web1", {})
+    assert bool(status) == bool(told.get("rc")), json.dumps(said)
+    return told
+
+
+PAGES_WITH_TASKS = pytest.mark.parametrize(
+    ("page", "part"),
+    [
+        ("docs/recipes.md", "synplug.ops.restart"),
+        ("integrations/ansible/README.md", "only_if_changed:"),
+    ],
+    ids=["recipes", "readme"],
+)
+
+
+@PAGES_WITH_TASKS
+def test_the_tasks_of_the_pages_restart_a_unit(
+    ansible: Ansible,
+    hosts: list[Host],
+    unit: HAProxy,
+    inventory: Path,
+    tmp_path: Path,
+    page: str,
+    part: str,
+) -> None:
+    play, pids, host = page_s_play(page, part, tmp_path), unit.pids, hosts[0]
+    with Load(host.lab.client, unit.targets(host.lab.server_addresses), rate_per_s=200) as load:
+        told = [played(ansible, inventory, play) for _ in range(2)]
+        result = load.stop()
     assert [one["changed"] for one in told] == [True, False], "the second finds it done"
-    assert told[0]["report"]["endpoints"] == ["0.0.0.0:8080", "[::]:8080"]
-    assert loads["web1"].failures == 0, loads["web1"].summary()
+    assert told[0]["report"]["endpoints"] == ["*:80", "*:443"]
+    assert unit.pids != pids
+    assert result.failures == 0, result.summary()
+
+
+@PAGES_WITH_TASKS
+def test_the_tasks_of_the_pages_start_a_unit_that_did_not_come_up(
+    ansible: Ansible, unit: HAProxy, inventory: Path, tmp_path: Path, page: str, part: str
+) -> None:
+    """Once what was wrong is mended, the next play finds nobody on its ports, and starts it."""
+    play, broken = page_s_play(page, part, tmp_path), ansible.folder / "broken"
+    broken.touch()
+    try:
+        told = played(ansible, inventory, play)
+    finally:
+        broken.unlink()
+    assert (told["rc"], told["changed"]) == (1, True)
+    assert not unit.running
+
+    # The control: nothing tells which ports those of a unit without processes are.
+    text = play.read_text()
+    play.write_text("".join(re.split(r" +port: .*\n", text)))
+    told = played(ansible, inventory, play)
+    assert (told["rc"], told["changed"]) == (125, False)
+    assert "unit haproxy has no running process" in told["msg"]
+
+    play.write_text(text)
+    told = played(ansible, inventory, play)
+    assert (told["rc"], told["changed"]) == (0, True)
+    assert unit.running
+
+
+def test_the_handler_of_the_page_restarts_a_unit_when_it_is_notified_and_never_again(
+    ansible: Ansible, unit: HAProxy, inventory: Path, tmp_path: Path
+) -> None:
+    """As the page says of it: its restart fails once, and the next play notifies nobody."""
+    copy = f"ansible.builtin.copy: {{content: new, dest: {tmp_path}/file}}"
+    play = page_s_play(
+        "integrations/ansible/README.md",
+        "handlers:",
+        tmp_path,
+        f"  tasks:\n    - {copy}\n      notify: Restart haproxy\n",
+    )
+    broken = ansible.folder / "broken"
+    broken.touch()
+    try:
+        told = played(ansible, inventory, play)
+    finally:
+        broken.unlink()
+    assert (told["rc"], told["changed"]) == (1, True)
+    assert played(ansible, inventory, play) == {}, "nobody is notified"
+    assert not unit.running
+    (tmp_path / "file").write_text("somebody's")
+    told = played(ansible, inventory, play)
+    assert (told["rc"], told["changed"]) == (0, True)
+    assert unit.running
 
 
 def test_check_mode_and_diff(

@@ -22,6 +22,8 @@ from tests.integration import shell
 from tests.integration.conftest import SimpleService
 
 PIPX = ROOT / ".venv-pipx"
+#: Where it is then.
+PLACE = Path("/usr/local/bin/synplug")
 _SOURCES = ("synplug", "man", "pyproject.toml", "README.md", "LICENSE")
 _VERSION = re.compile(r"Python 3\.(\d+)\.")
 
@@ -49,7 +51,7 @@ def offline(tmp_path: Path) -> dict[str, str]:
     kept = {name: text for name, text in os.environ.items() if not name.startswith(("PIP", "VIRT"))}
     return kept | {
         "HOME": str(home),
-        "PATH": f"{home}/.local/bin:{PIPX}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"/usr/local/bin:{PIPX}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "PIP_CONFIG_FILE": os.devnull,
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": str(PIPX / "wheels"),
@@ -80,6 +82,23 @@ def restarts(lab: ClientServer, simple: SimpleService, synplug: Path) -> None:
     assert result.failures == 0, result.summary()
 
 
+@pytest.fixture
+def fresh(etc: Path) -> Iterator[None]:
+    """/usr/local, /opt and /etc of a machine that has just been set up; they are pytest's alone."""
+    shutil.rmtree(etc / "bash_completion.d", ignore_errors=True)
+    folders = ("/usr/local", "/opt")
+    for folder in folders:
+        subprocess.run(["mount", "-t", "tmpfs", "fresh", folder], check=True)
+    try:
+        for path in (PLACE.parent, Path("/usr/local/share/man")):
+            path.mkdir(parents=True)
+        yield
+    finally:
+        for folder in folders:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.usefixtures("fresh")
 def test_pipx_installs_what_the_readme_says(
     lab: ClientServer, simple: SimpleService, etc: Path, offline: dict[str, str], checkout: Path
 ) -> None:
@@ -88,7 +107,6 @@ def test_pipx_installs_what_the_readme_says(
     for there, here in (("apt install pipx", "true"), ("man -M", "man -w -M")):
         assert there in text
         text = text.replace(there, here)
-    (etc / "bash_completion.d").mkdir(exist_ok=True)
     done = lab.server.run(
         ["sh", "-e", "-c", text], timeout_s=90, env=offline, cwd=checkout, check=False
     )
@@ -98,10 +116,28 @@ def test_pipx_installs_what_the_readme_says(
     assert f"synplug {version.group(1)}" in done.stdout
     assert done.stdout.rstrip().endswith("/man1/synplug-wrap.1")
     assert "complete -o filenames" in (etc / "bash_completion.d" / "synplug").read_text()
-    synplug = Path(offline["HOME"], ".local", "bin", "synplug")
-    said = shell.run_plainly(lab.server, [str(synplug), "doctor"])
+    assert Path("/usr/local/share/man/man1/synplug-wrap.1").is_file()
+    said = shell.run_plainly(lab.server, [str(PLACE), "doctor"])
     assert said.status == 0, said
-    restarts(lab, simple, synplug)
+    restarts(lab, simple, PLACE)
+    _is_where_the_other_pages_look(lab, Path(offline["HOME"]))
+
+
+def _is_where_the_other_pages_look(lab: ClientServer, home: Path) -> None:
+    """cron, the units, and the drop-in that it prints; without the home of who installed it."""
+    shutil.rmtree(home)
+    (path,) = re.findall("^PATH=.*", block("docs/recipes.md", "* * * * * root"), re.MULTILINE)
+    lab.server.run(["env", "-i", path, "sh", "-c", "synplug --version"])
+    units = [*(ROOT / "integrations" / "systemd").glob("*.service"), ROOT / "docs" / "envoy.md"]
+    for page in (*units, ROOT / "integrations" / "systemd" / "README.md"):
+        named = re.findall(r"^Exec\w+=(\S+/synplug) ", page.read_text(), re.MULTILINE)
+        assert set(named) == {str(PLACE)}, page
+    systemctl = PLACE.with_name("systemctl")
+    systemctl.write_text("#!/bin/sh\necho [Service]\n")
+    systemctl.chmod(0o755)
+    argv = ["env", "-i", path, "synplug", "systemd", "drop-in", "app", "-p", "8080"]
+    lines = lab.server.run(argv).stdout.splitlines()
+    assert f"ExecStartPost=-+{PLACE} release --name app -q" in lines
 
 
 @pytest.mark.parametrize("python", list(interpreters()), ids=lambda path: path.name)

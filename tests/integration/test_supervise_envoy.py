@@ -68,7 +68,7 @@ class Installed:
         synplug, *words = self.here(
             line, {"/usr/bin/envoy": str(self.program), "--base-id 17{": "--base-id {"}
         )
-        assert synplug == "/usr/bin/synplug"
+        assert synplug == "/usr/local/bin/synplug"
         return [*_with_capabilities(), *shell.SYNPLUG, *words]
 
     def here(self, line: str, replaced: dict[str, str]) -> list[str]:

@@ -66,6 +66,6 @@ def _verify(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """What systemd-analyze says of the unit, with the synplug of this very environment."""
     synplug = Path(sys.executable).with_name("synplug")
     unit = folder / UNIT.name
-    unit.write_text(text.replace("/usr/bin/synplug", str(synplug)))
+    unit.write_text(text.replace("/usr/local/bin/synplug", str(synplug)))
     argv = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(unit)]
     return subprocess.run(argv, capture_output=True, text=True, check=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,13 @@ def test_a_reload_is_wrapped(
         ("+", "CapabilityBoundingSet="),
         ("", "CapabilityBoundingSet=CAP_NET_ADMIN CAP_KILL"),
         ("", "RestrictAddressFamilies=AF_INET AF_NETLINK"),
+        ("", "ProtectHome=read-only"),
+        ("+", "ProtectHome=yes"),
+        ("+", "ReadOnlyPaths=/run"),
+        ("", "ReadOnlyPaths=/run/app /srv\nInaccessiblePaths=-/run/app"),
+        ("", "ReadOnlyPaths=/\nReadWritePaths=-/run"),
+        ("", "ReadOnlyPaths=/run\nReadOnlyPaths="),
+        ("", "ProcSubset=all"),
     ],
 )
 def test_a_reload_keeps_the_rights_that_it_has(
@@ -130,6 +139,12 @@ def test_a_reload_keeps_the_rights_that_it_has(
         ("", "CapabilityBoundingSet=", "CapabilityBoundingSet="),
         ("!", "CapabilityBoundingSet=~CAP_NET_ADMIN", "CapabilityBoundingSet=~CAP_NET_ADMIN"),
         ("", "ProtectSystem=strict", "ProtectSystem=strict"),
+        ("", "ReadOnlyPaths=/run", "with ReadOnlyPaths=/run nobody may write to /run/synplug"),
+        ("", "ReadOnlyPaths=/a -%t\nReadOnlyPaths=/b", "with ReadOnlyPaths=/a -%t nobody may"),
+        ("!", "ReadOnlyPaths=/\nReadWritePaths=/run/app", "with ReadOnlyPaths=/ nobody may"),
+        ("", "InaccessiblePaths=/run", "with InaccessiblePaths=/run there is no /run/synplug"),
+        ("", "TemporaryFileSystem=/run:ro", "TemporaryFileSystem=/run:ro there is no /run/synplug"),
+        ("", "ProcSubset=pid", "ProcSubset=pid"),
         ("@", "", "the prefix @ names argv[0]"),
         ("-|", "", "the prefix | has a shell run it"),
         ("", "ExecReload=/bin/a ; /bin/b\n#", "several commands"),
@@ -144,6 +159,29 @@ def test_a_reload_whose_rights_synplug_would_change_is_refused(
     systemctl.write_text(UNIT.replace("ExecReload=-/bin/kill", line))
     assert main(["systemd", "drop-in", "app", "-p", "80", "--reload"]) == 125
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("home", ["yes", "tmpfs"])
+@pytest.mark.parametrize("place", ["/root/.local/bin/synplug", "/usr/local/bin/synplug"])
+def test_a_reload_that_would_not_see_synplug_is_refused(
+    place: str,
+    home: str,
+    systemctl: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: place)
+    monkeypatch.setattr(sys, "prefix", "/opt/pipx/venvs/synplug")
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    systemctl.write_text(UNIT.replace("ExecReload=", f"ProtectHome={home}\nExecReload="))
+    words = ["systemd", "drop-in", "app", "-p", "80", "--reload"]
+    if place.startswith("/usr"):
+        assert main(words) == 0
+        monkeypatch.setattr(sys, "prefix", "/root/.local/share/pipx/venvs/synplug")
+        place = sys.prefix
+    assert main(words) == 125
+    (said, *_) = capsys.readouterr().err.splitlines()
+    assert f"with ProtectHome={home} there is no {place}" in said
 
 
 def test_what_is_printed_passes_systemd_s_own_check(

@@ -107,6 +107,32 @@ def test_a_unit_that_does_not_run_is_an_error() -> None:
     assert "-p" in error.value.remedy
 
 
+def test_a_unit_that_is_down_may_be_started_again_on_the_ports_that_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own checks, behind its start, are let through as those of one that ran."""
+    argv = ("systemctl", "restart", "down")
+    for request in ({"units": ("down",)}, {"argv": argv}, {"units": ("down",), "argv": argv}):
+        found = Machine().find(endpoints=at("*:80"), **request)
+        assert (words(found.endpoints), words(found.unserved)) == (["*:80"], ["*:80"])
+        assert (found.pids, found.unit) == ((), "down.service")
+    monkeypatch.setattr(target, "output_of", lambda argv: "real.service")
+    assert Machine().find(endpoints=at("*:80"), units=("down",)).unit == "real.service"
+    monkeypatch.setattr(target, "output_of", lambda argv: "cannot ask for down.service")
+    assert Machine().find(endpoints=at("*:80"), units=("down",)).unit == "down.service"
+
+
+def test_one_of_two_units_is_down() -> None:
+    found = Machine(listener(1)).find(endpoints=at("*:80", "*:81"), units=("down", "app"))
+    assert (found.pids, found.unit) == ((7,), "app.service")
+
+
+def test_a_unit_without_a_process_is_an_error_where_all_ports_are_served() -> None:
+    """By somebody else: it is the wrong one."""
+    with pytest.raises(TargetError, match="unit none has no running process"):
+        Machine(listener(1)).find(endpoints=at("*:80"), units=("none",))
+
+
 def test_several_units_and_a_pid_together() -> None:
     machine = Machine(listener(1), listener(2, port=81))
     machine.processes.groups["b.scope"] = {20}
@@ -304,3 +330,15 @@ def test_a_pidfile_that_is_named_is_an_error_where_it_is_stale(tmp_path: Path) -
     path.write_text("4194303")
     with pytest.raises(SynplugError, match="there is no process"):
         Machine(listener(1)).find(pidfiles=(str(path),))
+
+
+def test_a_pidfile_of_a_service_that_is_down_is_none_where_its_ports_are_named(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "pid"
+    for content in ("4194303", None):
+        path.write_text(content) if content else path.unlink()
+        found = Machine().find(endpoints=at("*:80"), pidfiles=(str(path),))
+        assert (found.pids, words(found.unserved)) == ((), ["*:80"])
+        with pytest.raises(UsageError, match=str(path)):
+            Machine(listener(1)).find(endpoints=at("*:80"), pidfiles=(str(path),))

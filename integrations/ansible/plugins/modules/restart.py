@@ -33,7 +33,9 @@ options:
     choices: [restart, reload, reload-or-restart, try-restart]
     default: restart
   unit:
-    description: Systemd units; what their processes listen on is held.
+    description:
+      - Systemd units; what their processes listen on is held.
+      - A unit that is down does not tell its ports; with O(port) it is started all the same.
     type: list
     elements: str
     aliases: [units]
@@ -177,9 +179,10 @@ notes:
 """
 
 EXAMPLES = r"""
-- name: Restart a systemd unit whose configuration has changed; its ports are found out
+- name: Restart a systemd unit whose configuration has changed, be it up or down
   synplug.ops.restart:
     unit: haproxy
+    port: [80, 443]
     check: haproxy -c -q -f /etc/haproxy/haproxy.cfg
     only_if_changed: /etc/haproxy/haproxy.cfg
   become: true
