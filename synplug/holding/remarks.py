@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from synplug.holding.base import Backend
-from synplug.model import Listener
+from synplug.model import Endpoint, Listener
 
 
 def loss_remark(lost: int) -> tuple[str, ...]:
@@ -87,6 +87,15 @@ def _listed(numbers: Collection[int]) -> str:
 def unheld_remark(device: str, why: str) -> tuple[str, ...]:
     """On a device that came during the hold, and cannot have filters."""
     return (f"what {device} brings is not held: {why}",)
+
+
+def elsewhere_remark(endpoints: Collection[Endpoint]) -> tuple[str, ...]:
+    """On endpoints with an address that the machine does not have, or no more."""
+    return tuple(
+        f"{endpoint} is not held: this machine does not answer for the address, and what it "
+        "forwards passes"
+        for endpoint in endpoints
+    )
 
 
 def tagged_remark(has_room: bool) -> tuple[str, ...]:

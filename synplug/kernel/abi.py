@@ -105,6 +105,11 @@ def buffer_force_options(of: Architecture | None) -> tuple[int, int]:
     return 32, 33
 
 
+def attach_filter_option(of: Architecture | None) -> int:
+    """SO_ATTACH_FILTER, which Python's socket module does not have."""
+    return 0x401A if of is not None and of.machine == Machine.PARISC else 26
+
+
 @lru_cache(maxsize=1)
 def architecture() -> Architecture | None:
     """That of this process; None where it cannot be read."""
