@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from synplug.errors import KernelError, ReleaseError, SynplugError
 from synplug.holding import remarks
+from synplug.holding.bypass import bypass_remarks
 from synplug.holding.ledger import Ledger, entries
 from synplug.holding.ownership import (
     CLSACT,
@@ -120,6 +121,7 @@ class Diversion:
                     raise
                 if self._control.index_of(device.name) is not None:  # or it is gone again
                     self._remarks |= dict.fromkeys(remarks.unheld_remark(device.name, str(error)))
+        self._remarks |= dict.fromkeys(bypass_remarks(devices, self._side))
 
     def _fit_out(self, device: Device, wanted: Sequence[SynFilter], target: int) -> None:
         if not self._prepare(device):

@@ -80,6 +80,26 @@ def others_remark(device: str, before: Collection[int], behind: Collection[int])
     return tuple(found)
 
 
+def ingress_hook_remark(device: str, chains: Collection[str]) -> tuple[str, ...]:
+    """On chains of nftables that see what a device brings, by their names."""
+    if not chains:
+        return ()
+    return (
+        f"held SYNs pass by the ingress hook of {device}: the nftables chains there "
+        f"({', '.join(chains)}) neither drop nor mark them",
+    )
+
+
+def tcx_remark(device: str, programs: int) -> tuple[str, ...]:
+    """On programs of tcx."""
+    if not programs:
+        return ()
+    return (
+        f"programs of tcx on {device} ({programs}) come before the filters of the hold: SYNs that "
+        "they let pass, redirect or drop are not held",
+    )
+
+
 def _listed(numbers: Collection[int]) -> str:
     return ", ".join(map(str, numbers))
 

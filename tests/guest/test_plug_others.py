@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +29,23 @@ _LISTEN = (
     "import socket, sys, time; ours = socket.socket(); ours.bind(('', int(sys.argv[1]))); "
     "ours.listen(100); time.sleep(300)"
 )
+
+
+#: bpf(2), x86_64: load ``r0 = 0; exit``, which is TCX_PASS, and attach it by a link.
+_TCX = """
+import ctypes, socket, struct, sys, time
+code = bytes.fromhex("b700000000000000" "9500000000000000")
+kept = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"Apache-2.0")
+libc = ctypes.CDLL(None)
+def bpf(command, data):
+    return libc.syscall(321, command, ctypes.create_string_buffer(data, len(data)), len(data))
+where = map(ctypes.addressof, kept)
+program = bpf(5, struct.pack("=IIQQIIQII", 3, len(code) // 8, *where, 0, 0, 0, 0, 0))
+assert program >= 0
+link = struct.pack("=IIII", program, socket.if_nametoindex(sys.argv[1]), 46, 0) + bytes(32)
+print("attached" if bpf(28, link) >= 0 else "refused", flush=True)
+time.sleep(300)
+"""
 
 
 @contextmanager
@@ -145,6 +164,49 @@ def test_a_filter_before_ours_has_its_way_and_that_is_told(lab: ClientServer) ->
     (told,) = report["warnings"]
     assert f"on {wire} filters of somebody else come before" in told
     assert "(preference 1)" in told
+
+
+@pytest.mark.kernels
+@pytest.mark.stock(only=True)
+def test_a_client_that_the_ingress_hook_bans_is_held_and_that_is_told(lab: ClientServer) -> None:
+    wire = device(lab)
+    chain = f"{{ type filter hook ingress device {wire} priority 0; policy accept; }}"
+    ban = f"ip saddr {lab.client_ipv4} tcp dport 8080 tcp flags & (syn | ack) == syn drop"
+    for words in ("table netdev fw", f"chain netdev fw in {chain}", f"rule netdev fw in {ban}"):
+        lab.server.run(["nft", f"add {words}"])
+    try:
+        assert not connects_within(lab.client, (lab.server_ipv4, 8080), 2), "the control"
+        hold(lab)
+        client = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+        waits(lab, 1)
+        report = _let_go(lab)
+        assert float(client.communicate(timeout=60)[0]) < 60, "it is served"
+    finally:
+        lab.server.run(["nft", "delete table netdev fw"])
+    (told,) = report["warnings"]
+    assert f"pass by the ingress hook of {wire}" in told
+    assert "(netdev fw in)" in told
+
+
+@pytest.mark.kernels
+@pytest.mark.stock
+def test_a_program_of_tcx_has_its_way_and_that_is_told(lab: ClientServer) -> None:
+    wire = device(lab)
+    program = lab.server.popen([sys.executable, "-S", "-c", _TCX, wire], stdout=subprocess.PIPE)
+    try:
+        assert program.stdout is not None
+        is_attached = program.stdout.readline() == "attached\n"
+        release = tuple(map(int, platform.release().split(".")[:2]))
+        assert is_attached == (release >= (6, 6)), "Linux 6.6 brought it"
+        hold(lab)
+        if is_attached:
+            assert connects_within(lab.client, (lab.server_ipv4, 8080), 5), "it does not wait"
+        told = _let_go(lab)["warnings"]
+    finally:
+        program.terminate()
+        program.communicate(timeout=60)
+    assert len(told) == is_attached
+    assert all(f"programs of tcx on {wire} (1) come before" in it for it in told)
 
 
 def test_where_a_block_is_shared_nothing_is_held_and_nothing_left(lab: ClientServer) -> None:

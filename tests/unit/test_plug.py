@@ -163,6 +163,7 @@ def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeControl]:
     monkeypatch.setattr(plug, "TrafficControl", lambda _prefix: made)
     monkeypatch.setattr(plug, "Changes", FakeChanges)
     monkeypatch.setattr(diversion, "entries", list)
+    monkeypatch.setattr(diversion, "bypass_remarks", lambda _devices, _side: ())
     monkeypatch.setattr(plug, "wait_for_packets_in_flight", lambda: True)
     monkeypatch.setattr(plug, "_SETTLE_LIMIT_S", 0.02)
     yield made
@@ -712,6 +713,20 @@ def test_filters_of_others_before_and_behind_ours_are_told(
     assert "behind those of the hold (preference 9)" in behind
     assert "on eth0 " in before
     assert "before those of the hold (preference 1)" in before
+
+
+def test_what_comes_before_the_filters_or_is_passed_by_is_told(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        diversion,
+        "bypass_remarks",
+        lambda devices, side: [f"{device.name} {side == flower.INGRESS}" for device in devices],
+    )
+    backend = held(control)
+    assert backend.remarks == ("lo True", "eth0 True")
+    changed(backend)
+    assert len(backend.remarks) == 2, "each is told once"
 
 
 def test_what_changes_after_the_release_is_not_diverted(control: FakeControl) -> None:
