@@ -101,6 +101,8 @@ class Row:
     quiet_ms: float = 0.0
     worst_ms: list[float] = field(default_factory=list)
     bystander: dict[str, float] = field(default_factory=dict)
+    at_rest: dict[str, float] = field(default_factory=dict)
+    held: dict[str, float] = field(default_factory=dict)
     after_one: str = "–"
     after_all: str = "–"
 
@@ -114,8 +116,9 @@ class Row:
             f"{self.quiet_ms:.2f} ms",
             f"{statistics.median(self.worst_ms):.0f} ms ({max(self.worst_ms):.0f})",
             f"{other['lost']:.0f} of {other['sent']:.0f}",
-            f"{other['overtaken']:.0f}",
             f"{other['p50_ms']:.2f} ms ({other['max_ms']:.0f})",
+            f"{self.held['overtaken']:.0f} of {self.held['sent']:.0f}",
+            f"{self.at_rest['us']:.1f} µs, {self.held['us']:.1f} µs",
             self.after_one,
             self.after_all,
         )
@@ -124,7 +127,8 @@ class Row:
 
 _TITLES = (
     *("restart with", "failed connections", "SYN sent again", "connect at rest, median"),
-    *("worst connect of a restart", "other datagrams lost", "overtaken", "there and back"),
+    *("worst connect of a restart", "other datagrams lost", "there and back"),
+    *("overtaken, back to back while held", "one back to back: at rest, while held"),
     *("SIGKILL of who holds", "SIGKILL of all"),
 )
 
@@ -150,6 +154,9 @@ def measure(way: Way, restarts: int) -> Row:
                 row.retransmitted += result.retransmitted
                 row.worst_ms.append(result.connect_max_ms)
             _run(namespace, way.tear_down)
+        row.at_rest = _back_to_back(namespace)
+        with _held(namespace, way):
+            row.held = _back_to_back(namespace)
         if way.hold:
             row.after_one = _after_sigkill(namespace, way, before, _holder)
             row.after_all = _after_sigkill(namespace, way, before, _everybody)
@@ -177,6 +184,22 @@ def _bystander(namespace: Namespace) -> Iterator[dict[str, float]]:
     yield found
     child.send_signal(signal.SIGTERM)
     found |= json.loads(child.communicate(timeout=60)[0])
+
+
+@contextmanager
+def _held(namespace: Namespace, way: Way) -> Iterator[None]:
+    """Hold, with nobody who waits."""
+    _run(namespace, way.set_up)
+    _run(namespace, way.hold)
+    yield
+    _run(namespace, way.release)
+    _run(namespace, way.tear_down)
+
+
+def _back_to_back(namespace: Namespace) -> dict[str, float]:
+    argv = [sys.executable, "-S", str(HERE / "back_to_back.py")]
+    found: dict[str, float] = json.loads(namespace.run(argv, timeout_s=60).stdout)
+    return found
 
 
 def _run(namespace: Namespace, argv: tuple[str, ...] | list[str]) -> None:

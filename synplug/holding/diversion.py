@@ -13,7 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from synplug.errors import KernelError, ReleaseError, SynplugError, UsageError
+from synplug.errors import KernelError, ReleaseError, SynplugError
+from synplug.holding import remarks
+from synplug.holding.bypass import bypass_remarks
 from synplug.holding.ledger import Ledger, entries
 from synplug.holding.ownership import (
     CLSACT,
@@ -25,13 +27,11 @@ from synplug.holding.ownership import (
     marks_of,
     places_in,
 )
-from synplug.holding.remarks import cut_remark, others_remark, tagged_remark, unheld_remark
+from synplug.holding.reach import LOOPBACK, devices_for, syns_by_endpoint
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, SynFilter
 from synplug.kernel.traffic_control import Device, TrafficControl
-from synplug.model import HoldSpec
-
-_LOOPBACK = "lo"
+from synplug.model import Endpoint, HoldSpec
 
 
 class Diversion:
@@ -49,6 +49,7 @@ class Diversion:
         self._filters: dict[tuple[int, SynFilter | int], Installed] = {}
         self._passing: list[SynFilter] = []
         self._cuts = 0
+        self._elsewhere: tuple[Endpoint, ...] = ()
         self._has_room_for_tagged = True
         #: What the operator is to know, each once.
         self._remarks: dict[str, None] = {}
@@ -61,7 +62,11 @@ class Diversion:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What the operator should know: of others' filters, and of what is not held."""
-        return (*self._remarks, *cut_remark(self._cuts))
+        return (
+            *self._remarks,
+            *remarks.elsewhere_remark(self._elsewhere),
+            *remarks.cut_remark(self._cuts),
+        )
 
     def traces(self) -> dict[str, str]:
         """What stands in the kernel, or will once all devices have filters, by kind and name.
@@ -85,18 +90,7 @@ class Diversion:
                 Ledger(entry.run_id).write(replace(entry, traces=traces))
 
     def _devices(self) -> list[Device]:
-        """Those that may bring traffic.
-
-        :raises UsageError: one that was named is not there.
-        """
-        named = {_LOOPBACK} if self._spec.loopback_egress else set(self._spec.devices)
-        found = [device for device in self._control.devices() if not device.is_ours]
-        missing = named - {device.name for device in found}
-        if missing and not self._spread:
-            raise UsageError(f"no network device {min(missing)!r}")
-        return [
-            device for device in found if (device.name in named if named else not device.is_port)
-        ]
+        return devices_for(self._spec, self._control, all_there=not self._spread)
 
     def spread(self, target: int) -> None:
         """Give every device the filters that it lacks.
@@ -108,12 +102,14 @@ class Diversion:
         """
         is_first = not self._spread
         devices = self._devices()
-        wanted = list(flower.syns_to(self._spec.endpoints, self._control.local_prefixes()))
+        found = syns_by_endpoint(self._spec.endpoints, self._control)
+        self._elsewhere = tuple(endpoint for endpoint, syns in found.items() if not syns)
+        wanted = [syns for filters in found.values() for syns in filters]
         if is_first:
             number = len(devices) * len(wanted)
             check_number(number)
             self._has_room_for_tagged = 2 * number <= MOST_FILTERS
-            self._remarks |= dict.fromkeys(tagged_remark(self._has_room_for_tagged))
+            self._remarks |= dict.fromkeys(remarks.tagged_remark(self._has_room_for_tagged))
         self._spread = True
         self._forget_others({device.index for device in devices})
         self._forget_removed()
@@ -124,19 +120,20 @@ class Diversion:
                 if is_first:
                     raise
                 if self._control.index_of(device.name) is not None:  # or it is gone again
-                    self._remarks |= dict.fromkeys(unheld_remark(device.name, str(error)))
+                    self._remarks |= dict.fromkeys(remarks.unheld_remark(device.name, str(error)))
+        self._remarks |= dict.fromkeys(bypass_remarks(devices, self._side))
 
     def _fit_out(self, device: Device, wanted: Sequence[SynFilter], target: int) -> None:
         if not self._prepare(device):
             return
-        brings_tagged = self._side == flower.INGRESS and device.name != _LOOPBACK
+        brings_tagged = self._side == flower.INGRESS and device.name != LOOPBACK
         for syns in wanted:
             self._add(device.index, syns, flower.redirect(target))
             if brings_tagged and self._has_room_for_tagged:
                 self._add(device.index, replace(syns, is_tagged=True), flower.redirect(target))
         for syns in self._passing:
             self._add(device.index, syns, flower.accept())
-        if device.name == _LOOPBACK:  # a mark does not leave the machine
+        if device.name == LOOPBACK:  # a mark does not leave the machine
             self._pass_mark(device.index)
 
     def _pass_mark(self, device: int) -> None:
@@ -219,7 +216,7 @@ class Diversion:
         first = self._preferences[device.index]
         before = sorted(preference for preference in others if preference < first)
         behind = sorted(others.difference(before))
-        self._remarks |= dict.fromkeys(others_remark(device.name, before, behind))
+        self._remarks |= dict.fromkeys(remarks.others_remark(device.name, before, behind))
 
     def _add(self, device: int, syns: SynFilter, action: bytes) -> None:
         if (device, syns) in self._filters:

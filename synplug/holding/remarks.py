@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from synplug.holding.base import Backend
-from synplug.model import Listener
+from synplug.model import Endpoint, Listener
 
 
 def loss_remark(lost: int) -> tuple[str, ...]:
@@ -80,6 +80,26 @@ def others_remark(device: str, before: Collection[int], behind: Collection[int])
     return tuple(found)
 
 
+def ingress_hook_remark(device: str, chains: Collection[str]) -> tuple[str, ...]:
+    """On chains of nftables that see what a device brings, by their names."""
+    if not chains:
+        return ()
+    return (
+        f"held SYNs pass by the ingress hook of {device}: the nftables chains there "
+        f"({', '.join(chains)}) neither drop nor mark them",
+    )
+
+
+def tcx_remark(device: str, programs: int) -> tuple[str, ...]:
+    """On programs of tcx."""
+    if not programs:
+        return ()
+    return (
+        f"programs of tcx on {device} ({programs}) come before the filters of the hold: SYNs that "
+        "they let pass, redirect or drop are not held",
+    )
+
+
 def _listed(numbers: Collection[int]) -> str:
     return ", ".join(map(str, numbers))
 
@@ -87,6 +107,15 @@ def _listed(numbers: Collection[int]) -> str:
 def unheld_remark(device: str, why: str) -> tuple[str, ...]:
     """On a device that came during the hold, and cannot have filters."""
     return (f"what {device} brings is not held: {why}",)
+
+
+def elsewhere_remark(endpoints: Collection[Endpoint]) -> tuple[str, ...]:
+    """On endpoints with an address that the machine does not have, or no more."""
+    return tuple(
+        f"{endpoint} is not held: this machine does not answer for the address, and what it "
+        "forwards passes"
+        for endpoint in endpoints
+    )
 
 
 def tagged_remark(has_room: bool) -> tuple[str, ...]:

@@ -74,6 +74,16 @@ _MEMBARRIER: dict[int, int] = {
     Machine.LOONGARCH: 283,
     Machine.ALPHA: 517,
 }
+#: Of those that Debian releases.
+_BPF: dict[int, int] = {
+    Machine.I386: 357,
+    Machine.PPC64: 361,
+    Machine.S390: 351,
+    Machine.ARM: 386,
+    Machine.AARCH64: 280,
+    Machine.RISCV: 280,
+    Machine.LOONGARCH: 280,
+}
 _OLD_UNIX = (
     Machine.SPARC,
     Machine.SPARC32PLUS,
@@ -96,6 +106,15 @@ def membarrier_number(of: Architecture | None) -> int | None:
     return _MEMBARRIER.get(of.machine)
 
 
+def bpf_number(of: Architecture | None) -> int | None:
+    """The number of bpf(2); None where it is not known. glibc has no function for it."""
+    if of is None:
+        return None
+    if of.machine == Machine.X86_64:
+        return 321 if of.wide else 321 + _X32_SYSCALL_BIT
+    return _BPF.get(of.machine)
+
+
 def buffer_force_options(of: Architecture | None) -> tuple[int, int]:
     """SO_SNDBUFFORCE and SO_RCVBUFFORCE, which Python's socket module does not have."""
     if of is not None and of.machine in _OLD_UNIX:
@@ -103,6 +122,11 @@ def buffer_force_options(of: Architecture | None) -> tuple[int, int]:
     if of is not None and of.machine == Machine.MIPS:
         return 31, 33
     return 32, 33
+
+
+def attach_filter_option(of: Architecture | None) -> int:
+    """SO_ATTACH_FILTER, which Python's socket module does not have."""
+    return 0x401A if of is not None and of.machine == Machine.PARISC else 26
 
 
 @lru_cache(maxsize=1)

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import socket
 
+from synplug.kernel.routes import hear_of_local_routes_alone
+
 _NETLINK_ROUTE = 0
 _RTMGRP_LINK, _RTMGRP_TC, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x8, 0x10, 0x100
+_RTMGRP_IPV4_ROUTE, _RTMGRP_IPV6_ROUTE = 0x40, 0x400
 
 
 class Changes:
-    """Says that a device, an address, a qdisc or a filter has come or gone: rtnetlink(7)."""
+    """Says that a device, an address, a qdisc or a filter has come or gone: rtnetlink(7).
+
+    Or a route of the table *local*, by which a machine answers for addresses that no device has.
+    """
 
     def __init__(self) -> None:
         groups = _RTMGRP_LINK | _RTMGRP_TC | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
+        groups |= _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_ROUTE
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_ROUTE)
+        hear_of_local_routes_alone(self._socket)
         self._socket.bind((0, groups))
 
     def fileno(self) -> int:

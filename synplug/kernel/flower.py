@@ -8,7 +8,7 @@ header behind IP options and IPv6 extension headers by itself, which u32 does no
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
@@ -69,19 +69,22 @@ class Installed:
         return _TCMSG.pack(0, 0, 0, self.device, self.handle, self.parent, self.info)
 
 
-def syns_to(endpoints: Iterable[Endpoint], local: Iterable[Prefix]) -> Iterator[SynFilter]:
-    """The SYNs that these endpoints would get.
+def syns_to(
+    endpoints: Iterable[Endpoint], local: Collection[Prefix], own: Collection[Prefix] = ()
+) -> Iterator[SynFilter]:
+    """The SYNs that these endpoints would get here; none to an address that is elsewhere.
 
     :param local: the addresses that this machine answers for.
+    :param own: more of them, to be taken only where they are named.
     """
     for endpoint in endpoints:
         exact = endpoint.exact_address
         versions = {family.value for family in endpoint.families}
-        prefixes = (
-            {prefix for prefix in local if prefix.version in versions}
-            if exact is None
-            else {ip_network(exact)}
-        )
+        if exact is None:
+            prefixes = {prefix for prefix in local if prefix.version in versions}
+        else:
+            is_here = any(exact in prefix for prefix in (*local, *own))
+            prefixes = {ip_network(exact)} if is_here else set()
         for prefix in prefixes:
             yield SynFilter(destination=prefix, port=endpoint.port)
 

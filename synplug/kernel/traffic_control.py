@@ -15,15 +15,12 @@ from ipaddress import ip_network
 from typing import Any
 
 from synplug.errors import KernelError, PrivilegeError, UnsupportedError
-from synplug.kernel import flower
+from synplug.kernel import flower, routes
 from synplug.kernel.flower import Installed, Prefix, SynFilter
 from synplug.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket
-from synplug.model import Family
 
 _NETLINK_ROUTE = 0
 _NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
-_RT_TABLE_LOCAL, _RTN_LOCAL = 255, 2
-_ANY = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 -- nobody binds to it
 #: Less than IPV6_MIN_MTU (1280), more than any SYN; ifb does not look at it.
 _WITHOUT_IPV6_BYTES = 1000
 #: Kinds of ports whose packets come once more, by the device that they belong to.
@@ -199,15 +196,14 @@ class TrafficControl:
 
     def local_prefixes(self) -> set[Prefix]:
         """The addresses that this machine answers for: the table *local* of both IP versions."""
-        found: set[Prefix] = set()
-        for family in Family:
-            with self._asked("list the local addresses") as route:
-                routes = list(route.get_routes(family=family.af, table=_RT_TABLE_LOCAL))
-            for route in routes:
-                if route["type"] == _RTN_LOCAL:
-                    address = route.get_attr("RTA_DST") or _ANY[family]
-                    found.add(ip_network(f"{address}/{route['dst_len']}"))
-        return found
+        return routes.local_prefixes(self._filters)
+
+    def addresses(self) -> set[Prefix]:
+        """Those that its devices have; of one in a VRF the table *local* does not tell."""
+        with self._asked("list the addresses of the devices") as route:
+            found = list(route.get_addr())
+        names = (one.get_attr("IFA_LOCAL") or one.get_attr("IFA_ADDRESS") for one in found)
+        return {ip_network(name) for name in names}
 
     # --- the plug
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +17,7 @@ import pytest
 
 from netlab.program import wait_until
 from netlab.snapshot import NetworkState
-from netlab.topology import ClientServer, Namespace
+from netlab.topology import ClientServer, Namespace, VethPair
 from tests.guest.plug import PLUG, device, hold, kill_everything, waits
 from tests.integration import shell
 from tests.integration.connect import connecting, connects_within, holds_in_force
@@ -22,6 +25,27 @@ from tests.integration.connect import connecting, connects_within, holds_in_forc
 pytestmark = [pytest.mark.guests_only, pytest.mark.usefixtures("simple")]
 
 _MARK = 0x77
+_LISTEN = (
+    "import socket, sys, time; ours = socket.socket(); ours.bind(('', int(sys.argv[1]))); "
+    "ours.listen(100); time.sleep(300)"
+)
+
+
+#: bpf(2), x86_64: load ``r0 = 0; exit``, which is TCX_PASS, and attach it by a link.
+_TCX = """
+import ctypes, socket, struct, sys, time
+code = bytes.fromhex("b700000000000000" "9500000000000000")
+kept = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"Apache-2.0")
+libc = ctypes.CDLL(None)
+def bpf(command, data):
+    return libc.syscall(321, command, ctypes.create_string_buffer(data, len(data)), len(data))
+where = map(ctypes.addressof, kept)
+program = bpf(5, struct.pack("=IIQQIIQII", 3, len(code) // 8, *where, 0, 0, 0, 0, 0))
+assert program >= 0
+link = struct.pack("=IIII", program, socket.if_nametoindex(sys.argv[1]), 46, 0) + bytes(32)
+print("attached" if bpf(28, link) >= 0 else "refused", flush=True)
+time.sleep(300)
+"""
 
 
 @contextmanager
@@ -142,6 +166,49 @@ def test_a_filter_before_ours_has_its_way_and_that_is_told(lab: ClientServer) ->
     assert "(preference 1)" in told
 
 
+@pytest.mark.kernels
+@pytest.mark.stock(only=True)
+def test_a_client_that_the_ingress_hook_bans_is_held_and_that_is_told(lab: ClientServer) -> None:
+    wire = device(lab)
+    chain = f"{{ type filter hook ingress device {wire} priority 0; policy accept; }}"
+    ban = f"ip saddr {lab.client_ipv4} tcp dport 8080 tcp flags & (syn | ack) == syn drop"
+    for words in ("table netdev fw", f"chain netdev fw in {chain}", f"rule netdev fw in {ban}"):
+        lab.server.run(["nft", f"add {words}"])
+    try:
+        assert not connects_within(lab.client, (lab.server_ipv4, 8080), 2), "the control"
+        hold(lab)
+        client = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+        waits(lab, 1)
+        report = _let_go(lab)
+        assert float(client.communicate(timeout=60)[0]) < 60, "it is served"
+    finally:
+        lab.server.run(["nft", "delete table netdev fw"])
+    (told,) = report["warnings"]
+    assert f"pass by the ingress hook of {wire}" in told
+    assert "(netdev fw in)" in told
+
+
+@pytest.mark.kernels
+@pytest.mark.stock
+def test_a_program_of_tcx_has_its_way_and_that_is_told(lab: ClientServer) -> None:
+    wire = device(lab)
+    program = lab.server.popen([sys.executable, "-S", "-c", _TCX, wire], stdout=subprocess.PIPE)
+    try:
+        assert program.stdout is not None
+        is_attached = program.stdout.readline() == "attached\n"
+        release = tuple(map(int, platform.release().split(".")[:2]))
+        assert is_attached == (release >= (6, 6)), "Linux 6.6 brought it"
+        hold(lab)
+        if is_attached:
+            assert connects_within(lab.client, (lab.server_ipv4, 8080), 5), "it does not wait"
+        told = _let_go(lab)["warnings"]
+    finally:
+        program.terminate()
+        program.communicate(timeout=60)
+    assert len(told) == is_attached
+    assert all(f"programs of tcx on {wire} (1) come before" in it for it in told)
+
+
 def test_where_a_block_is_shared_nothing_is_held_and_nothing_left(lab: ClientServer) -> None:
     """Such a block takes no filters by its device (``ingress_block``, tc(8))."""
     with _place(lab.server, device(lab), "ingress_block", "22"):
@@ -214,6 +281,54 @@ def test_a_device_that_appears_is_held_too(lab: ClientServer) -> None:
     assert _let_go(lab)["hold"]["released"] >= 1
     assert float(client.communicate(timeout=60)[0]) < 60
     lab.server.run(["ip", "link", "del", "late0"])
+
+
+@pytest.mark.kernels
+def test_what_is_forwarded_to_a_named_address_passes_and_that_is_told(lab: ClientServer) -> None:
+    lab.client.run(["ip", "route", "add", "10.50.0.0/24", "via", lab.server_ipv4])
+    with Namespace("back") as back, VethPair(lab.server, back, first_interface="veth1"):
+        lab.server.run(["ip", "address", "add", "10.50.0.1/24", "dev", "veth1"])
+        back.run(["ip", "address", "add", "10.50.0.2/24", "dev", "veth0"])
+        back.run(["ip", "route", "add", "default", "via", "10.50.0.1"])
+        lab.server.set_sysctl("net.ipv4.ip_forward", 1)
+        back.popen([sys.executable, "-S", "-c", _LISTEN, "9090"])
+        behind = ("10.50.0.2", 9090)
+        wait_until(lambda: connects_within(lab.client, behind, 2), 30, "the control: it forwards")
+        hold(lab, "-p", "10.50.0.2:9090")
+        client = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+        waits(lab, 1)
+        assert connects_within(lab.client, behind, 5), "it does not wait"
+        told = _let_go(lab)["warnings"]
+        assert any("10.50.0.2:9090 is not held" in it for it in told), told
+        assert float(client.communicate(timeout=60)[0]) < 60
+        back.end_everything()
+    lab.server.set_sysctl("net.ipv4.ip_forward", 0)
+    lab.client.run(["ip", "route", "del", "10.50.0.0/24"])
+
+
+@pytest.mark.kernels
+def test_addresses_that_a_local_route_makes_ours_during_the_hold_are_held(
+    lab: ClientServer,
+) -> None:
+    """Of the ports that are held at any address, and of one that is named."""
+    lab.client.run(["ip", "route", "add", "10.98.0.0/24", "via", lab.server_ipv4])
+    wire = device(lab)
+    hold(lab, "-p", "10.98.0.2:9090")
+    before = _filters(lab, wire)
+    lab.server.run(["ip", "route", "add", "local", "10.98.0.0/24", "dev", "lo"])
+    wait_until(lambda: _filters(lab, wire) > before, 20, "it has filters")
+    client = connecting(lab.client, ("10.98.0.1", 8080), 60)
+    waits(lab, 1)
+    report = _let_go(lab)
+    assert (report["hold"]["lost"], report["hold"]["released"] >= 1) == (0, True)
+    assert not any("does not answer for" in it for it in report["warnings"])
+    assert float(client.communicate(timeout=60)[0]) < 60
+    lab.server.run(["ip", "route", "del", "local", "10.98.0.0/24", "dev", "lo"])
+    lab.client.run(["ip", "route", "del", "10.98.0.0/24"])
+
+
+def _filters(lab: ClientServer, wire: str) -> int:
+    return lab.server.run(["tc", "filter", "show", "dev", wire, "ingress"]).stdout.count("Redirect")
 
 
 @pytest.mark.kernels

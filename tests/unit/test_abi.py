@@ -15,6 +15,7 @@ from synplug.kernel.abi import (
     Machine,
     architecture,
     architecture_of,
+    bpf_number,
     buffer_force_options,
     membarrier_number,
 )
@@ -50,6 +51,30 @@ NUMBERS = [
     ("sh4", header(42, wide=False), 378),
     ("alpha", header(0x9026, wide=True), 517),
 ]
+
+
+#: __NR_bpf of the same file, where it is known.
+BPF = {
+    "amd64": 321,
+    "i386": 357,
+    "x32": 0x40000000 + 321,
+    "arm64": 280,
+    "armhf, armel": 386,
+    "ppc64el": 361,
+    "ppc64": 361,
+    "s390x": 351,
+    "riscv64": 280,
+    "loong64": 280,
+}
+
+
+@pytest.mark.parametrize(("name", "program"), [row[:2] for row in NUMBERS])
+def test_bpf(name: str, program: bytes) -> None:
+    assert bpf_number(architecture_of(program)) == BPF.get(name)
+
+
+def test_an_unknown_architecture_has_no_bpf() -> None:
+    assert bpf_number(None) is None
 
 
 @pytest.mark.parametrize(("name", "program", "number"), NUMBERS, ids=[row[0] for row in NUMBERS])

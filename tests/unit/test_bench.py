@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from bench.back_to_back import overtaken
 from bench.cases import CASES
 from bench.contenders import NOTHING, SYNPLUG_NFQUEUE
 from bench.errors import BenchError
@@ -154,3 +155,10 @@ def test_samples_say_median_spread_and_how_many() -> None:
     assert Samples().short() == "– (–)"
     assert percentile([1.0, 2.0, 3.0], 50) == 2
     assert [number(value) for value in (0.123, 1.25, 1234.5)] == ["0.12", "1.2", "1,234"]
+
+
+@pytest.mark.parametrize(
+    ("came", "behind"), [([], 0), ([0, 1, 2], 0), ([0, 2, 1, 3], 1), ([3, 0, 1, 2], 3), ([0, 2], 0)]
+)
+def test_who_came_behind_a_later_one_was_overtaken(came: list[int], behind: int) -> None:
+    assert overtaken(came) == behind

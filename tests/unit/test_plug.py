@@ -49,6 +49,8 @@ class FakeControl:
         self.in_flight = self.stranded = 0
         self.ports: set[int] = set()
         self.refused: set[str] = set()
+        self.more_local: set[Prefix] = set()
+        self.own: set[Prefix] = set()
 
     def _do(self, what: str) -> None:
         if what.split(maxsplit=1)[0] in self.refused:
@@ -86,7 +88,10 @@ class FakeControl:
         return self.stranded
 
     def local_prefixes(self) -> set[Prefix]:
-        return LOCAL
+        return LOCAL | self.more_local
+
+    def addresses(self) -> set[Prefix]:
+        return self.own
 
     def make_plug(self, _device: int, limit_bytes: int) -> None:
         self._do(f"make-plug {limit_bytes}")
@@ -158,6 +163,7 @@ def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeControl]:
     monkeypatch.setattr(plug, "TrafficControl", lambda _prefix: made)
     monkeypatch.setattr(plug, "Changes", FakeChanges)
     monkeypatch.setattr(diversion, "entries", list)
+    monkeypatch.setattr(diversion, "bypass_remarks", lambda _devices, _side: ())
     monkeypatch.setattr(plug, "wait_for_packets_in_flight", lambda: True)
     monkeypatch.setattr(plug, "_SETTLE_LIMIT_S", 0.02)
     yield made
@@ -203,6 +209,39 @@ def test_an_exact_address_has_one_filter_a_device(control: FakeControl) -> None:
     backend = PlugBackend(HoldSpec(endpoints=(endpoint,), run_id="0123abcd"))
     backend.arm()
     assert control.log.count("add-filter") == 1 + 2
+
+
+ELSEWHERE = Endpoint(port=9090, address=ip_address("10.50.0.2"))
+
+
+def test_what_is_forwarded_to_a_named_address_passes_and_that_is_told(control: FakeControl) -> None:
+    backend = PlugBackend(HoldSpec(endpoints=(ELSEWHERE, *SPEC.endpoints), run_id="0123abcd"))
+    backend.arm()
+    assert control.log.count("add-filter") == AT_LOOPBACK + AT_A_WIRE, "those of the other port"
+    (told,) = backend.remarks
+    assert told.startswith("10.50.0.2:9090 is not held: this machine does not answer for")
+
+
+def test_a_named_address_that_comes_during_the_hold_is_held(control: FakeControl) -> None:
+    backend = PlugBackend(HoldSpec(endpoints=(ELSEWHERE,), run_id="0123abcd"))
+    backend.arm()
+    backend.hold()
+    assert "add-filter" not in control.log
+    control.more_local = {ip_network("10.50.0.0/24")}
+    changed(backend)
+    assert control.log.count("add-filter") == 1 + 2
+    assert not backend.remarks
+    backend.open()
+    backend.remove()
+    assert control.ingress == {2}
+
+
+def test_a_named_address_in_a_vrf_is_held(control: FakeControl) -> None:
+    control.own = {ip_network("10.50.0.2/32")}
+    backend = PlugBackend(HoldSpec(endpoints=(ELSEWHERE,), run_id="0123abcd"))
+    backend.arm()
+    assert control.log.count("add-filter") == 1 + 2
+    assert not backend.remarks
 
 
 def test_what_has_a_priority_tag_is_looked_for_on_wires_in_a_preference_of_its_own(
@@ -674,6 +713,20 @@ def test_filters_of_others_before_and_behind_ours_are_told(
     assert "behind those of the hold (preference 9)" in behind
     assert "on eth0 " in before
     assert "before those of the hold (preference 1)" in before
+
+
+def test_what_comes_before_the_filters_or_is_passed_by_is_told(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        diversion,
+        "bypass_remarks",
+        lambda devices, side: [f"{device.name} {side == flower.INGRESS}" for device in devices],
+    )
+    backend = held(control)
+    assert backend.remarks == ("lo True", "eth0 True")
+    changed(backend)
+    assert len(backend.remarks) == 2, "each is told once"
 
 
 def test_what_changes_after_the_release_is_not_diverted(control: FakeControl) -> None:

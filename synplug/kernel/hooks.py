@@ -1,0 +1,106 @@
+"""What others have hooked into the ways of a device: chains of nftables, and programs of tcx.
+
+Source of the formats: ``include/uapi/linux/netfilter/nf_tables.h``; bpf(2),
+``include/uapi/linux/bpf.h``, ``kernel/bpf/tcx.c``.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from synplug.kernel.abi import architecture, bpf_number
+from synplug.kernel.flower import INGRESS
+from synplug.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
+from synplug.kernel.netlink_codec import attributes
+
+_GETCHAIN = 10 << 8 | 4
+_TABLE, _NAME, _HOOK = 1, 3, 4
+_HOOKNUM, _DEVICE, _DEVICES = 1, 3, 4
+#: By family, the number of its ingress hook: NF_INET_INGRESS, NF_NETDEV_INGRESS.
+_INGRESS_HOOKS = {1: 5, 5: 0}
+_FAMILIES = {1: "inet", 5: "netdev"}
+
+_STATUS = "/proc/self/status"
+_BPF_PROG_QUERY, _TCX_INGRESS, _TCX_EGRESS = 16, 46, 47
+#: ``union bpf_attr``, of a query: ifindex, type, two kinds of flags, room for ids, their number.
+_QUERY = struct.Struct("=IIIIQI36x")
+
+
+@dataclass(frozen=True, slots=True)
+class IngressChain:
+    """A chain of nftables that sees what devices bring.
+
+    :param name: as nft(8) has it: family, table and chain.
+    """
+
+    name: str
+    devices: frozenset[str]
+
+
+def ingress_chains() -> list[IngressChain]:
+    """Those of this network namespace.
+
+    :raises SynplugError: no nf_tables here; or no CAP_NET_ADMIN.
+    """
+    asked = NetlinkSocket(NETLINK_NETFILTER)
+    try:
+        return [
+            found
+            for family in _INGRESS_HOOKS
+            for body in asked.dump(
+                "list the nftables chains", _GETCHAIN, bytes((family, 0, 0, 0)), complete=False
+            )
+            if (found := _ingress_chain(family, body)) is not None
+        ]
+    finally:
+        asked.close()
+
+
+def _ingress_chain(family: int, body: memoryview) -> IngressChain | None:
+    """One of an answer; None: it is another one's, or at another hook."""
+    parts = dict(attributes(body[4:]))
+    hook = dict(attributes(parts.get(_HOOK, b"")))
+    if body[:1] != bytes([family]) or not hook:
+        return None
+    if int.from_bytes(hook.get(_HOOKNUM, b""), "big") != _INGRESS_HOOKS[family]:
+        return None
+    devices = [hook[_DEVICE]] if _DEVICE in hook else []
+    devices += [name for _, name in attributes(hook.get(_DEVICES, b""))]
+    words = (_FAMILIES[family], _text(parts.get(_TABLE, b"")), _text(parts.get(_NAME, b"")))
+    return IngressChain(" ".join(words), frozenset(map(_text, devices)))
+
+
+def _text(payload: memoryview | bytes) -> str:
+    return bytes(payload).rstrip(b"\0").decode(errors="replace")
+
+
+def tcx_programs(device: int, side: int) -> int:
+    """How many programs of tcx a device has on that side (Linux 6.6); 0, too, if nobody tells.
+
+    Nobody is asked where system calls are filtered: a filter may end the process that asks.
+    """
+    number = bpf_number(architecture())
+    if number is None or _is_filtered():
+        return 0
+    import ctypes
+
+    attach_type = _TCX_INGRESS if side == INGRESS else _TCX_EGRESS
+    attr = ctypes.create_string_buffer(_QUERY.pack(device, attach_type, 0, 0, 0, 0), _QUERY.size)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    size = ctypes.c_long(_QUERY.size)
+    if libc.syscall(ctypes.c_long(number), ctypes.c_long(_BPF_PROG_QUERY), attr, size) != 0:
+        return 0  # an older kernel, or not permitted
+    found: int = _QUERY.unpack(attr.raw)[-1]
+    return found
+
+
+def _is_filtered() -> bool:
+    """Whether there is a seccomp(2) filter, or nobody can say: proc_pid_status(5)."""
+    try:
+        with open(_STATUS, encoding="ascii", errors="replace") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return True
+    return any(line.startswith("Seccomp:") and line.split()[1] != "0" for line in lines)
