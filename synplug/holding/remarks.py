@@ -145,6 +145,6 @@ def unwatched_remark(backend: Backend) -> str:
     holds_on = "" if backend.uses_queues else ", and new connections wait for ever"
     return (
         "the watcher could not leave the keeper's control group (its file system is read-only, or "
-        f"not there): if that group is killed as a whole, the hold's {what} stays{holds_on}, until "
-        "'synplug recover' clears it"
+        "not there, or that of a container) or PID namespace: if that is killed as a whole, the "
+        f"hold's {what} stays{holds_on}, until 'synplug recover' clears it"
     )

@@ -29,7 +29,8 @@ def start(run_id: str, capabilities: frozenset[int]) -> bool:
     """Have the calling process, the keeper of that run, watched from now on.
 
     :param capabilities: all that its clean-up needs.
-    :returns: whether the watcher is out of reach of who kills the keeper's control group.
+    :returns: whether the watcher is out of reach of who kills the keeper's control group, or its
+        PID namespace.
     :raises KeeperError: there is no watcher.
     """
     keeper = os.pidfd_open(os.getpid())

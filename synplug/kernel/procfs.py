@@ -15,8 +15,18 @@ from synplug.errors import KernelError, PrivilegeError
 from synplug.model import Process
 
 CAP_NET_ADMIN = 12
-#: include/linux/proc_ns.h, PROC_CGROUP_INIT_INO
-_FIRST_CGROUP_NAMESPACE = 0xEFFFFFFB
+#: include/linux/proc_ns.h, PROC_CGROUP_INIT_INO and PROC_PID_INIT_INO
+_FIRST_NAMESPACES = {"cgroup": 0xEFFFFFFB, "pid": 0xEFFFFFFC}
+_SYSTEMDS = ("", "name=systemd")
+#: Where a group can be killed, or frozen, as a whole: by the kernel, or by who kept it for that.
+_DANGEROUS = (*_SYSTEMDS, "freezer")
+#: With version 1 the first of them is a file system in memory.
+_ROOT_GROUPS = (
+    "/sys/fs/cgroup",
+    "/sys/fs/cgroup/unified",
+    "/sys/fs/cgroup/systemd",
+    "/sys/fs/cgroup/freezer",
+)
 _GONE_OR_HIDDEN = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 
 
@@ -152,12 +162,14 @@ def _managers_roots() -> dict[str, str]:
     }
 
 
-def _control_groups(pid: int) -> Iterator[tuple[str, str]]:
-    """Where a process is in systemd's hierarchies: pairs of controllers and path."""
+def _control_groups(
+    pid: int, hierarchies: Collection[str] = _SYSTEMDS
+) -> Iterator[tuple[str, str]]:
+    """Where a process is in systemd's hierarchies, or others: pairs of controllers and path."""
     for line in _read(f"/proc/{pid}/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if controllers in ("", "name=systemd"):
+        if any(name in hierarchies for name in controllers.split(",")):
             yield controllers, path
 
 
@@ -221,32 +233,35 @@ def set_name(text: str) -> None:
 
 
 def leave_control_group() -> bool:
-    """Move this process into the root control group (cgroups(7), version 2), where that is allowed.
+    """Move this process into the root control groups (cgroups(7)), where that is allowed.
 
-    A control group can be killed as a whole (cgroup.kill, a unit's KillMode=control-group).
+    A control group can be killed as a whole (cgroup.kill, a unit's KillMode=control-group), and so
+    can a PID namespace: with its init (pid_namespaces(7)).
 
-    :returns: whether this process is in none that can be killed so.
+    :returns: whether this process is in none that can be killed so. That is looked up, not
+        concluded: the root that a write succeeds at may be that of a container.
     """
-    if _is_in_no_group():
-        return True
-    for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
-        with suppress(OSError):
-            # Not created: with version 1 the first of them is a file system in memory.
-            descriptor = os.open(f"{root}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(descriptor, b"0")
-            finally:
-                os.close(descriptor)
-            return True
-    return False
+    if not _is_in_no_group():
+        for root in _ROOT_GROUPS:
+            with suppress(OSError):
+                descriptor = os.open(f"{root}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.write(descriptor, b"0")
+                finally:
+                    os.close(descriptor)
+    return _is_in_no_group() and _is_in_first_namespace("pid")
 
 
 def _is_in_no_group() -> bool:
     """Whether it is in the root groups of the machine; of a namespace they may be a container's."""
-    if any(path != "/" for _, path in _control_groups(os.getpid())):
+    if any(path != "/" for _, path in _control_groups(os.getpid(), _DANGEROUS)):
         return False
+    return _is_in_first_namespace("cgroup")
+
+
+def _is_in_first_namespace(kind: str) -> bool:
     try:
-        return os.stat("/proc/self/ns/cgroup").st_ino == _FIRST_CGROUP_NAMESPACE
+        return os.stat(f"/proc/self/ns/{kind}").st_ino == _FIRST_NAMESPACES[kind]
     except OSError:  # a kernel without
         return True
 

@@ -157,10 +157,10 @@ def test_another_pid_namespaces_hold_is_no_dead_run(
     assert shell.run(lab.server, "release", "--name", "web").status == 0
 
 
-@pytest.fixture
-def group() -> Iterator[Path]:
+@pytest.fixture(params=["unified"])
+def group(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A control group, as a unit or a container has one."""
-    made = Path("/sys/fs/cgroup/unified/synplug-test")
+    made = Path("/sys/fs/cgroup", request.param, "synplug-test")
     made.mkdir(exist_ok=True)
     yield made
     wait_until(lambda: not (made / "cgroup.procs").read_text(), 5, "the group is empty")
@@ -199,6 +199,42 @@ def test_a_watcher_that_cannot_leave_its_control_group_is_told(
     assert "iptables chain mangle synplug-" in warning
     assert "synplug recover" in warning
     lab.server.run(argv)
+    (group / "cgroup.kill").write_text("1")
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
+    assert "synplug-" in lab.server.run(["iptables-legacy", "-t", "mangle", "-S"]).stdout
+    assert "cleaned up" in shell.run(lab.server, "recover").stdout
+
+
+@pytest.mark.parametrize("group", ["systemd", "freezer"], indirect=True)
+def test_a_watcher_leaves_the_groups_of_version_1_too(
+    lab: ClientServer, simple: SimpleService, group: Path
+) -> None:
+    """Who keeps them kills what is in them; what is frozen cleans up after nobody."""
+    line = f"echo $$ >{group}/cgroup.procs; exec {_IN_A_GROUP} --max-hold 30s"
+    assert "control group" not in lab.server.run(["sh", "-c", line]).stderr
+    keeper = holds_in_force(lab.server)[0]["keeper"]
+    assert group.joinpath("cgroup.procs").read_text().split() == [str(keeper)]
+    assert len(watchers_of(keeper)) == 1
+    assert shell.run(lab.server, "release", "--name", "web").status == 0
+
+
+@pytest.mark.parametrize(
+    "enter",
+    [
+        "exec unshare --mount --cgroup sh -c "
+        '"umount -l /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; {hold}"',
+        'exec unshare --pid --fork --mount-proc sh -c "{hold}; exit"',
+    ],
+    ids=["a root group of a container", "a PID namespace that ends"],
+)
+def test_a_watcher_that_cannot_leave_its_container_is_told(
+    lab: ClientServer, simple: SimpleService, group: Path, enter: str
+) -> None:
+    """It may write there, and is not out for that."""
+    line = f"echo $$ >{group}/cgroup.procs; {enter.format(hold=f'{_IN_A_GROUP} --max-hold 30s')}"
+    said = lab.server.run(["sh", "-c", line]).stderr
+    assert "iptables chain mangle synplug-" in said
+    assert "synplug recover" in said
     (group / "cgroup.kill").write_text("1")
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
     assert "synplug-" in lab.server.run(["iptables-legacy", "-t", "mangle", "-S"]).stdout

@@ -171,27 +171,44 @@ def test_a_hidden_pid_1_is_taken_for_the_root(monkeypatch: pytest.MonkeyPatch) -
     assert control_group_members(UNIT) == {10}
 
 
+@pytest.mark.parametrize("is_refused", [True, False], ids=["refused", "without effect"])
 @pytest.mark.parametrize(
-    ("groups", "is_first_namespace", "is_apart"),
+    ("groups", "other_namespace", "is_apart"),
     [
-        ("0::/\n", True, True),
-        ("9:memory:/some\n1:name=systemd:/\n0::/\n", True, True),
-        ("", True, True),
-        ("0::/\n", False, False),
-        ("0::/system.slice/app.service\n", True, False),
-        ("1:name=systemd:/system.slice/app.service\n0::/\n", True, False),
+        ("0::/\n", "", True),
+        ("9:memory:/some\n1:name=systemd:/\n0::/\n", "", True),
+        ("", "", True),
+        ("0::/\n", "cgroup", False),
+        ("0::/\n", "pid", False),
+        ("0::/system.slice/app.service\n", "", False),
+        ("1:name=systemd:/system.slice/app.service\n0::/\n", "", False),
+        ("6:cpu,freezer:/docker/0123\n1:name=systemd:/\n0::/\n", "", False),
     ],
 )
 def test_who_cannot_leave_a_control_group_is_safe_only_where_there_is_none(
-    monkeypatch: pytest.MonkeyPatch, groups: str, is_first_namespace: bool, is_apart: bool
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    groups: str,
+    other_namespace: str,
+    is_apart: bool,
+    is_refused: bool,
 ) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(errno.EROFS, "read-only")
+    """Whatever the write says: in a container its root is the container's own group."""
+
+    def inode(path: str) -> SimpleNamespace:
+        kind = path.rpartition("/")[2]
+        return SimpleNamespace(st_ino=procfs._FIRST_NAMESPACES[kind] - (kind == other_namespace))
+
+    real_open = os.open
+
+    def open_one(*_: object) -> int:
+        if is_refused:
+            raise OSError(errno.EROFS, "read-only")
+        return real_open(tmp_path / "procs", os.O_WRONLY | os.O_CREAT)
 
     machine(monkeypatch, {os.getpid(): groups})
-    inode = procfs._FIRST_CGROUP_NAMESPACE - (not is_first_namespace)
-    monkeypatch.setattr(os, "stat", lambda _: SimpleNamespace(st_ino=inode))
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "stat", inode)
+    monkeypatch.setattr(os, "open", open_one)
     left = procfs.leave_control_group()
     monkeypatch.undo()
     assert left is is_apart
