@@ -97,7 +97,7 @@ def test_nothing_is_read_or_removed_below_somebody_elses_folder(
     root: Path, remains: Remains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     Ledger(DEAD.run_id).write(DEAD)
-    (Path(runtime.here()) / "supervisor-web").touch()
+    (Path(runtime.here()) / "supervisor-web.state").touch()
     (Path(runtime.here()) / "port-80.lock").touch()
     before = sorted(path.name for path in root.rglob("*"))
     where = root
