@@ -262,7 +262,7 @@ class PlugBackend(Backend):
             if self._ifb is not None:
                 with suppress(SynplugError):  # without its plug nothing waits
                     self._control.open_plug(self._ifb)
-            self._diversion.find(traces)
+            self._diversion.find(traces, self._ifb or 0)
             self._diversion.end()
             self.confirm_empty()
             self.remove()
