@@ -301,8 +301,8 @@ class Diversion:
         if left:
             raise ReleaseError("; ".join(left))
 
-    def find(self, traces: Mapping[str, str], target: int) -> None:
-        """Find what a dead keeper of this run left.
+    def find(self, traces: Mapping[str, str], target: int) -> tuple[int, dict[int, str]]:
+        """Find what a dead keeper of this run left: how many filters, and on whom a clsact.
 
         :param traces: what :meth:`traces` said then.
         :param target: index of the device that the SYNs are sent to; 0: it is gone.
@@ -313,6 +313,7 @@ class Diversion:
         for device in self._control.devices():
             if device.index in made_here and self._control.has_ingress(device.index):
                 self._ours[device.index] = device.name
+        return len(self._filters), dict(self._ours)
 
     def _find_filters(self, noted: Collection[tuple[int, int, int]] = ()) -> None:
         """Note all filters of this run that the kernel has.

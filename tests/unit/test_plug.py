@@ -34,6 +34,7 @@ from synplug.model import BackendName, Endpoint, Flow, HoldSpec, OnFull
 SPEC = HoldSpec(endpoints=(Endpoint(port=80),), run_id="0123abcd", max_held_packets=100)
 LOCAL: set[Prefix] = {ip_network("127.0.0.0/8"), ip_network("10.0.0.1/32"), ip_network("::1/128")}
 #: Filters for one port: on a wire once more for frames with a priority tag.
+EMPTY = PlugState(0, 0, 0, 0)
 AT_LOOPBACK, AT_A_WIRE = len(LOCAL), 2 * len(LOCAL)
 
 
@@ -426,9 +427,9 @@ def test_what_a_dead_keeper_held_goes_before_its_filters_are_looked_for(
     traces = held(control).traces()
     find = Diversion.find
 
-    def looked(self: Diversion, traces: dict[str, str], target: int) -> None:
+    def looked(self: Diversion, traces: dict[str, str], target: int) -> tuple[int, dict[int, str]]:
         assert control.log == ["open-plug"]
-        find(self, traces, target)
+        return find(self, traces, target)
 
     monkeypatch.setattr(Diversion, "find", looked)
     PlugBackend(SPEC).clean_up_after_death(traces)
@@ -773,16 +774,26 @@ def test_a_run_that_never_held_leaves_nothing(control: FakeControl) -> None:
     assert len(control.installed) == 1
 
 
-def test_what_a_dead_keeper_left_is_found_by_its_run(control: FakeControl) -> None:
+def test_what_a_dead_keeper_left_is_found_by_its_run(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = held(control)
     other = HoldSpec(endpoints=SPEC.endpoints, run_id="ffff0000")
     traces = backend.traces()
     handle = int(PlugBackend(other).traces()["filters"].split()[1], 16)
     alive = Installed(2, flower.INGRESS, handle, 40 << 16, flower.FLOWER)
     control.installed.append(alive)
-    PlugBackend(HoldSpec(endpoints=(Endpoint(port=1),), run_id="0123abcd")).clean_up_after_death(
-        traces
-    )
+    control.state = PlugState(2, 0, 0, 148)
+    monkeypatch.setattr(FakeControl, "open_plug", lambda *_: setattr(control, "state", EMPTY))
+    removed = PlugBackend(
+        HoldSpec(endpoints=(Endpoint(port=1),), run_id="0123abcd")
+    ).clean_up_after_death(traces)
+    assert removed == [
+        f"{AT_LOOPBACK + AT_A_WIRE + 1} tc filters",
+        "the clsact of lo",
+        "the device synplug0123abcd with its plug, whose 2 SYNs were let go",
+    ]
+    assert not PlugBackend(SPEC).clean_up_after_death(traces), "a second time"
     assert alive in control.installed
     control.installed.remove(alive)
     assert len(control.installed) == 1
@@ -806,7 +817,8 @@ def test_somebody_elses_filter_with_a_handle_of_the_runs_stays(
     backend.arm()
     backend.hold()
     if is_dead:
-        PlugBackend(spec).clean_up_after_death(backend.traces())
+        removed = PlugBackend(spec).clean_up_after_death(backend.traces())
+        assert not any("clsact" in words for words in removed), "others use it now"
     else:
         backend.open()
         backend.remove()
