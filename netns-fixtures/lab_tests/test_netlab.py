@@ -113,6 +113,11 @@ def test_state_ignores_counters_and_empty_tables(lab: ClientServer, tmp_path: Pa
         (["ip6tables-legacy", "-N", "left_behind"], "ip6tables-legacy"),
         (["tc", "qdisc", "add", "dev", "lo", "ingress"], "qdisc"),
         (["ip", "link", "add", "left0", "type", "ifb"], "link"),
+        (["ip", "link", "set", "veth0", "promisc", "on"], "link"),
+        (["ip", "link", "set", "veth0", "mtu", "1400"], "link"),
+        (["ip", "link", "set", "veth0", "txqueuelen", "7"], "link"),
+        (["ip", "link", "set", "lo", "down"], "link"),
+        (["tc", "qdisc", "replace", "dev", "veth0", "root", "pfifo"], "link"),
         (["touch", "/run/synplug-test/ledger"], "file"),
     ],
 )

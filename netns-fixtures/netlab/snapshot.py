@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from netlab.processes import describe
 from netlab.topology import Namespace
@@ -17,6 +18,9 @@ _CHAIN_COUNTERS = re.compile(r" \[\d+:\d+\]$")
 _REFERENCE_COUNT = re.compile(r" refcnt \d+")
 _VOLATILE_KEYS = frozenset({"handle", "expires"})
 _COUNTER_KEYS = frozenset({"packets", "bytes", "used"})
+#: The kernel looks after a while only whether a link that is up works (``net/core/link_watch.c``).
+_LATE_KEYS = frozenset({"operstate", "stats", "stats64"})
+_LATE_FLAGS = frozenset({"NO-CARRIER", "M-DOWN"})
 _COUNTING_OBJECTS = frozenset({"counter", "quota", "limit"})
 
 
@@ -124,13 +128,23 @@ def _queue_numbers(namespace: Namespace) -> tuple[str, ...]:
 
 
 def _links(namespace: Namespace) -> tuple[str, ...]:
+    """All that ip-link(8) shows of each, but what changes by itself."""
     links = json.loads(namespace.run(["ip", "-j", "-d", "link"]).stdout)
     return tuple(
-        sorted(
-            f"{link['ifname']} {link.get('linkinfo', {}).get('info_kind', link['link_type'])}"
-            for link in links
-        )
+        sorted(f"{link['ifname']} {json.dumps(_settled(link), sort_keys=True)}" for link in links)
     )
+
+
+def _settled(link: dict[str, Any]) -> dict[str, Any]:
+    """A link without its counters and timers, and without what follows its peer's state late."""
+    found = {key: value for key, value in link.items() if key not in _LATE_KEYS}
+    found["flags"] = sorted(set(link["flags"]) - _LATE_FLAGS)
+    information = link.get("linkinfo", {})
+    if "info_data" in information:
+        data = information["info_data"].items()
+        kept = {key: value for key, value in data if not key.endswith("_timer")}
+        found["linkinfo"] = information | {"info_data": kept}
+    return found
 
 
 def _filters(namespace: Namespace) -> tuple[str, ...]:

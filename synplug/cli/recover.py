@@ -25,7 +25,8 @@ def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
         print("no dead run in this network namespace")
     else:
         for dead in found:
-            words = f"FAILED: {dead.error}" if dead.error else "cleaned up"
+            words = "; ".join(dead.removed) or "its files alone, the kernel had nothing left of it"
+            words = f"FAILED: {dead.error}" if dead.error else f"cleaned up: {words}"
             endpoints = ", ".join(dead.endpoints)
             print(plain(f"run {dead.run_id}  {endpoints}  {dead.backend}  {words}"))
     return ReleaseError.exit_code if any(dead.error for dead in found) else 0

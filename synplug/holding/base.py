@@ -157,8 +157,9 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def clean_up_after_death(self, traces: Mapping[str, str]) -> None:
+    def clean_up_after_death(self, traces: Mapping[str, str]) -> list[str]:
         """Remove what a dead keeper of the same run left. Called on a backend never armed.
 
         :param traces: what that one's :meth:`traces` said.
+        :returns: what was removed, in words.
         """

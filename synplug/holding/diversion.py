@@ -42,6 +42,7 @@ class Diversion:
         self._control = control
         self._side = flower.EGRESS if spec.loopback_egress else flower.INGRESS
         self._spread = False
+        self._target = 0
         #: Devices with a clsact of ours, or of another run, which may end before this one.
         self._ours: dict[int, str] = {}
         #: By device, the first of its preferences.
@@ -110,7 +111,7 @@ class Diversion:
             check_number(number)
             self._has_room_for_tagged = 2 * number <= MOST_FILTERS
             self._remarks |= dict.fromkeys(remarks.tagged_remark(self._has_room_for_tagged))
-        self._spread = True
+        self._spread, self._target = True, target
         self._forget_others({device.index for device in devices})
         self._forget_removed()
         for device in devices:
@@ -206,7 +207,7 @@ class Diversion:
     def _tell_of_others(self, device: Device, found: list[Installed]) -> None:
         """Say which filters of somebody else come before ours there, and which behind."""
         runs = {self._spec.run_id} | {entry.run_id for entry in entries()}
-        ours = [one for one in found if any(is_of(run_id, one.handle) for run_id in runs)]
+        ours = [one for one in found if any(is_of(run_id, one) for run_id in runs)]
         marks = marks_of(found, self._spec.probe_mark, {one.preference for one in ours})
         others = {
             one.preference
@@ -297,16 +298,19 @@ class Diversion:
         if left:
             raise ReleaseError("; ".join(left))
 
-    def find(self, traces: Mapping[str, str]) -> None:
-        """Find what a dead keeper of this run left.
+    def find(self, traces: Mapping[str, str], target: int) -> tuple[int, dict[int, str]]:
+        """Find what a dead keeper of this run left: how many filters, and on whom a clsact.
 
         :param traces: what :meth:`traces` said then.
+        :param target: index of the device that the SYNs are sent to; 0: it is gone.
         """
+        self._target = target
         self._find_filters()
         made_here = places_in(traces)
         for device in self._control.devices():
             if device.index in made_here and self._control.has_ingress(device.index):
                 self._ours[device.index] = device.name
+        return len(self._filters), dict(self._ours)
 
     def _find_filters(self, noted: Collection[tuple[int, int, int]] = ()) -> None:
         """Note all filters of this run that the kernel has.
@@ -320,7 +324,7 @@ class Diversion:
                 held = [
                     one
                     for one in found
-                    if is_of(self._spec.run_id, one.handle)
+                    if (is_of(self._spec.run_id, one) and one.target in (0, self._target))
                     or (one.device, one.preference, one.handle) in noted
                 ]
                 held += marks_of(found, self._spec.probe_mark, {one.preference for one in held})

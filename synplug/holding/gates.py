@@ -60,8 +60,11 @@ class Gate(Protocol):
     def close(self) -> None:
         """Give up whatever is left."""
 
-    def clean_up_after_death(self) -> None:
-        """Remove what a dead keeper of this run left: it is found by the run's id."""
+    def clean_up_after_death(self) -> list[str]:
+        """Remove what a dead keeper of this run left: it is found by the run's id.
+
+        :returns: what was removed, in words.
+        """
 
 
 class NftGate:
@@ -123,5 +126,6 @@ class NftGate:
         if self._made is not None:
             self._made.close()
 
-    def clean_up_after_death(self) -> None:
+    def clean_up_after_death(self) -> list[str]:
         """Nothing to do: the kernel removed the table with its owner."""
+        return []

@@ -40,6 +40,7 @@ _BASE_CHAINS = {
     Hook.FORWARD: ("FORWARD",),
     Hook.PREROUTING: ("PREROUTING", "OUTPUT"),
 }
+_TOOLS = {Family.IPV4: "iptables-legacy", Family.IPV6: "ip6tables-legacy"}
 _PATIENCE_S = 5.0
 _LOOK_S = 0.2
 _PORTS = 1 << 16
@@ -211,29 +212,38 @@ class IptablesGate:
         if self._touched:
             self.remove()
 
-    def clean_up_after_death(self) -> None:
+    def clean_up_after_death(self) -> list[str]:
         """Remove what a dead keeper of this run left; needs no :meth:`prepare`.
 
         Where no mangle table is in use there is nothing, and none is made by looking.
         """
         families = [family for family in Family if is_in_use(family)]
         if not families:
-            return
+            return []
         self._bases = tuple(base for bases in _BASE_CHAINS.values() for base in bases)
         try:
             with self._tables.locked(patience_s=_PATIENCE_S):
-                self._erase(families)
+                found = self._erase(families)
         except UnsupportedError:
             if self._spec.backend is BackendName.NFQUEUE_IPTABLES:
                 raise
             # The keeper looked for a backend with this very Python: it had no python-iptables.
+            return []
+        return [
+            f"chain {self._chain} and what jumps there, in table {TABLE} of {_TOOLS[family]}"
+            for family in found
+        ]
 
-    def _erase(self, families: Iterable[Family]) -> None:
-        """Remove our rules and chains from the tables, and look whether they are gone."""
+    def _erase(self, families: Iterable[Family]) -> list[Family]:
+        """Remove our rules and chains from the tables, and look whether they are gone.
+
+        :returns: where there were any.
+        """
+        found: list[Family] = []
         failures: list[SynplugError] = []
         for family in tuple(families):
             try:
-                self._erase_one(family)
+                found += [family] if self._erase_one(family) else []
             except SynplugError as error:
                 failures.append(error)
             else:
@@ -241,26 +251,28 @@ class IptablesGate:
                     self._touched.remove(family)
         if failures:
             raise failures[0]
+        return found
 
-    def _erase_one(self, family: Family) -> None:
+    def _erase_one(self, family: Family) -> bool:
         def has_chain(table: MangleTable) -> bool:
             return table.has_chain(self._chain)
 
         if not self._tables.read(family, has_chain):
-            return
+            return False
         cause: SynplugError | None = None
         try:
             self._tables.change(family, self._erase_from)
         except SynplugError as error:
             cause = error
         if cause or self._tables.read(family, has_chain):
-            tool = "iptables-legacy" if family is Family.IPV4 else "ip6tables-legacy"
+            tool = _TOOLS[family]
             because = f": {cause.message}" if cause else ""
             raise ReleaseError(
                 f"chain {self._chain} is still in table {TABLE} of {tool}{because}",
                 remedy=f"delete the rules that jump there, then {tool} -w -t {TABLE} "
                 f"-F {self._chain} and -X {self._chain}",
             ) from cause
+        return True
 
     def _erase_from(self, table: MangleTable) -> None:
         self._delete_jumps_from(table)

@@ -335,5 +335,5 @@ class QueueBackend(Backend):
             self._queues.close()
         self._gate.close()
 
-    def clean_up_after_death(self, traces: Mapping[str, str]) -> None:  # noqa: ARG002
-        self._gate.clean_up_after_death()
+    def clean_up_after_death(self, traces: Mapping[str, str]) -> list[str]:  # noqa: ARG002
+        return self._gate.clean_up_after_death()

@@ -1,4 +1,4 @@
-"""Whose a filter or a qdisc is: a run's filters by their handles, its qdiscs by the ledger."""
+"""Whose a filter or a qdisc is: filters by kind, handle and target, qdiscs by the ledger."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from synplug.errors import UnsupportedError
-from synplug.kernel.flower import Installed
+from synplug.kernel.flower import FLOWER, FW, Installed
 
 _HANDLES = 1 << 12
 #: In their lower 12 bits, a run's handles count from 1 to this.
@@ -35,12 +35,15 @@ def check_number(filters: int) -> None:
         )
 
 
-def is_of(run_id: str, handle: int) -> bool:
-    """Whether a filter with that handle is that run's; a ledger can name impossible runs."""
-    if not _RUN_ID.fullmatch(run_id):
+def is_of(run_id: str, found: Installed) -> bool:
+    """Whether it has the kind and the handle of that run's; a ledger can name impossible runs.
+
+    Handles alone do not tell: tc(8) gives 0x80000800 to the first u32.
+    """
+    if found.kind != FLOWER or not _RUN_ID.fullmatch(run_id):
         return False
     first = first_handle(run_id)
-    return first <= handle <= first + MOST_FILTERS
+    return first <= found.handle <= first + MOST_FILTERS
 
 
 def marks_of(found: list[Installed], mark: int, preferences: set[int]) -> list[Installed]:
@@ -48,7 +51,7 @@ def marks_of(found: list[Installed], mark: int, preferences: set[int]) -> list[I
     return [
         one
         for one in found
-        if one.handle == mark
+        if (one.kind, one.handle) == (FW, mark)
         and any(0 < preference - one.preference < PREFERENCES for preference in preferences)
     ]
 

@@ -255,17 +255,30 @@ class PlugBackend(Backend):
             if self._changes is not None:
                 self._changes.close()
 
-    def clean_up_after_death(self, traces: Mapping[str, str]) -> None:
+    def clean_up_after_death(self, traces: Mapping[str, str]) -> list[str]:
         """Open what is still there, let it run empty, and remove it."""
         try:
-            self._ifb = self._control.index_of(self._ifb_name)
-            if self._ifb is not None:
+            self._ifb = device = self._control.index_of(self._ifb_name)
+            waiting = 0
+            with suppress(SynplugError):  # it is only to be told
+                waiting = self.waiting()
+            if device is not None:
                 with suppress(SynplugError):  # without its plug nothing waits
-                    self._control.open_plug(self._ifb)
-            self._diversion.find(traces)
+                    self._control.open_plug(device)
+            filters, places = self._diversion.find(traces, device or 0)
             self._diversion.end()
             self.confirm_empty()
             self.remove()
+            let_go = f", whose {waiting} SYNs were let go" if waiting else ""
+            return [
+                *([f"{filters} tc filters"] if filters else ()),
+                *(
+                    f"the clsact of {name}"
+                    for index, name in places.items()
+                    if not self._control.has_ingress(index)  # or others use it now
+                ),
+                *([f"the device {self._ifb_name} with its plug{let_go}"] if device else ()),
+            ]
         finally:
             if self._made is not None:
                 self._made.close()

@@ -27,12 +27,16 @@ from synplug.model import BackendName, Endpoint, HoldSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recovered:
-    """A dead run that was cleaned up after; *error* says what could not be."""
+    """A dead run that was cleaned up after.
+
+    :param error: what could not be. :param removed: what was, in words; its files are not named.
+    """
 
     run_id: str
     backend: str
     endpoints: tuple[str, ...]
     error: str = ""
+    removed: tuple[str, ...] = ()
 
 
 def recover() -> list[Recovered]:
@@ -83,23 +87,32 @@ def _recover_migration() -> list[Recovered]:
         error = str(failure)
     if not (run_id or error):
         return []
-    return [Recovered(run_id=run_id, backend="tcp_migrate_req", endpoints=(), error=error)]
+    removed = () if error else ("what it had set net.ipv4.tcp_migrate_req to",)
+    return [
+        Recovered(
+            run_id=run_id, backend="tcp_migrate_req", endpoints=(), error=error, removed=removed
+        )
+    ]
 
 
 def _recover(entry: Entry) -> Recovered | None:
     """Clean up after one; None if somebody else has done that just now."""
-    error = ""
+    error, removed = "", []
     try:
         _check_run_id(entry.run_id)
         with claim(entry) as is_left:
             if not is_left:
                 return None
-            _clean_up(entry)
+            removed = _clean_up(entry)
             Ledger(entry.run_id).remove()
     except SynplugError as failure:
         error = str(failure)
     return Recovered(
-        run_id=entry.run_id, backend=entry.backend, endpoints=entry.endpoints, error=error
+        run_id=entry.run_id,
+        backend=entry.backend,
+        endpoints=entry.endpoints,
+        error=error,
+        removed=tuple(removed),
     )
 
 
@@ -108,12 +121,15 @@ def _check_run_id(run_id: str) -> None:
         raise SynplugError(f"ledger entry with an impossible run id: {run_id!r}")
 
 
-def _clean_up(entry: Entry) -> None:
+def _clean_up(entry: Entry) -> list[str]:
     try:
         name = BackendName(entry.backend)
     except ValueError:
         raise SynplugError(f"run {entry.run_id}: unknown backend {entry.backend!r}") from None
     # Any endpoint will do: what a run created is found by its run id.
     spec = HoldSpec(endpoints=(Endpoint(port=1),), run_id=entry.run_id, backend=name)
-    for make in backends_for(name):
-        make(spec).clean_up_after_death(entry.traces)
+    return [
+        words
+        for make in backends_for(name)
+        for words in make(spec).clean_up_after_death(entry.traces)
+    ]

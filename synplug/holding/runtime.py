@@ -43,11 +43,24 @@ def _check(path: str, owners: tuple[int, ...]) -> None:
     :raises SynplugError: it is a link, somebody else's, or writable by others.
     """
     found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in owners or found.st_mode & 0o022:
-        raise SynplugError(
-            f"{path} is not a folder that only its owner can write to, or not ours",
-            remedy="look who made it, and remove it; or ask as the user that holds",
+    remedy = f"look who made it, and remove it: rm -r {path}"
+    if not stat.S_ISDIR(found.st_mode):
+        what = "is no folder"
+    elif found.st_mode & 0o022:
+        what = f"can be written to by others (mode {stat.S_IMODE(found.st_mode):04o})"
+    elif found.st_uid not in owners:
+        what = f"belongs to user {found.st_uid}"
+        remedy = (
+            "ask as that user; or, if 'synplug status' shows that user nothing in any network "
+            f"namespace, remove it: rm -r {path}"
         )
+    else:
+        return
+    raise SynplugError(
+        f"{path} {what}; it is used as a folder of user {owners[-1]} that only its owner can "
+        "write to",
+        remedy=remedy,
+    )
 
 
 def check_root() -> None:

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from synplug.errors import LockError, NoSuchHoldError
 from synplug.holding.runtime import create, here, tidy
 
-_PREFIX = "supervisor-"
+#: A name may end with a dot and whatever ends the names of other files here; with this, none does.
+_PREFIX, _ENDING = "supervisor-", ".state"
 _RECORD_BYTES = 512
 _LOOKS = 100
 
@@ -105,7 +106,7 @@ def _record(state: SupervisorState, failure: str) -> bytes:
 
 
 def _path(name: str) -> str:
-    return f"{here()}/{_PREFIX}{name}"
+    return f"{here()}/{_PREFIX}{name}{_ENDING}"
 
 
 def _paths() -> Iterator[str]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from synplug.kernel.netlink_codec import attribute, be16, nested, text
+from synplug.kernel.netlink_codec import attribute, attributes, be16, nested, text
 from synplug.model import Endpoint
 
 #: The sides of clsact: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS); an ingress qdisc has the first.
@@ -22,7 +22,9 @@ _MIRRED = struct.Struct("=IIiiiiI")  # index, capab, action, refcnt, bindcnt, ea
 _GACT = struct.Struct("=IIiii")
 
 _KIND, _OPTIONS = 1, 2
+FLOWER, FW = "flower", "fw"
 _ACT, _FW_ACT = 3, 4
+_ACT_KIND, _ACT_OPTIONS = 1, 2
 _ETH_P_ALL = 0x0003
 _ETH_TYPE, _IP_PROTO = 8, 9
 _IPV4_SRC, _IPV4_SRC_MASK, _IPV4_DST, _IPV4_DST_MASK = 10, 11, 12, 13
@@ -47,12 +49,16 @@ class Installed:
     """A filter as the kernel shows it.
 
     :param info: preference and protocol, as struct tcmsg has them.
+    :param target: of a flower that redirects: the device, by index. The kernel shows 0 once that is
+        gone (``net/sched/act_mirred.c``, mirred_device_event).
     """
 
     device: int
     parent: int
     handle: int
     info: int
+    kind: str
+    target: int = 0
 
     @property
     def preference(self) -> int:
@@ -65,8 +71,9 @@ class Installed:
         return int.from_bytes(struct.pack("=H", self.info & 0xFFFF), "big")
 
     def place(self) -> bytes:
-        """The body of RTM_DELTFILTER."""
-        return _TCMSG.pack(0, 0, 0, self.device, self.handle, self.parent, self.info)
+        """The body of RTM_DELTFILTER; with its kind, so that one of another in its place stays."""
+        header = _TCMSG.pack(0, 0, 0, self.device, self.handle, self.parent, self.info)
+        return header + text(_KIND, self.kind)
 
 
 def syns_to(
@@ -97,7 +104,22 @@ def filters_at(device: int, parent: int) -> bytes:
 def installed(answer: memoryview) -> Installed:
     """A filter in the answer to that."""
     _, _, _, device, handle, parent, info = _TCMSG.unpack_from(answer)
-    return Installed(device, parent, handle, info)
+    found = dict(attributes(answer[_TCMSG.size :]))
+    kind = bytes(found.get(_KIND, b"")).rstrip(b"\0").decode(errors="replace")
+    options = found.get(_OPTIONS, memoryview(b""))
+    return Installed(device, parent, handle, info, kind, _target(options) if kind == FLOWER else 0)
+
+
+def _target(options: memoryview) -> int:
+    """Where the one action of a flower's redirects to; 0: it is none that does."""
+    for _, action in attributes(dict(attributes(options)).get(_ACT, memoryview(b""))):
+        shown = dict(attributes(action))
+        if bytes(shown.get(_ACT_KIND, b"")) == b"mirred\0":
+            parameters = dict(attributes(shown.get(_ACT_OPTIONS, memoryview(b""))))
+            packed = parameters.get(_MIRRED_PARMS, memoryview(b""))
+            if len(packed) >= _MIRRED.size:
+                return int(_MIRRED.unpack_from(packed)[-1])
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,23 +148,23 @@ def place(
 ) -> Installed:
     """Where a filter is to stand. A preference takes filters of one protocol only."""
     in_network_order = struct.unpack("=H", syns.ethertype.to_bytes(2, "big"))[0]
-    return Installed(device, parent, handle, preference << 16 | in_network_order)
+    return Installed(device, parent, handle, preference << 16 | in_network_order, FLOWER)
 
 
 def message(syns: SynFilter, where: Installed, action: bytes) -> bytes:
     """The body of RTM_NEWTFILTER."""
-    return where.place() + text(_KIND, "flower") + nested(_OPTIONS, _keys(syns), action)
+    return where.place() + nested(_OPTIONS, _keys(syns), action)
 
 
 def mark_place(mark: int, *, device: int, preference: int, parent: int = INGRESS) -> Installed:
     """Where a filter for packets with a mark is to stand."""
     in_network_order = struct.unpack("=H", _ETH_P_ALL.to_bytes(2, "big"))[0]
-    return Installed(device, parent, mark, preference << 16 | in_network_order)
+    return Installed(device, parent, mark, preference << 16 | in_network_order, FW)
 
 
 def mark_message(where: Installed) -> bytes:
     """The body of RTM_NEWTFILTER: packets with that mark are looked at no further."""
-    return where.place() + text(_KIND, "fw") + nested(_OPTIONS, _accept(_FW_ACT))
+    return where.place() + nested(_OPTIONS, _accept(_FW_ACT))
 
 
 def redirect(device: int) -> bytes:
@@ -162,7 +184,7 @@ def _accept(where: int) -> bytes:
 
 
 def _action(kind: str, parameters: bytes, where: int = _ACT) -> bytes:
-    return nested(where, nested(1, text(1, kind), nested(2, parameters)))
+    return nested(where, nested(1, text(_ACT_KIND, kind), nested(_ACT_OPTIONS, parameters)))
 
 
 def _keys(found: SynFilter) -> bytes:

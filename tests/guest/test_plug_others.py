@@ -18,6 +18,7 @@ import pytest
 from netlab.program import wait_until
 from netlab.snapshot import NetworkState
 from netlab.topology import ClientServer, Namespace, VethPair
+from synplug.holding.ownership import first_handle
 from tests.guest.plug import PLUG, device, hold, kill_everything, waits
 from tests.integration import shell
 from tests.integration.connect import connecting, connects_within, holds_in_force
@@ -108,6 +109,27 @@ def test_a_foreign_qdisc_and_its_filters_stay_and_work(lab: ClientServer) -> Non
             assert not before.difference(NetworkState.capture(lab.server))
     finally:
         lab.server.run(["tc", "qdisc", "del", "dev", wire, "root"])
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_foreign_filters_with_handles_of_the_run_stay(lab: ClientServer, is_killed: bool) -> None:
+    """One of another kind, as tc's first u32 of 0x80000800 may be, and one that redirects."""
+    wire = device(lab)
+    with _place(lab.server, wire):
+        hold(lab)
+        handle = first_handle(holds_in_force(lab.server)[0]["run_id"]) + 0x7F0
+        _filter(lab.server, wire, f"pref 40 handle {handle:#x} matchall action pass")
+        to_lo = "flower ip_proto tcp dst_port 9 action mirred egress redirect dev lo"
+        _filter(lab.server, wire, f"pref 41 handle {handle + 1:#x} {to_lo}")
+        if is_killed:
+            kill_everything(lab)
+            assert "cleaned up" in shell.run(lab.server, "recover").stdout
+        else:
+            _let_go(lab)
+        show = ["tc", "-j", "filter", "show", "dev", wire, "ingress"]
+        found = json.loads(lab.server.run(show).stdout)
+        left = {(one["pref"], one["kind"]) for one in found if "options" in one}
+        assert left == {(40, "matchall"), (41, "flower")}
 
 
 @contextmanager

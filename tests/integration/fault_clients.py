@@ -7,7 +7,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from netlab.topology import Namespace
@@ -21,11 +21,12 @@ _LOST = ("refused", "reset")
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One connection. Times are monotonic seconds; *answer* is what connect(2) said.
+    """One connection to *address*. Times are monotonic; *answer* is what connect(2) said.
 
     "reset": whoever accepted the handshake was closed before the connection was accepted.
     """
 
+    address: str
     began_s: float
     took_s: float
     answer: str
@@ -41,6 +42,28 @@ class Attempt:
         return self.answer in _LOST
 
 
+def outages(attempts: Iterable[Attempt], at_once_s: float) -> Iterator[tuple[float, float]]:
+    """The spans in which new connections to an address did not work, however they ended.
+
+    Each begins with the first connection that is not answered within *at_once_s*, and ends with the
+    answer of the next one that is: of those that wait in a hold, the last ones do not wait longer.
+    """
+    in_order = sorted(attempts, key=lambda attempt: attempt.began_s)
+    for address in {attempt.address for attempt in in_order}:
+        since_s: float | None = None
+        for attempt in in_order:
+            if attempt.address != address:
+                continue
+            answered_s = attempt.began_s + attempt.took_s
+            if attempt.took_s > at_once_s or not attempt.is_answered:
+                since_s = attempt.began_s if since_s is None else since_s
+            elif since_s is not None:
+                yield since_s, answered_s
+                since_s = None
+        if since_s is not None:
+            yield since_s, answered_s
+
+
 class Clients:
     """Begins a connection every 25 ms, from the client's namespace, while the context is open."""
 
@@ -49,7 +72,7 @@ class Clients:
         self._targets = targets
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._connect_on, daemon=True)
-        self._open: dict[int, tuple[socket.socket, float]] = {}
+        self._open: dict[int, tuple[socket.socket, str, float]] = {}
         self._poll = select.poll()
         self._attempts: list[Attempt] = []
 
@@ -78,8 +101,8 @@ class Clients:
         end_s = time.monotonic() + _LONGEST_S
         while self._open and time.monotonic() < end_s:
             self._collect(0.05)
-        for connection, began_s in self._open.values():
-            self._enter(began_s, "no answer")
+        for connection, address, began_s in self._open.values():
+            self._enter(address, began_s, "no answer")
             connection.close()
 
     def _begin(self, target: tuple[str, int]) -> None:
@@ -89,20 +112,23 @@ class Clients:
         began_s = time.monotonic()
         code = connection.connect_ex(target)
         if code not in (0, errno.EINPROGRESS):
-            self._enter(began_s, errno.errorcode[code])
+            self._enter(target[0], began_s, errno.errorcode[code])
             connection.close()
             return
-        self._open[connection.fileno()] = (connection, began_s)
+        self._open[connection.fileno()] = (connection, target[0], began_s)
         self._poll.register(connection, select.POLLOUT)
 
     def _collect(self, timeout_s: float) -> None:
         for descriptor, _ in self._poll.poll(max(0.0, timeout_s) * 1000):
-            connection, began_s = self._open.pop(descriptor)
+            connection, address, began_s = self._open.pop(descriptor)
             self._poll.unregister(descriptor)
             code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            self._enter(began_s, _ANSWERS.get(code, errno.errorcode.get(code, str(code))))
+            answer = _ANSWERS.get(code, errno.errorcode.get(code, str(code)))
+            self._enter(address, began_s, answer)
             connection.close()
 
-    def _enter(self, began_s: float, answer: str) -> None:
+    def _enter(self, address: str, began_s: float, answer: str) -> None:
         took_s = time.monotonic() - began_s
-        self._attempts.append(Attempt(began_s=began_s, took_s=took_s, answer=answer))
+        self._attempts.append(
+            Attempt(address=address, began_s=began_s, took_s=took_s, answer=answer)
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 from synplug.model import Outcome
 from tests.integration.fault_cases import Case
+from tests.integration.fault_clients import outages
 from tests.integration.fault_points import AFTER_THE_RELEASE, LAST_CALLS, POINTS, Fault, Party
 from tests.integration.fault_run import (
     FREE_AFTER_S,
@@ -59,6 +60,12 @@ def _of_clients(case: Case, seen: Observation) -> list[str]:
         ]
         if not came:
             found.append("no client came after all must work")
+    found += [
+        f"new connections did not work from {from_s - seen.began_s:.3f} to "
+        f"{to_s - seen.began_s:.3f}, {to_s - from_s:.3f} s; the deadline is {seen.max_hold_s:g} s"
+        for from_s, to_s in outages(seen.attempts, at_once_s)
+        if to_s - from_s > seen.max_hold_s + FREE_AFTER_S
+    ]
     if seen.serves and seen.attempts[-1].answer != "connected":
         found.append(f"the service listens, but the last client was {seen.attempts[-1].answer}")
     return found

@@ -15,6 +15,13 @@ from netlab.topology import Namespace
 SYNPLUG = [sys.executable, "-m", "synplug"]
 
 
+def limited(capabilities: Sequence[str], *argv: str) -> list[str]:
+    """A command that runs ``synplug`` as root with these capabilities alone."""
+    kept = "".join(f",+{name}" for name in capabilities)
+    limits = [f"--bounding-set=-all{kept}", "--inh-caps=-all", "--no-new-privs"]
+    return ["setpriv", *limits, "--", *SYNPLUG, *argv]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What the operator sees."""

@@ -121,11 +121,15 @@ def _hold_whose_rule_stays(lab: ClientServer) -> str:
 
 def test_everything_is_killed(lab: ClientServer, simple: SimpleService) -> None:
     """The watcher, too: then a rule that lets packets pass stays until recover."""
-    _hold_whose_rule_stays(lab)
+    run_id = _hold_whose_rule_stays(lab)
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
     rules = lab.server.run(["iptables-legacy", "-t", "mangle", "-S"]).stdout
     assert "--queue-bypass" in rules
-    assert "cleaned up" in shell.run(lab.server, "recover").stdout
+    recovered = shell.run(lab.server, "recover").stdout
+    for tool in ("iptables-legacy", "ip6tables-legacy"):
+        assert (
+            f"chain synplug-{run_id} and what jumps there, in table mangle of {tool}" in recovered
+        )
 
 
 def test_the_readme_s_lines_clear_a_rule_that_stayed(

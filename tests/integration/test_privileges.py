@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from netlab.program import Program
+from netlab.program import Program, wait_until
 from netlab.topology import ClientServer
 from tests.integration import shell
 from tests.integration.conftest import SERVER, SimpleService
 from tests.integration.connect import connects_within, holds_in_force
+from tests.integration.shell import limited
 
 _BITS = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
 _NEEDS = {
@@ -25,17 +26,10 @@ _NEEDS = {
 _WATCHERS = {"nfqueue": [], "nfqueue-iptables": ["synplug-watcher"]}
 
 
-def _limited(capabilities: Sequence[str], *argv: str) -> list[str]:
-    """A command that runs ``synplug`` as root with these capabilities alone."""
-    kept = "".join(f",+{name}" for name in capabilities)
-    limits = [f"--bounding-set=-all{kept}", "--inh-caps=-all", "--no-new-privs"]
-    return ["setpriv", *limits, "--", *shell.SYNPLUG, *argv]
-
-
 @pytest.mark.parametrize("backend", _NEEDS)
 def test_wrap_needs_no_more(lab: ClientServer, simple: SimpleService, backend: str) -> None:
     options = ["wrap", "--backend", backend, "-p", "8080", "--"]
-    argv = _limited(_NEEDS[backend], *options, *simple.restart_argv("--delay", "0.1"))
+    argv = limited(_NEEDS[backend], *options, *simple.restart_argv("--delay", "0.1"))
     done = lab.server.run(argv, check=False)
     assert done.returncode == 0, done
     assert "restarted" in done.stderr
@@ -48,7 +42,7 @@ def test_what_is_missing_is_named(
     lab: ClientServer, simple: SimpleService, backend: str, missing: str
 ) -> None:
     kept = [name for name in _NEEDS[backend] if name != missing]
-    argv = _limited(kept, "wrap", "--backend", backend, "-p", "8080", "--", "true")
+    argv = limited(kept, "wrap", "--backend", backend, "-p", "8080", "--", "true")
     done = lab.server.run(argv, check=False)
     assert done.returncode == 125
     assert f"CAP_{missing.upper()}" in done.stderr
@@ -60,10 +54,10 @@ def test_hold_and_release_need_no_more(
     lab: ClientServer, simple: SimpleService, backend: str
 ) -> None:
     argv = ["hold", "--name", "web", "--max-hold", "9s", "--backend", backend, "-p", "8080"]
-    lab.server.run(_limited(_NEEDS[backend], *argv))
+    lab.server.run(limited(_NEEDS[backend], *argv))
     assert not connects_within(lab.client, (lab.server_ipv4, 8080), 0.2)
-    lab.server.run(_limited((), "status"))
-    lab.server.run(_limited((), "release", "--name", "web"))
+    lab.server.run(limited((), "status"))
+    lab.server.run(limited((), "release", "--name", "web"))
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5)
 
 
@@ -71,12 +65,12 @@ def test_hold_and_release_need_no_more(
 def test_swap_needs_no_more(lab: ClientServer, tmp_path: Path, backend: str) -> None:
     server = [sys.executable, str(SERVER), "8080", "--reuseport"]
     pidfile = str(tmp_path / "pid")
-    no_more = _limited(_NEEDS[backend])[: -len(shell.SYNPLUG)]  # or its sockets were hidden
+    no_more = limited(_NEEDS[backend])[: -len(shell.SYNPLUG)]  # or its sockets were hidden
     with Program(lab.server, [*no_more, *server], listens_on=[("::", 8080)]) as old:
         argv = ["swap", "--backend", backend, "--old-pid", str(old.pid), "--new-pidfile", pidfile]
-        limited = _limited(_NEEDS[backend], *argv, "--", *server, "--pidfile", pidfile + "-own")
+        alone = limited(_NEEDS[backend], *argv, "--", *server, "--pidfile", pidfile + "-own")
         with (tmp_path / "said").open("w") as said:
-            status = lab.server.popen(limited, stdout=said, stderr=said).wait(20)
+            status = lab.server.popen(alone, stdout=said, stderr=said).wait(20)
         assert status == 0, (tmp_path / "said").read_text()
     os.kill(int(Path(pidfile).read_text()), signal.SIGTERM)
 
@@ -85,7 +79,7 @@ def test_swap_says_when_it_may_not_see_the_old_ones_sockets(
     lab: ClientServer, simple: SimpleService
 ) -> None:
     argv = ["swap", "--old-pid", str(simple.pid), "-p", "8080", "--", "true"]
-    done = lab.server.run(_limited(("net_admin",), *argv), check=False)
+    done = lab.server.run(limited(("net_admin",), *argv), check=False)
     assert done.returncode == 125
     assert "CAP_SYS_PTRACE" in done.stderr, done
 
@@ -95,11 +89,60 @@ def test_supervise_and_reload_need_no_more(lab: ClientServer, tmp_path: Path, ba
     server = [sys.executable, str(SERVER), "8080", "--reuseport"]
     argv = ["supervise", "--name", "web", "--backend", backend, "--", *server]
     argv += ["--pidfile", str(tmp_path / "pid-{generation}")]
-    limited = _limited(_NEEDS[backend], *argv)
-    with Program(lab.server, limited, ready=(tmp_path / "pid-1").exists) as supervisor:
-        lab.server.run(_limited((), "reload", "web"))
+    alone = limited(_NEEDS[backend], *argv)
+    with Program(lab.server, alone, ready=(tmp_path / "pid-1").exists) as supervisor:
+        lab.server.run(limited((), "reload", "web"))
         assert (tmp_path / "pid-2").exists()
         assert supervisor.end() == 0, supervisor.output
+
+
+@pytest.mark.parametrize("backend", _NEEDS)
+def test_recover_needs_no_more(lab: ClientServer, simple: SimpleService, backend: str) -> None:
+    """And with less it says what is missing, and leaves all as it is."""
+    run_id = _hold_that_dies(lab, backend)
+    for missing in _NEEDS[backend]:
+        kept = [name for name in _NEEDS[backend] if name != missing]
+        done = lab.server.run(limited(kept, "recover"), check=False)
+        assert done.returncode == 125
+        assert f"CAP_{missing.upper()}" in done.stderr + done.stdout
+    done = lab.server.run(limited(_NEEDS[backend], "recover"), check=False)
+    assert done.returncode == 0, done
+    assert f"run {run_id}  *:8080  {backend}  cleaned up" in done.stdout
+    assert f"synplug-{run_id}" not in lab.server.run(["iptables-legacy-save"]).stdout
+
+
+def _hold_that_dies(lab: ClientServer, backend: str) -> str:
+    """Hold, and kill the keeper, and its watcher before that could clean up; the run."""
+    argv = ["hold", "--name", "web", "--max-hold", "30s", "--backend", backend, "-p", "8080"]
+    assert shell.run(lab.server, *argv).status == 0
+    (entry,) = holds_in_force(lab.server)
+    keeper = entry["keeper"]
+    watchers = _children(keeper)
+    os.kill(keeper, signal.SIGSTOP)
+    for pid in (*watchers, keeper):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not os.path.exists(f"/proc/{keeper}"), 5, "the keeper has ended")
+    return str(entry["run_id"])
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "works"),
+    [
+        (("net_admin", "sys_admin"), {"nfqueue": True, "nfqueue-iptables": False}),
+        (("net_admin", "sys_admin", "net_raw"), {"nfqueue": True, "nfqueue-iptables": True}),
+        (("net_raw", "sys_admin"), {"CAP_NET_ADMIN": False, "nfqueue": False}),
+        # By a user namespace, in which it has all capabilities.
+        (("net_admin",), {"nfqueue": True, "nfqueue-iptables": True}),
+    ],
+)
+def test_what_doctor_needs(
+    lab: ClientServer, capabilities: tuple[str, ...], works: dict[str, bool]
+) -> None:
+    done = lab.server.run(limited(capabilities, "doctor", "--json"), check=False)
+    found = json.loads(done.stdout)
+    oks = {one["name"].removeprefix("self-test "): one["ok"] for one in found["findings"]}
+    assert {name: oks[name] for name in works} == works, found
+    assert done.returncode == (0 if works["nfqueue"] else 1)
 
 
 @pytest.mark.parametrize("backend", _NEEDS)
@@ -135,10 +178,10 @@ def test_the_command_keeps_all_that_the_caller_has(
 def test_another_users_process_needs_ptrace(lab: ClientServer, simple: SimpleService) -> None:
     """A process that may more than we do hides its descriptors: then name the ports."""
     target = ["wrap", "--pid", str(simple.pid), "--", "true"]
-    done = lab.server.run(_limited(("net_admin",), *target), check=False)
+    done = lab.server.run(limited(("net_admin",), *target), check=False)
     assert done.returncode == 125
     assert "CAP_SYS_PTRACE" in done.stderr, done
-    allowed = lab.server.run(_limited(("net_admin", "sys_ptrace"), *target), check=False)
+    allowed = lab.server.run(limited(("net_admin", "sys_ptrace"), *target), check=False)
     assert allowed.returncode == 0, allowed
 
 

@@ -61,8 +61,9 @@ class FakeGate:
     def close(self) -> None:
         self.log.append("close")
 
-    def clean_up_after_death(self) -> None:
+    def clean_up_after_death(self) -> list[str]:
         self.log.append("clean up")
+        return ["a rule"]
 
 
 class FakeQueues:

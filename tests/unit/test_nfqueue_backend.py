@@ -582,7 +582,7 @@ def test_removing_and_closing() -> None:
 def test_closing_what_was_never_armed_and_cleaning_up_after_death() -> None:
     gate = FakeGate()
     backend = QueueBackend(HoldSpec(endpoints=(HTTP,), run_id="0123abcd"), gate)
-    backend.clean_up_after_death({})
+    assert backend.clean_up_after_death({}) == ["a rule"]
     backend.close()
     assert gate.log == ["clean up", "close"]
 

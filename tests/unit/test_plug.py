@@ -6,6 +6,7 @@ import errno
 import struct
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -33,6 +34,7 @@ from synplug.model import BackendName, Endpoint, Flow, HoldSpec, OnFull
 SPEC = HoldSpec(endpoints=(Endpoint(port=80),), run_id="0123abcd", max_held_packets=100)
 LOCAL: set[Prefix] = {ip_network("127.0.0.0/8"), ip_network("10.0.0.1/32"), ip_network("::1/128")}
 #: Filters for one port: on a wire once more for frames with a priority tag.
+EMPTY = PlugState(0, 0, 0, 0)
 AT_LOOPBACK, AT_A_WIRE = len(LOCAL), 2 * len(LOCAL)
 
 
@@ -43,7 +45,7 @@ class FakeControl:
         self.log: list[str] = []
         self.there = {1: "lo", 2: "eth0"}
         self.ingress = {2}
-        self.installed = [Installed(2, flower.INGRESS, 1, 3 << 16)]
+        self.installed = [Installed(2, flower.INGRESS, 1, 3 << 16, flower.FLOWER)]
         self.actions: dict[tuple[int, int], bytes] = {}
         self.state: PlugState | None = PlugState(0, 0, 0, 0)
         self.in_flight = self.stranded = 0
@@ -351,7 +353,7 @@ def test_marks_are_looked_for_once_a_device(
 
     monkeypatch.setattr(FakeControl, "filters", dumped)
     backend._diversion._filters.clear()
-    backend._diversion.find(backend.traces())
+    backend._diversion.find(backend.traces(), 9)
     assert len(asked) == len(set(asked))
     assert SPEC.probe_mark in {found.handle for found in backend._diversion._filters.values()}
 
@@ -464,9 +466,9 @@ def test_what_a_dead_keeper_held_goes_before_its_filters_are_looked_for(
     traces = held(control).traces()
     find = Diversion.find
 
-    def looked(self: Diversion, traces: dict[str, str]) -> None:
+    def looked(self: Diversion, traces: dict[str, str], target: int) -> tuple[int, dict[int, str]]:
         assert control.log == ["open-plug"]
-        find(self, traces)
+        return find(self, traces, target)
 
     monkeypatch.setattr(Diversion, "find", looked)
     PlugBackend(SPEC).clean_up_after_death(traces)
@@ -692,9 +694,9 @@ def test_filters_of_others_before_and_behind_ours_are_told(
 ) -> None:
     every, arp = 0x0300, 0x0608  # struct tcmsg has them in network order
     control.installed += [
-        Installed(2, flower.INGRESS, 5, 1 << 16 | every),
-        Installed(2, flower.INGRESS, 5, 2 << 16 | arp),
-        Installed(1, flower.INGRESS, 5, 9 << 16 | every),
+        Installed(2, flower.INGRESS, 5, 1 << 16 | every, flower.FLOWER),
+        Installed(2, flower.INGRESS, 5, 2 << 16 | arp, flower.FLOWER),
+        Installed(1, flower.INGRESS, 5, 9 << 16 | every, flower.FLOWER),
     ]
     impossible = Entry(
         run_id="no run",
@@ -825,21 +827,57 @@ def test_a_run_that_never_held_leaves_nothing(control: FakeControl) -> None:
     assert len(control.installed) == 1
 
 
-def test_what_a_dead_keeper_left_is_found_by_its_run(control: FakeControl) -> None:
+def test_what_a_dead_keeper_left_is_found_by_its_run(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = held(control)
     other = HoldSpec(endpoints=SPEC.endpoints, run_id="ffff0000")
     traces = backend.traces()
     handle = int(PlugBackend(other).traces()["filters"].split()[1], 16)
-    alive = Installed(2, flower.INGRESS, handle, 40 << 16)
+    alive = Installed(2, flower.INGRESS, handle, 40 << 16, flower.FLOWER)
     control.installed.append(alive)
-    PlugBackend(HoldSpec(endpoints=(Endpoint(port=1),), run_id="0123abcd")).clean_up_after_death(
-        traces
-    )
+    control.state = PlugState(2, 0, 0, 148)
+    monkeypatch.setattr(FakeControl, "open_plug", lambda *_: setattr(control, "state", EMPTY))
+    removed = PlugBackend(
+        HoldSpec(endpoints=(Endpoint(port=1),), run_id="0123abcd")
+    ).clean_up_after_death(traces)
+    assert removed == [
+        f"{AT_LOOPBACK + AT_A_WIRE + 1} tc filters",
+        "the clsact of lo",
+        "the device synplug0123abcd with its plug, whose 2 SYNs were let go",
+    ]
+    assert not PlugBackend(SPEC).clean_up_after_death(traces), "a second time"
     assert alive in control.installed
     control.installed.remove(alive)
     assert len(control.installed) == 1
     assert control.there == {1: "lo", 2: "eth0"}
     assert control.ingress == {2}
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_somebody_elses_filter_with_a_handle_of_the_runs_stays(
+    control: FakeControl, is_dead: bool
+) -> None:
+    """The first u32 of tc(8) has 0x80000800; and two runs may have the same handles."""
+    spec = HoldSpec(endpoints=SPEC.endpoints, run_id="80000123")
+    others = [
+        Installed(2, flower.INGRESS, 0x80000800, 40 << 16, "u32"),
+        Installed(1, flower.INGRESS, 0x80000001, 41 << 16, flower.FLOWER, target=8),
+        Installed(1, flower.INGRESS, spec.probe_mark, 7 << 16, "u32"),
+    ]
+    control.installed += others
+    backend = PlugBackend(spec)
+    backend.arm()
+    backend.hold()
+    if is_dead:
+        removed = PlugBackend(spec).clean_up_after_death(backend.traces())
+        assert not any("clsact" in words for words in removed), "others use it now"
+    else:
+        backend.open()
+        backend.remove()
+    assert control.installed[1:] == others
+    assert control.ingress == {1, 2}, "lo's clsact is in use"
+    del control.installed[1:]
 
 
 class Killed(BaseException):
@@ -989,7 +1027,7 @@ def test_a_filter_is_gone_where_a_shared_block_is_now(number: int, is_gone: bool
     control = TrafficControl.__new__(TrafficControl)
     control._filters = Refusing(number)  # type: ignore[assignment]
     with nullcontext() if is_gone else pytest.raises(KernelError):
-        control.remove_filter(Installed(2, flower.INGRESS, 5, 1 << 16))
+        control.remove_filter(Installed(2, flower.INGRESS, 5, 1 << 16, flower.FLOWER))
 
 
 class Route:
@@ -1044,6 +1082,21 @@ def test_the_keys_of_a_filter() -> None:
     (parameters,) = [payload for _, payload in attributes(parts[2])]
     _, _, verdict, _, _, way, device = struct.unpack("=IIiiiiI", parameters)
     assert (verdict, way, device) == (4, 1, 9)  # TC_ACT_STOLEN, TCA_EGRESS_REDIR
+
+
+@pytest.mark.parametrize(("action", "target"), [(flower.redirect(9), 9), (flower.accept(), 0)])
+def test_a_filter_as_the_kernel_shows_it(action: bytes, target: int) -> None:
+    syns = SynFilter(destination=ip_network("10.1.0.0/16"), port=8080)
+    where = flower.place(syns, device=5, preference=7, handle=0x123001)
+    shown = flower.installed(memoryview(flower.message(syns, where, action)))
+    assert shown == replace(where, target=target)
+    mark = flower.mark_place(0x77, device=5, preference=7)
+    assert flower.installed(memoryview(flower.mark_message(mark))) == mark
+
+
+def test_a_filter_that_is_removed_is_named_with_its_kind() -> None:
+    mark = flower.mark_place(0x77, device=5, preference=7)
+    assert bytes(dict(attributes(mark.place()[20:]))[1]) == b"fw\0"
 
 
 def test_the_keys_of_a_filter_for_frames_with_a_priority_tag() -> None:

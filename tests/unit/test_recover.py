@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ class Remains:
 
     def __init__(self) -> None:
         self.cleaned: list[str] = []
+        self.removes: list[str] = []
         self.error: ReleaseError | None = None
 
     def backends_for(self, name: BackendName) -> tuple[object, ...]:
@@ -42,10 +44,11 @@ class Remains:
         self._run_id = spec.run_id
         return self
 
-    def clean_up_after_death(self, traces: object = None) -> None:
+    def clean_up_after_death(self, traces: object = None) -> list[str]:
         if self.error is not None:
             raise self.error
         self.cleaned.append(self._run_id)
+        return list(self.removes)
 
 
 @pytest.fixture
@@ -80,6 +83,32 @@ def test_a_dead_run_is_cleaned_up_once(root: Path, remains: Remains) -> None:
     assert recover() == []
 
 
+@pytest.mark.parametrize(
+    ("removes", "told"),
+    [
+        (
+            ["6 tc filters", "the device synplug0123abcd"],
+            "6 tc filters; the device synplug0123abcd",
+        ),
+        ([], "its files alone, the kernel had nothing left of it"),
+    ],
+)
+def test_what_was_removed_is_told(
+    root: Path,
+    remains: Remains,
+    capsys: pytest.CaptureFixture[str],
+    removes: list[str],
+    told: str,
+) -> None:
+    remains.removes = removes
+    for options in ([], ["--json"]):
+        Ledger(DEAD.run_id).write(DEAD)
+        assert main(["recover", *options]) == 0
+    people, machines = capsys.readouterr().out.splitlines()
+    assert people == f"run 0123abcd  *:80  nfqueue  cleaned up: {told}"
+    assert json.loads(machines)[0]["removed"] == removes
+
+
 def test_a_live_run_is_left_alone(root: Path, remains: Remains) -> None:
     """Its pid may say nothing here: it may be another PID namespace's."""
     ledger = Ledger(DEAD.run_id)
@@ -97,7 +126,7 @@ def test_nothing_is_read_or_removed_below_somebody_elses_folder(
     root: Path, remains: Remains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     Ledger(DEAD.run_id).write(DEAD)
-    (Path(runtime.here()) / "supervisor-web").touch()
+    (Path(runtime.here()) / "supervisor-web.state").touch()
     (Path(runtime.here()) / "port-80.lock").touch()
     before = sorted(path.name for path in root.rglob("*"))
     where = root

@@ -244,8 +244,14 @@ def test_a_root_that_others_can_write_to_is_refused(root: Path, mode: int) -> No
 def test_a_root_of_somebody_else_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root.mkdir(0o700)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    with pytest.raises(SynplugError, match="only its owner can write"):
+    with pytest.raises(SynplugError, match="only its owner can write") as error:
         check_root()
+    monkeypatch.undo()
+    assert f"{root} belongs to user {os.getuid()}; it is used as a folder of user" in str(
+        error.value
+    )
+    assert "ask as that user" in error.value.remedy
+    assert f"remove it: rm -r {root}" in error.value.remedy
 
 
 def test_a_root_that_is_a_file_is_refused(root: Path) -> None:
