@@ -144,8 +144,9 @@ def test_recover_never_leaves_its_folder(content: bytes) -> None:
         def __init__(self, spec: HoldSpec) -> None:
             self._run_id = spec.run_id
 
-        def clean_up_after_death(self, traces: object) -> None:
+        def clean_up_after_death(self, traces: object) -> list[str]:
             cleaned.append(self._run_id)
+            return []
 
     with ledger(content) as parent, pytest.MonkeyPatch.context() as patch:
         patch.setattr(recover_module, "backends_for", lambda name: (Remains,))
