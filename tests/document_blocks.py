@@ -79,6 +79,8 @@ RUN_BY = {
         "ansible-galaxy": "integration/test_ansible.py::test_the_tasks_of_the_pages_restart_a_unit",
         "only_if_changed:": "integration/test_ansible.py::"
         "test_the_tasks_of_the_pages_restart_a_unit",
+        "synplug.ops.install": "integration/test_ansible.py::"
+        "test_the_role_installs_and_the_rolling_play_restarts_what_it_configured",
         "handlers:": "integration/test_ansible.py::"
         "test_the_handler_of_the_page_restarts_a_unit_when_it_is_notified_and_never_again",
     },

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -538,46 +538,58 @@ def test_check_mode_and_diff(
 
 
 def test_the_role_installs_and_the_rolling_play_restarts_what_it_configured(
-    ansible: Ansible, hosts: list[Host], inventory: Path, tmp_path: Path
+    ansible: Ansible, hosts: list[Host], unit: HAProxy, inventory: Path, tmp_path: Path
 ) -> None:
-    """By the wheel of this very tree, without a network."""
-    wheels = tmp_path / "wheels"
+    """By the wheel of this very tree, without a network; the page's play, but for its places."""
     ansible.run(
         "python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-        "--no-index", "--wheel-dir", str(wheels), str(ROOT),
+        "--no-index", "--wheel-dir", str(tmp_path), str(ROOT),
     )  # fmt: skip
-    (wheel,) = wheels.glob("synplug-*.whl")
+    (wheel,) = tmp_path.glob("synplug-*.whl")
+    # pip would take a tree on Python's path for synplug installed
+    plain = {name: text for name, text in ansible.environ.items() if name != "PYTHONPATH"}
+    ansible = replace(ansible, environ=plain)
+    there, text = tmp_path / "host", block("integrations/ansible/README.md", "synplug.ops.install")
+    there.mkdir()
+    assert f"src: {wheel.name}\n" in text
+    assert f"synplug_package: /usr/local/src/{wheel.name}\n" in text
     play = tmp_path / "install.yml"
-    play.write_text("- hosts: web1\n  gather_facts: false\n  roles:\n    - synplug.ops.install\n")
-    service = {"port": list(hosts[0].haproxy.ports), "restart": hosts[0].haproxy.restart_argv}
+    play.write_text(text.replace("/usr/local/src", str(there)))
     variables = {
-        "synplug_package": str(wheel),
+        "ansible_become": False,
         "synplug_pip_arguments": f"--no-index --find-links {ROOT}/.venv-ansible/wheels",
-        "synplug_venv": str(tmp_path / "venv"),
+        "synplug_venv": str(there / "venv"),
         "synplug_venv_command": f"{sys.executable} -m venv",
-        "synplug_link": str(tmp_path / "synplug"),
-        "synplug_config_dir": str(tmp_path / "synplug.d"),
-        "synplug_services": {"edge": {**service, "max-hold": "9s", "quiet": True}},
+        "synplug_link": str(there / "synplug"),
+        "synplug_config_dir": str(there / "synplug.d"),
     }
-    words = ("-i", str(inventory), "-e", json.dumps(variables), str(play))
-    status, said = ansible.play(*words)
+    words = ("-i", str(inventory), "-l", "web1", "-e", json.dumps(variables), str(play))
+    status, said = ansible.play("--check", *words)
     assert status == 0, json.dumps(said)
-    status, said = ansible.play(*words)
-    assert status == 0, json.dumps(said)
-    assert said["stats"]["web1"]["changed"] == 0, "the role is idempotent"
+    assert said["stats"]["web1"]["changed"] == 5, "the wheel, and what the role makes"
+    assert not list(there.iterdir()), "nothing was made"
+    for changed in (5, 0):
+        status, said = ansible.play(*words)
+        assert status == 0, json.dumps(said)
+        assert said["stats"]["web1"]["changed"] == changed, "the role is idempotent"
 
     rolling = {
         "synplug_hosts": "web1",
-        "synplug_service": "edge",
+        "synplug_service": "haproxy",
         "synplug_become": False,
-        "synplug_executable": str(tmp_path / "synplug"),
-        "synplug_config": str(tmp_path / "synplug.d"),
+        "synplug_executable": str(there / "synplug"),
+        "synplug_config": str(there / "synplug.d"),
     }
-    words = ("-i", str(inventory), "-e", json.dumps(rolling), "synplug.ops.rolling")
-    (status, said), loads = under_load(hosts[:1], lambda: ansible.play(*words))
+    lab, pids = hosts[0].lab, unit.pids
+    with Load(lab.client, unit.targets(lab.server_addresses), rate_per_s=200) as load:
+        status, said = ansible.play(
+            "-i", str(inventory), "-e", json.dumps(rolling), "synplug.ops.rolling"
+        )
+        result = load.stop()
     assert status == 0, json.dumps(said)
     assert results_of(said, "Restart")["web1"]["report"]["hold"]["held"] > 0
-    assert loads["web1"].failures == 0, loads["web1"].summary()
+    assert unit.pids != pids
+    assert result.failures == 0, result.summary()
 
 
 def test_the_role_installs_nothing_that_nobody_has_named(
