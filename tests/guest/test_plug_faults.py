@@ -78,7 +78,8 @@ REFUSED_ALWAYS = (
     ("TrafficControl.remove_filter after Backend.open", Fault.EPERM),
     ("TrafficControl.remove_device after Backend.remove", Fault.ENOBUFS),
     ("Ledger.write holding", Fault.ENOSPC),
-    ("Backend.open", Fault.EMFILE),
+    ("Backend.hold", Fault.EMFILE),
+    ("Backend.open", Fault.ENOBUFS),  # no file is opened from there on
 )
 #: Steps that can be refused nothing, or after which there is nothing that could be.
 ALWAYS_DONE = ("close", "fileno")
