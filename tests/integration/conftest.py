@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from netlab.program import listening_endpoints, wait_until
+from netlab.errors import NotReadyError
+from netlab.program import listening_endpoints, tail, wait_until
 from netlab.snapshot import NetworkState
 from netlab.topology import ClientServer, Namespace
 
@@ -51,7 +52,8 @@ class SimpleService:
     def start_argv(self, *options: str) -> list[str]:
         """A command that starts it in the background, and returns at once."""
         server = [sys.executable, str(SERVER), str(self.port), "--pidfile", str(self.pidfile)]
-        line = f"setsid {shlex.join([*server, *options])} </dev/null >/dev/null 2>&1 &"
+        said = shlex.quote(str(self.directory / "said"))
+        line = f"setsid {shlex.join([*server, *options])} </dev/null >>{said} 2>&1 &"
         return ["sh", "-c", line]
 
     def restart_argv(self, *options: str) -> list[str]:
@@ -70,6 +72,18 @@ class SimpleService:
             port == self.port for _, port in listening_endpoints(self.pid)
         )
 
+    def wait(self) -> None:
+        """Wait until it listens.
+
+        Raises:
+            NotReadyError: it did not within 20 s; the message has what it said.
+
+        """
+        try:
+            wait_until(self.listens, 20, "the simple server listens")
+        except NotReadyError as exc:
+            raise NotReadyError(f"{exc}\n{tail(self.directory / 'said')}") from exc
+
     def targets(self, lab: ClientServer) -> list[tuple[str, int]]:
         """Where the client finds it."""
         return [(address, self.port) for address in lab.server_addresses]
@@ -80,7 +94,7 @@ def simple(lab: ClientServer, tmp_path: Path) -> SimpleService:
     """The small server, started in the server's namespace; ended with it."""
     service = SimpleService(namespace=lab.server, directory=tmp_path)
     lab.server.run(service.start_argv())
-    wait_until(service.listens, 10, "the simple server listens")
+    service.wait()
     return service
 
 

@@ -110,7 +110,7 @@ class FaultLab:
         folder.mkdir(parents=True)
         service = SimpleService(namespace=self._lab.server, directory=folder)
         self._lab.server.run(service.start_argv())
-        wait_until(service.listens, 20, "the simple server listens")
+        service.wait()
         with Clients(self._lab.client, service.targets(self._lab)) as clients:
             run = _FaultyRun(case, max_hold_s, self._lab, service)
             run.see_to_its_end()
@@ -124,9 +124,9 @@ class FaultLab:
         if left:
             shell.run(self._lab.server, "recover")
             seen.left_after_recover = self._before.difference(self._state())
-        with suppress(ProcessLookupError):
-            os.kill(service.pid, signal.SIGKILL)
-        wait_until(lambda: not service.listens(), 5, "the service has ended")
+        # Also a server that a command started which did not live to wait for it: one that binds
+        # only now would keep the next case's from its port.
+        self._lab.server.end_everything()
         return seen
 
     def _left_when_still(self) -> list[str]:

@@ -18,7 +18,6 @@ import pytest
 
 from netlab.load import Load
 from netlab.load_result import LoadResult
-from netlab.program import wait_until
 from netlab.topology import ClientServer
 from tests.document_blocks import ROOT, block, blocks_of
 from tests.integration.conftest import SimpleService
@@ -134,7 +133,7 @@ def test_another_namespace(lab: ClientServer, tmp_path: Path) -> None:
     """By its name, and by the pid of a process there; from outside."""
     service = SimpleService(namespace=lab.server, directory=tmp_path, port=9000)
     lab.server.run(service.start_argv())
-    wait_until(service.listens, 10, "the simple server listens")
+    service.wait()
     script = tmp_path / "restart-app"
     lines = block("docs/recipes.md", "--netns web").splitlines()
     assert len(lines) == 2
