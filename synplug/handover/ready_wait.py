@@ -19,6 +19,8 @@ _NEAR_POLL_S, _NEAR_S = 0.0002, 0.02
 _PROCESSES_EVERY_S = 0.01
 #: A process that ends loses its descriptors first, and its listeners a moment later (do_exit).
 _ENDING_S = 0.01
+#: To look into so many processes takes as long as to wait for an end would.
+_MANY = 100
 _LOCAL_WAITED = (
     "connections from this host may have waited: a check of the restart's own among them waited "
     "for itself; --ready-http, and what the command itself starts, need not wait"
@@ -145,33 +147,40 @@ class ReadyWait:
     def _lasts(self, listeners: Collection[Listener], command_pid: int, now_s: float) -> bool:
         """Whether none of them is that of a configuration test, which listens for a moment.
 
-        A command that still runs may go on with such a test, which is then a child of its. A
-        listener of none of its children may be a test's that is ending just now, and is looked at
-        again; any other one is looked at once.
+        A command that still runs may go on with such a test. A listener of nobody may be a test's
+        that is ending just now, and is looked at again; any other one is looked at once.
         """
         cookies = {listener.cookie for listener in listeners}
         if cookies <= self._lasting:
             return True
-        processes = self._tools.processes
-        new = [own for own in listeners if own.cookie not in self._lasting]
-        owners = processes.owners({own.inode for own in new}, processes.descendants([command_pid]))
+        new = {own.cookie: own.inode for own in listeners if own.cookie not in self._lasting}
+        owners = self._owners(set(new.values()), command_pid)
         since_s = [
-            self._ownerless_s.setdefault(own.cookie, now_s)
-            for own in new
-            if not owners.get(own.inode)
+            self._ownerless_s.setdefault(cookie, now_s)
+            for cookie, inode in new.items()
+            if not owners[inode]
         ]
         if since_s and now_s - max(since_s) < _ENDING_S:
             return False
-        if any(
-            not words or is_configuration_test(words)  # without words it is ending
-            for found in owners.values()
-            for owner in found
-            for words in [processes.command_line(owner.pid)]
-        ):
-            return False
+        for pids in filter(None, owners.values()):
+            # Who is ending has no words any more; a daemon's child is there before its parent ends.
+            command_lines = list(filter(None, map(self._tools.processes.command_line, pids)))
+            if not command_lines or any(map(is_configuration_test, command_lines)):
+                return False
         now = self._tools.sockets.listeners(self._plan.spec.endpoints)
         self._lasting |= cookies & {listener.cookie for listener in now}
         return cookies <= self._lasting
+
+    def _owners(self, inodes: Collection[int], command_pid: int) -> dict[int, list[int]]:
+        """Who has each of the sockets open: among the command's children, or who has left them."""
+        processes = self._tools.processes
+        children = processes.descendants([command_pid])
+        found = processes.owners(inodes, children)
+        if not all(found.values()):
+            daemons = processes.started_since(command_pid) - children
+            if len(daemons) <= _MANY:
+                found = {**found, **processes.owners({i for i in found if not found[i]}, daemons)}
+        return {inode: [owner.pid for owner in owners] for inode, owners in found.items()}
 
     def _service(self, now_s: float) -> Collection[int]:
         """The service's processes; looked up less often than listeners."""

@@ -49,6 +49,9 @@ class ProcessTable(Protocol):
     def descendants(self, roots: Iterable[int], /) -> set[int]:
         """These processes, those that live, and their children."""
 
+    def started_since(self, pid: int, /) -> set[int]:
+        """The processes that were started after this one, as far as their numbers tell."""
+
     def control_group_members(self, component: str, /) -> set[int]:
         """The processes of a control group."""
 

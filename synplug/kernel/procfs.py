@@ -118,6 +118,15 @@ def descendants(roots: Iterable[int]) -> set[int]:
     return found
 
 
+def started_since(pid: int) -> set[int]:
+    """The processes that were started after *pid*, as far as their numbers tell.
+
+    Numbers go up until they begin anew at pid_max (``kernel/pid.c``, idr_alloc_cyclic): from then
+    on those that are smaller are missed, and those that were there before count.
+    """
+    return {other for other in pids() if other > pid}
+
+
 def control_group_members(component: str) -> set[int]:
     """The processes of a unit of the system's own manager, such as ``nginx.service``.
 

@@ -270,6 +270,9 @@ class FakeProcesses:
                 waiting += self.children.get(pid, ())
         return found
 
+    def started_since(self, pid: int, /) -> set[int]:
+        return {other for other in self.inodes if other > pid} - self.dead
+
     def control_group_members(self, component: str, /) -> set[int]:
         return set(self.groups.get(component, ()))
 
@@ -286,7 +289,7 @@ class FakeProcesses:
             inode: [
                 Process(pid=pid, name=self.names.get(pid, "server"))
                 for pid, own in sorted(self.inodes.items())
-                if inode in own
+                if inode in own and (candidates is None or pid in candidates)
             ]
             for inode in set(inodes)
         }

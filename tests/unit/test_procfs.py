@@ -33,6 +33,23 @@ def test_a_zombie_is_not_alive() -> None:
     assert procfs.is_alive(os.getpid())
 
 
+def test_who_was_started_since() -> None:
+    """Numbers may begin anew in between, so a few are tried."""
+    for _ in range(3):
+        with (
+            subprocess.Popen(["sleep", "60"]) as first,
+            subprocess.Popen(["sleep", "60"]) as second,
+        ):
+            found = procfs.started_since(first.pid)
+            first.kill()
+            second.kill()
+        if first.pid < second.pid:
+            assert second.pid in found
+            assert first.pid not in found
+            return
+    pytest.fail("of two processes the later one had the smaller number, thrice")
+
+
 @pytest.mark.parametrize("environment", [{}, {"FIRST": "a=b", "SECOND": ""}])
 def test_the_environment_is_that_of_the_start(environment: dict[str, str]) -> None:
     """Python itself adds LC_CTYPE to an empty one (PEP 538)."""

@@ -393,6 +393,37 @@ def test_a_configuration_test_of_the_command_is_no_new_listener(
     assert report.hold.opened_at_s - report.hold.held_at_s == pytest.approx(0.2, abs=0.003)
 
 
+@pytest.mark.parametrize(
+    ("words", "at_s"), [(["nginx"], 0.2), (["nginx", "-t"], 0.5), ([], 0.5)], ids=str
+)
+def test_a_listener_of_a_daemon_is_one(restart: Restart, words: list[str], at_s: float) -> None:
+    """It is none of the command's children any more; while it ends, it has no words."""
+    restart.processes.inodes[4242] = set()
+    restart.processes.inodes[4300] = {restart.new.inode}
+    restart.processes.command_lines[4300] = words
+
+    def script(command: FakeCommand) -> None:
+        restart.world.after(0.05, restart.listen)
+        restart.world.after(0.20, lambda: restart.listen(restart.new))
+        restart.world.after(0.5, lambda: command.end(0))
+
+    restart.script = script
+    report = run(restart)
+    assert report.ok
+    assert report.hold is not None
+    assert report.hold.opened_at_s - report.hold.held_at_s == pytest.approx(at_s, abs=0.003)
+
+
+def test_a_daemon_is_there_before_its_parent_ends(restart: Restart) -> None:
+    """Both have the listener; the parent has lost its words already."""
+    restart.processes.command_lines[4242] = []
+    restart.processes.inodes[4300] = {restart.new.inode}
+    restart.processes.children[4242] = {4300}
+    report = run(restart)
+    assert report.hold is not None
+    assert report.hold.opened_at_s - report.hold.held_at_s == pytest.approx(0.2, abs=0.003)
+
+
 def test_a_new_listener_of_nobody_we_know_is_looked_at_again(restart: Restart) -> None:
     """A process that ends has lost its descriptors before its listeners go; a daemon stays."""
     restart.processes.inodes[4242] = set()
