@@ -112,8 +112,13 @@ class PlugBackend(Backend):
     # --- holding
 
     def hold(self) -> None:
-        self._control.close_plug(self._ifb_index)
-        self._before = self._last = self._state() or self._before
+        try:
+            self._control.close_plug(self._ifb_index)
+            self._before = self._last = self._state() or self._before
+        except SynplugError:  # it may be closed: what was lost is the answer
+            with suppress(SynplugError):
+                self._control.open_plug(self._ifb_index)
+            raise
         self._is_held = True
 
     def fileno(self) -> int:

@@ -421,6 +421,20 @@ def test_a_plug_whose_statistics_cannot_be_read_opens(control: FakeControl) -> N
         backend.confirm_empty()
 
 
+@pytest.mark.parametrize("refused", ["close-plug", "plug-state"])
+def test_a_hold_that_was_refused_lets_go_of_who_waits(control: FakeControl, refused: str) -> None:
+    """The kernel may have done it: what is refused can be the answer."""
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    control.log.clear()
+    control.refused.add(refused)
+    with pytest.raises(KernelError, match=refused):
+        backend.hold()
+    assert control.log[-1] == "open-plug"
+    backend.remove()
+    assert control.log[-1] == "remove-ifb"
+
+
 def test_what_cannot_go_back_to_its_device_is_lost(control: FakeControl) -> None:
     backend = held(control)
     backend.open()
