@@ -112,8 +112,13 @@ class PlugBackend(Backend):
     # --- holding
 
     def hold(self) -> None:
-        self._control.close_plug(self._ifb_index)
-        self._before = self._last = self._state() or self._before
+        try:
+            self._control.close_plug(self._ifb_index)
+            self._before = self._last = self._state() or self._before
+        except SynplugError:  # it may be closed: what was lost is the answer
+            with suppress(SynplugError):
+                self._control.open_plug(self._ifb_index)
+            raise
         self._is_held = True
 
     def fileno(self) -> int:
@@ -158,7 +163,10 @@ class PlugBackend(Backend):
         self._passing += 1
 
     def waiting(self) -> int:
-        state = self._state()
+        try:
+            state = self._state()
+        except SynplugError:  # whoever waits must be let go all the same
+            state = self._last
         return state.waiting if state is not None else 0
 
     def _state(self) -> PlugState | None:
@@ -259,9 +267,7 @@ class PlugBackend(Backend):
         """Open what is still there, let it run empty, and remove it."""
         try:
             self._ifb = device = self._control.index_of(self._ifb_name)
-            waiting = 0
-            with suppress(SynplugError):  # it is only to be told
-                waiting = self.waiting()
+            waiting = self.waiting()
             if device is not None:
                 with suppress(SynplugError):  # without its plug nothing waits
                     self._control.open_plug(device)

@@ -186,7 +186,12 @@ def _names_the_fault(case: Case, seen: Observation, said: str) -> bool:
         return True
     if case.point == "watcher.start" and "the watcher of the keeper ended" in said:
         return True  # what refused it cannot be told: that was its only line
-    words = [os.strerror(case.fault.errno), case.fault.value]
-    if case.fault is Fault.EPERM:  # in words of what is missing
+    return names_the_errno(case.fault, said)
+
+
+def names_the_errno(fault: Fault, said: str) -> bool:
+    """Whether an account says what the system has answered."""
+    words = [os.strerror(fault.errno), fault.value]
+    if fault is Fault.EPERM:  # in words of what is missing
         words += ["not permitted", "as root"]
     return any(word in said for word in words)

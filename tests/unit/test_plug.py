@@ -105,6 +105,8 @@ class FakeControl:
         self._do("open-plug")
 
     def plug_state(self, _device: int) -> PlugState | None:
+        if "plug-state" in self.refused:
+            raise KernelError("plug-state", 105)
         return self.state
 
     def has_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
@@ -406,6 +408,31 @@ def test_a_plug_that_does_not_open_holds_nobody_who_comes(control: FakeControl) 
     with pytest.raises(KernelError):
         backend.open()
     assert len(control.installed) == 1, "no filter of ours is left"
+
+
+def test_a_plug_whose_statistics_cannot_be_read_opens(control: FakeControl) -> None:
+    backend = held(control)
+    control.state = PlugState(waiting=5, passed=0, dropped=0, waiting_bytes=370)
+    assert backend.waiting() == 5
+    control.refused.add("plug-state")
+    assert backend.open() == 5, "as of the last time that they were"
+    assert control.log[0] == "open-plug"
+    with pytest.raises(KernelError):  # but it is not said that nobody waits any more
+        backend.confirm_empty()
+
+
+@pytest.mark.parametrize("refused", ["close-plug", "plug-state"])
+def test_a_hold_that_was_refused_lets_go_of_who_waits(control: FakeControl, refused: str) -> None:
+    """The kernel may have done it: what is refused can be the answer."""
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    control.log.clear()
+    control.refused.add(refused)
+    with pytest.raises(KernelError, match=refused):
+        backend.hold()
+    assert control.log[-1] == "open-plug"
+    backend.remove()
+    assert control.log[-1] == "remove-ifb"
 
 
 def test_what_cannot_go_back_to_its_device_is_lost(control: FakeControl) -> None:

@@ -3,8 +3,9 @@
 Runs the command line with these arguments. When the process that POINT belongs to comes there,
 FAULT strikes PARTY: a signal, an exception, or the next system call of a kind that can say so fails
 with that error. FACTS is a file that gets a line for each thing that happened: ``fault TIME
-ORCHESTRATOR KEEPER`` with a monotonic time and two pids, and ``refused CALL``. The keeper of a hold
-that somebody else began is named by FAULT_KEEPER.
+ORCHESTRATOR KEEPER`` with a monotonic time and two pids, and ``refused CALL PLACE`` with the
+function of synplug that made the call. The keeper of a hold that somebody else began is named by
+FAULT_KEEPER.
 
 Nothing in synplug knows of this: methods are wrapped before the keeper is forked.
 """
@@ -131,7 +132,7 @@ class Accident:
         else:
             return
         if name in _REFUSING[self._fault] and name in (self._point.refused or {name}):
-            _note(self._facts, f"refused {name}")
+            _note(self._facts, f"refused {name} {_place(frame)}")
             raise OSError(self._fault.errno, os.strerror(self._fault.errno))
 
 
@@ -157,6 +158,16 @@ class Record:
     def _pass(self, point: Point) -> None:
         if point.after == self._part and os.getpid() != self._run:
             _note(self._facts, f"passed {point.name}")
+
+
+def _place(frame: FrameType | None) -> str:
+    """The function of synplug that makes a call, perhaps through a library: ``module.function``."""
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if module.startswith("synplug."):
+            return f"{module.rpartition('.')[2]}.{frame.f_code.co_name}"
+        frame = frame.f_back
+    return "elsewhere"
 
 
 def _at(point: Point, happen: Callable[[], None]) -> None:
