@@ -116,7 +116,7 @@ def test_a_run_that_goes_leaves_an_orphan() -> None:
 
 def test_a_run_that_has_left_the_hold_to_us_leaves_none() -> None:
     talk = Talk()
-    talk.audience.detach()
+    talk.audience.detach([])
     assert talk.run.receive() == {"event": "detached"}
     talk.run.close()
     assert talk.hear() == []
@@ -161,7 +161,7 @@ def test_guests_are_greeted_heard_and_told(root: Path) -> None:
     talk.hear()
     talk.hear()
     for guest in (one, other):
-        assert guest.receive() == {"event": "holding", "run_id": "0123abcd"}
+        assert guest.receive() == {"event": "holding", "old": [], "run_id": "0123abcd"}
     one.send("release")
     assert talk.hear() == ["release"]
     one.close()
