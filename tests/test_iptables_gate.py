@@ -298,7 +298,7 @@ def test_what_a_foreign_queue_holds_stays_there() -> None:
             waiting = 1
             for _ in range(3):
                 gate = IptablesGate(spec_of(Endpoint(port=80)))
-                assert not gate.flushes_queues()
+                assert not gate.flushes_queues
                 for step in (lambda g: g.prepare((20_000,)), *_STEPS):
                     step(gate)
                     before, (waiting,) = waiting, [state.waiting for state in queue.states()]

@@ -10,6 +10,7 @@ from synplug.holding import watcher
 from synplug.holding.audience import Audience
 from synplug.holding.base import Backend
 from synplug.holding.ledger import Entry, Ledger
+from synplug.holding.locks import FlushGuard
 from synplug.holding.remarks import unwatched_remark
 from synplug.kernel import procfs
 from synplug.model import HoldSpec
@@ -33,13 +34,14 @@ def entry_of(spec: HoldSpec, backend: Backend, state: str, *, deadline_s: float 
 def arm_first(
     makers: tuple[Callable[[HoldSpec], Backend], ...],
     spec: HoldSpec,
-    *,
     ledger: Ledger,
+    guard: FlushGuard,
     audience: Audience,
 ) -> tuple[Backend, list[str]]:
     """The first backend that could be armed, and what there is to say about that.
 
-    :raises SynplugError: none could; nothing of them is left.
+    :raises SynplugError: none could; nothing of them is left. :raises LockError: nobody can hold,
+        since somebody does not end his removal; nothing was made.
     """
     passed_over: list[str] = []
     for make in makers:
@@ -48,6 +50,8 @@ def arm_first(
         except ImportError as error:  # of a module that only this backend needs
             passed_over.append(f"a backend cannot be loaded: {error}")
             continue
+        if backend.uses_queues:
+            guard.check()
         is_safe = True
         backend.load_libraries()
         if backend.outlives_its_keeper:

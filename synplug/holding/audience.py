@@ -25,6 +25,7 @@ class Audience:
         #: What a newcomer is told.
         self.greeting: Callable[[], dict[str, Any]] = dict
         self.is_detached = False
+        self._old: list[Any] = []
         poll.register(run.fileno(), select.POLLIN)
 
     def open_door(self, name: str) -> None:
@@ -52,8 +53,12 @@ class Audience:
         for channel in self._channels.values():
             channel.send(event, **fields)
 
-    def detach(self) -> None:
-        """The run goes, and leaves the hold to us."""
+    def detach(self, old: list[Any]) -> None:
+        """The run goes, and leaves the hold to us.
+
+        :param old: the listeners that stood before it, for newcomers.
+        """
+        self._old = old
         self.say("detached")
         self.is_detached = True
 
@@ -82,4 +87,4 @@ class Audience:
         if guest is not None:
             self._channels[guest.fileno()] = guest
             self._poll.register(guest.fileno(), select.POLLIN)
-            guest.send("holding", **self.greeting())
+            guest.send("holding", old=self._old, **self.greeting())

@@ -31,12 +31,14 @@ class Backend(ABC):
     can_pace: bool = True
     #: Whether it can let SYNs pass, and know whose they were.
     can_observe: bool = False
-    #: How long :meth:`hold` and :meth:`open` may wait for somebody else's lock.
+    #: How long :meth:`hold`, :meth:`open` and :meth:`remove` may wait for somebody else's lock.
     patience_s: float = 0.0
     #: Whether something stays in the kernel when its keeper is killed.
     outlives_its_keeper: bool = False
     #: Whether it holds in netfilter queues, which the removal of another run's table would flush.
     uses_queues: bool = True
+    #: Whether :meth:`remove` drops what other netfilter queues of the network namespace hold.
+    flushes_queues: bool = True
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -136,7 +138,10 @@ class Backend(ABC):
 
     @abstractmethod
     def obstacle(self) -> str:
-        """Why :meth:`remove` would hurt somebody else right now, in words; empty: it would not."""
+        """Why :meth:`remove` would hurt somebody else right now, in words; empty: it would not.
+
+        Asked only where it :attr:`flushes_queues`.
+        """
 
     @abstractmethod
     def remove(self) -> None:

@@ -1,8 +1,14 @@
-"""What the run and its keeper say to each other: JSON objects over a SEQPACKET socket pair."""
+"""What the run and its keeper say to each other: JSON objects over a SEQPACKET socket pair.
+
+What is longer than a message may be (thousands of listeners) goes as a file in memory, whose
+descriptor is the message: it is there as a whole, or not at all, and the sender never waits.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 from dataclasses import asdict
 from ipaddress import ip_address
@@ -13,6 +19,7 @@ from synplug.errors import KeeperError, PrivilegeError, SynplugError
 from synplug.model import Endpoint, HoldCounts, HoldResult, HoldSpec, Hook, Listener, ReleaseReason
 
 _MESSAGE_BYTES = 1 << 16
+_IN_A_FILE = b"file"
 
 
 class Channel:
@@ -41,7 +48,7 @@ class Channel:
         Never waits: the other end may be stopped, and its buffer full.
         """
         try:
-            self._socket.send(json.dumps({"event": event, **fields}).encode(), socket.MSG_DONTWAIT)
+            self._send(json.dumps({"event": event, **fields}).encode())
         except (BrokenPipeError, ConnectionResetError, BlockingIOError):
             return False
         return True
@@ -49,14 +56,34 @@ class Channel:
     def receive(self) -> dict[str, Any] | None:
         """The next thing that was said, waiting for it; None at the end."""
         try:
-            data = self._socket.recv(_MESSAGE_BYTES)
+            data = self._receive()
         except ConnectionResetError:
             # The other end went with something of ours unread; what it said before comes now.
             try:
-                data = self._socket.recv(_MESSAGE_BYTES)
+                data = self._receive()
             except ConnectionResetError:
                 return None
         return json.loads(data) if data else None
+
+    def _send(self, data: bytes) -> None:
+        if len(data) <= _MESSAGE_BYTES:
+            self._socket.send(data, socket.MSG_DONTWAIT)
+            return
+        with os.fdopen(os.memfd_create("synplug-message"), "wb", buffering=0) as file:
+            file.write(data)
+            socket.send_fds(self._socket, [_IN_A_FILE], [file.fileno()], socket.MSG_DONTWAIT)
+
+    def _receive(self) -> bytes:
+        data, files, _, _ = socket.recv_fds(
+            self._socket, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC
+        )
+        if data != _IN_A_FILE:
+            return data
+        if not files:  # the kernel says so by leaving it out: unix(7), SCM_RIGHTS
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        with os.fdopen(files[0], "rb") as file:
+            file.seek(0)
+            return file.read()
 
 
 def error_to_wire(error: SynplugError) -> dict[str, str]:

@@ -23,6 +23,8 @@ class Gate(Protocol):
     capabilities: frozenset[int]
     outlives_its_keeper: bool
     patience_s: float
+    #: Whether :meth:`remove` drops what other queues of the namespace hold.
+    flushes_queues: bool
 
     def traces(self) -> dict[str, str]:
         """What it puts into the kernel."""
@@ -51,9 +53,6 @@ class Gate(Protocol):
     def matched(self) -> int:
         """How many packets met the rule."""
 
-    def flushes_queues(self) -> bool:
-        """Whether :meth:`remove` drops what other queues of the namespace hold."""
-
     def remove(self) -> None:
         """Take the rest out, and verify it."""
 
@@ -75,6 +74,7 @@ class NftGate:
         self.capabilities = ANY_BACKEND - {NET_RAW}
         self.outlives_its_keeper = False
         self.patience_s = 0.0
+        self.flushes_queues = True
         self._spec = spec
         self._made: HoldTable | None = None
         self._queues: tuple[int, ...] = ()
@@ -111,9 +111,6 @@ class NftGate:
 
     def matched(self) -> int:
         return self._table.matched()
-
-    def flushes_queues(self) -> bool:
-        return True
 
     def remove(self) -> None:
         name = self._table.name

@@ -79,6 +79,7 @@ class IptablesGate:
         self.capabilities = ANY_BACKEND  # libiptc talks through a raw socket
         self.outlives_its_keeper = True  # a rule that lets packets pass
         self.patience_s = _PATIENCE_S
+        self.flushes_queues = False  # the table's hooks stay registered, whatever its rules
         self._spec = spec
         self._bases = _BASE_CHAINS[spec.hook]
         self._chain = f"synplug-{spec.run_id}"
@@ -197,10 +198,6 @@ class IptablesGate:
 
     def _count(self) -> int:
         return sum(self._tables.read(family, self._packets) for family in self._touched)
-
-    def flushes_queues(self) -> bool:
-        """No: the table's hooks stay registered, whatever becomes of its rules."""
-        return False
 
     # --- the end
 

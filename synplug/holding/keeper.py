@@ -24,7 +24,7 @@ from synplug.holding.keeper_process import limit
 from synplug.holding.ledger import Ledger
 from synplug.holding.lingering import wait_until_harmless
 from synplug.holding.locks import FlushGuard, RunLocks
-from synplug.holding.paced import Paced, let_go_in_steps
+from synplug.holding.paced import let_go_in_steps
 from synplug.holding.remarks import burst_remark, loss_remark
 from synplug.kernel.deadman import Deadman
 from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
@@ -56,7 +56,6 @@ class Keeper:
         self._poll = select.poll()
         self._audience = Audience(channel, self._poll)
         self._audience.greeting = self._greeting
-        self._old: list[Any] = []
         self._is_releasing = False
         self._result: HoldResult | None = None
         self._spec = spec
@@ -72,6 +71,7 @@ class Keeper:
         self._loss_checked_at_s = 0.0
         self._lost = 0
         self._is_open_asked = False
+        self._is_hurried = False  # by SIGTERM, when the hold is ending already
         self._told_of_local = False
         self._warnings: list[str] = []
 
@@ -86,7 +86,7 @@ class Keeper:
         try:
             self._deadman = Deadman()
             self._backend, self._warnings = arm_first(
-                self._backends, self._spec, ledger=self._ledger, audience=self._audience
+                self._backends, self._spec, self._ledger, self._guard, self._audience
             )
         except Exception as error:  # noqa: BLE001 -- whatever it is, it is said, and undone by now
             self._say_failed(error)
@@ -119,7 +119,6 @@ class Keeper:
                 self._backend.open()
         self._is_in_force, self._held_at_s = False, 0.0
         try:
-            self._deadman.stop()
             self._dismantle()
         except Exception:  # noqa: BLE001 -- then at once, and by closing alone
             self._close()
@@ -156,6 +155,7 @@ class Keeper:
         for descriptor, _ in self._poll.poll(timeout_ms):
             if descriptor == self._signals:
                 os.read(self._signals, 64)
+                self._is_hurried = self._reason is not None
                 self._end(ReleaseReason.SIGNAL)
             elif descriptor == self._run:
                 self._poll.unregister(self._run)
@@ -202,11 +202,9 @@ class Keeper:
 
     def _detach(self, old: list[Any]) -> None:
         if self._reason is not None:
-            error = KeeperError("the hold is ending already", remedy="raise --max-hold")
-            self._audience.say("failed", error=error_to_wire(error))
+            self._say_failed(KeeperError("the hold is ending already", remedy="raise --max-hold"))
             return
-        self._old = old
-        self._audience.detach()
+        self._audience.detach(old)
 
     def _observe(self) -> None:
         """Let SYNs pass, and note whose, until it is said that they wait."""
@@ -249,7 +247,6 @@ class Keeper:
         """What somebody needs to know who asks for the hold by its name."""
         return {
             **spec_to_wire(self._spec),
-            "old": self._old,
             "backend": self._backend.name,
             "at_s": self._held_at_s,
             "releasing": self._is_releasing,
@@ -270,17 +267,14 @@ class Keeper:
         """Let go at the listeners' pace, then open."""
         self._is_releasing = True
         self._audience.say("releasing")
-        paced = Paced()
-        try:
-            paced = let_go_in_steps(
-                self._backend,
-                self._spec,
-                clock=self._clock,
-                is_over=lambda: self._is_open_asked or self._clock() >= self._deadline_s,
-                turn=self._turn,
-            )
-        except SynplugError as error:  # no reason to drop what waits
-            self._warnings.append(f"let go at once, since the listeners could not be read: {error}")
+        paced = let_go_in_steps(
+            self._backend,
+            self._spec,
+            clock=self._clock,
+            is_over=lambda: self._is_open_asked or self._clock() >= self._deadline_s,
+            turn=self._turn,
+        )
+        self._warnings += paced.remarks
         released, opened_at_s = self._open()
         burst = () if self._backend.can_pace else burst_remark(released, paced.listeners)
         self._result = HoldResult(
@@ -307,14 +301,20 @@ class Keeper:
         opened_at_s = self._clock()
         self._deadman.set(_CONFIRM_S)  # new connections pass already
         self._backend.confirm_empty()
-        self._deadman.stop()  # nothing is held any more, and what is left may linger
         self._guard.leave()
+        self._deadman.stop()  # nothing is held any more, and what is left may linger
         return released, opened_at_s
 
     def _dismantle(self) -> None:
         """Remove the rest as soon as nobody is hurt by it; then nothing is left of the hold."""
         wait_until_harmless(
-            self._backend, self._guard, clock=self._clock, tell=self._say_lingering, turn=self._turn
+            self._backend,
+            self._guard,
+            self._deadman,
+            clock=self._clock,
+            is_hurried=lambda: self._is_hurried,
+            tell=self._say_lingering,
+            turn=self._turn,
         )
         try:
             self._backend.remove()

@@ -10,33 +10,43 @@ from collections.abc import Callable
 
 from synplug.holding.base import Backend
 from synplug.holding.locks import FlushGuard
+from synplug.kernel.deadman import Deadman
 
 _ANOTHER_HOLD = "another synplug run holds connections in this network namespace"
 #: How long an empty table may stay for the packets of somebody who is no synplug.
 LINGER_S = 60.0
 _POLL_MS = 20
+#: A removal takes milliseconds. Meanwhile nobody else can begin to hold, or change legacy rules.
+_REMOVAL_S = 5.0
 
 
 def wait_until_harmless(
     backend: Backend,
     guard: FlushGuard,
+    deadman: Deadman,
     *,
     clock: Callable[[], float],
+    is_hurried: Callable[[], bool],
     tell: Callable[[str], None],
     turn: Callable[[int | None], None],
 ) -> None:
     """Return when the rest can be removed, with the guard taken: no hold of ours would lose by it.
 
-    Somebody else's packets are waited for for a minute at the most.
+    Somebody else's packets are waited for for a minute at the most. When it returns the deadman
+    runs: one that is stopped with the guard taken would keep everybody from holding.
 
-    :param tell: is told once what it waits for. :param turn: sees to whatever happens within so
-        many milliseconds.
+    :param is_hurried: whether somebody else's packets count no more. :param tell: is told once
+        what it waits for. :param turn: sees to whatever happens within so many milliseconds.
     """
     give_up_s = float("inf")  # another hold has a deadline of its own
     told = False
-    while backend.uses_queues and (
-        obstacle := _obstacle(backend, guard, is_over=clock() > give_up_s)
-    ):
+    while True:
+        deadman.set(_REMOVAL_S + backend.patience_s)
+        is_over = is_hurried() or clock() > give_up_s
+        obstacle = _obstacle(backend, guard, is_over=is_over) if backend.flushes_queues else ""
+        if not obstacle:
+            return
+        deadman.stop()  # it would remove the table, too
         is_foreign = obstacle != _ANOTHER_HOLD
         give_up_s = min(give_up_s, clock() + LINGER_S) if is_foreign else float("inf")
         if not told:

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 
 from synplug.errors import LockError
 from synplug.holding.runtime import create, here, names_in, tidy
+from synplug.kernel import procfs
 from synplug.model import Endpoint, Family
 
 _LOCK_POLL_S = 0.01
+#: A keeper that is stopped in its removal is ended by then (:mod:`synplug.holding.lingering`).
+_REMOVAL_S = 7.0
+_REMOVAL_POLL_S = 0.002
 _GRACE_S = 0.05  # a run that tidies up has each lock for a moment; that is no other run
 
 
@@ -236,9 +240,34 @@ class FlushGuard:
         self._path = f"{self._folder}/flush.lock"
         self._descriptor: int | None = None
 
+    def check(self) -> None:
+        """Wait the moment that a removal takes.
+
+        :raises LockError: somebody does not end it.
+        """
+        self.share()
+        self.leave()
+
     def share(self) -> None:
-        """Take it for a hold; waits the moment that a removal takes."""
-        self._descriptor = _lock(self._path, fcntl.LOCK_SH)
+        """Take it for a hold; the same wait, and the same error."""
+        deadline_s = time.monotonic() + _REMOVAL_S
+        while (descriptor := _try_lock(self._path, fcntl.LOCK_SH)) is None:
+            if time.monotonic() > deadline_s:
+                raise self._is_stuck()
+            time.sleep(_REMOVAL_POLL_S)
+        self._descriptor = descriptor
+
+    def _is_stuck(self) -> LockError:
+        pid = 0
+        with suppress(OSError):
+            pid = procfs.flock_holder(self._path)
+        which = f"pid {pid}" if pid else "of another PID namespace"
+        return LockError(
+            f"another run's keeper, {which}, does not end the removal of its hold, and nobody else "
+            "can hold meanwhile",
+            remedy=f"end it, by 'kill -9 {pid or 'PID'}'; "
+            "one that does not end is frozen with its control group, or waits in the kernel",
+        )
 
     def try_alone(self) -> bool:
         """Exchange it for a removal; False while another run holds."""

@@ -86,7 +86,8 @@ def restore_unless_wanted() -> str:
         return ""
     try:
         run_id, value = _entry(descriptor)
-        sysctl.write(NAME, value)
+        if sysctl.read(NAME) != value:  # it may be read-only, and was never set then
+            sysctl.write(NAME, value)
         os.unlink(_path())
         return run_id
     finally:

@@ -50,6 +50,7 @@ class QueueBackend(Backend):
         self.capabilities = gate.capabilities
         self.outlives_its_keeper = gate.outlives_its_keeper
         self.patience_s = gate.patience_s
+        self.flushes_queues = gate.flushes_queues
         self._spec = spec
         self._gate = gate
         # What passes unseen, or is dropped, because a short queue is full, cannot be waited for.
@@ -299,8 +300,6 @@ class QueueBackend(Backend):
         raise ReleaseError(f"{left} packets still wait in netfilter queues {self._bound.numbers}")
 
     def obstacle(self) -> str:
-        if not self._gate.flushes_queues():
-            return ""
         foreign = [
             state.number
             for state in queue_states().values()

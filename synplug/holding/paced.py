@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
+from synplug.errors import SynplugError
 from synplug.holding.base import Backend
 from synplug.holding.pace import Pacer
 from synplug.kernel.procfs import sysctl
@@ -20,12 +21,13 @@ class Paced:
     """How it went.
 
     :param limit: what bounded the pace, for the report. :param listeners: who stood at its end,
-        where the backend opens as a whole.
+        where the backend opens as a whole. :param remarks: what went wrong.
     """
 
     steps: int = 0
     limit: str = ""
     listeners: tuple[Listener, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def let_go_in_steps(
@@ -40,8 +42,21 @@ def let_go_in_steps(
 
     :param is_over: whether to pace no longer. :param turn: sees to whatever happens within so
         many milliseconds.
-    :raises SynplugError: the listeners cannot be read.
     """
+    try:
+        return _let_go(backend, spec, clock, is_over, turn)
+    except SynplugError as error:  # no reason to drop what waits
+        words = f"let go at once, since the listeners could not be read: {error}"
+        return Paced(remarks=(words,))
+
+
+def _let_go(
+    backend: Backend,
+    spec: HoldSpec,
+    clock: Callable[[], float],
+    is_over: Callable[[], bool],
+    turn: Callable[[int | None], None],
+) -> Paced:
     with closing(SocketDiagnostics()) as diagnostics:
         pacer = Pacer(
             endpoints=spec.endpoints,

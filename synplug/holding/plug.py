@@ -39,7 +39,7 @@ class PlugBackend(Backend):
     capabilities = ANY_BACKEND - {NET_RAW}
     can_pace = False
     outlives_its_keeper = True
-    uses_queues = False
+    uses_queues = flushes_queues = False
 
     def __init__(self, spec: HoldSpec) -> None:
         with suppress(UnsupportedError):  # it is told when it is needed

@@ -275,6 +275,18 @@ def _is_in_first_namespace(kind: str) -> bool:
         return True
 
 
+def flock_holder(path: str) -> int:
+    """Who has that file locked alone by flock(2); 0: nobody, or nobody of this PID namespace."""
+    status = os.stat(path)
+    device, inode = status.st_dev, status.st_ino
+    file = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
+    for line in _read("/proc/locks").splitlines():
+        match line.split():
+            case [_, "FLOCK", _, "WRITE", pid, place, *_] if place == file:
+                return int(pid)
+    return 0
+
+
 def network_inode(pid: int) -> int:
     """The identity of the process's network namespace; 0: gone, or hidden."""
     try:

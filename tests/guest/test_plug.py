@@ -82,6 +82,24 @@ def test_everything_is_killed_and_recover_lets_go(lab: ClientServer, simple: Sim
     assert float(waiting.communicate(timeout=60)[0]) < 60
 
 
+@pytest.mark.kernels
+def test_what_holds_needs_one_capability_and_so_does_recover(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """As root with these alone; docs/privileges.md."""
+    wrap = ["wrap", "-p", "8080", *PLUG, "--"]
+    for capabilities, status in (((), 125), (("net_admin",), 0)):
+        argv = shell.limited(capabilities, *wrap, *simple.restart_argv())
+        done = lab.server.run(argv, check=False, timeout_s=60)
+        assert done.returncode == status, done
+        assert ("CAP_NET_ADMIN" in done.stderr) == bool(status)
+    lab.server.run(shell.limited(("net_admin",), "hold", "-p", "8080", "--name", "web", *PLUG))
+    kill_everything(lab)
+    done = lab.server.run(shell.limited((), "recover"), check=False)
+    assert (done.returncode, "CAP_NET_ADMIN" in done.stderr) == (125, True)
+    assert "tc filters" in lab.server.run(shell.limited(("net_admin",), "recover")).stdout
+
+
 def test_the_readme_s_lines_clear_a_plug_that_stayed(
     lab: ClientServer, simple: SimpleService
 ) -> None:

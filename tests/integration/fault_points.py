@@ -207,6 +207,10 @@ def _special(point: Point) -> Point:
         return replace(point, backends=(BackendName.NFQUEUE_IPTABLES, BackendName.PLUG))
     if point.name in ("Backend.release_next", "paced.sysctl"):
         return replace(point, service_options=("--backlog", "12"))
+    if point.name in ("FlushGuard.try_alone", "Backend.obstacle"):
+        return replace(point, backends=(BackendName.NFQUEUE,))
+    if point.name in ("FlushGuard.share", "FlushGuard.leave"):
+        return replace(point, nth=2)  # the first is of FlushGuard.check, before anything is made
     if point.name == "Backend.let_through":
         return replace(point, options=(HEALTH_CHECK,))
     if point.name == "Backend.clean_up_after_death":

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,7 @@ from tests.integration.conftest import SimpleService
 from tests.integration.connect import connecting, connects_within, holds_in_force
 
 BACKENDS = ["nfqueue", "nfqueue-iptables"]
+_FAULTY = Path(__file__).with_name("programs") / "faulty_synplug.py"
 
 
 @pytest.fixture(params=BACKENDS)
@@ -103,7 +106,7 @@ def until_cleaned_up(lab: ClientServer, watchers: list[int]) -> None:
     (watcher,) = watchers
     with os.fdopen(watcher) as ended:
         assert select.select([ended], [], [], 5)[0], "the watcher has not ended"
-    assert json.loads(shell.run(lab.server, "status", "--json").stdout) == [], "of dead runs, too"
+    assert _entries(lab) == []
 
 
 def _hold_whose_rule_stays(lab: ClientServer) -> str:
@@ -243,6 +246,110 @@ def test_a_watcher_that_cannot_leave_its_container_is_told(
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
     assert "synplug-" in lab.server.run(["iptables-legacy", "-t", "mangle", "-S"]).stdout
     assert "cleaned up" in shell.run(lab.server, "recover").stdout
+
+
+def _stopped_while_it_removes_the_rest(lab: ClientServer, facts: Path, backend: str) -> int:
+    """A keeper, stopped; its run has ended."""
+    argv = [sys.executable, str(_FAULTY), "Backend.remove", "keeper", "SIGSTOP", str(facts)]
+    lab.server.run([*argv, "wrap", "--backend", backend, "-p", "8080", "--", "true"])
+    keeper = int(facts.read_text().split()[3])
+    assert "T (stopped)" in Path(f"/proc/{keeper}/status").read_text()
+    return keeper
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_keeper_that_is_stopped_while_it_removes_the_rest_blocks_nobody(
+    lab: ClientServer, simple: SimpleService, tmp_path: Path, backend: str
+) -> None:
+    """Nobody may hold meanwhile, so the kernel ends it, and the next run goes on."""
+    keeper = _stopped_while_it_removes_the_rest(lab, tmp_path / "facts", backend)
+    watchers = watchers_of(keeper)
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
+    hold = ["hold", "--backend", backend, "-p", "8090", "--name", "next", "--max-hold", "9s"]
+    following = shell.run(lab.server, *hold)
+    assert following.status == 0, following
+    assert shell.run(lab.server, "release", "--name", "next", "--now").status == 0
+    wait_until(lambda: not os.path.exists(f"/proc/{keeper}"), 12, "the stopped one has ended")
+    if watchers:
+        until_cleaned_up(lab, watchers)
+    assert "synplug" not in lab.server.run(["nft", "list", "ruleset"]).stdout
+    assert shell.run(lab.server, "recover").status == 0
+
+
+@pytest.mark.parametrize("group", ["freezer"], indirect=True)
+def test_a_keeper_that_is_frozen_while_it_removes_the_rest_is_named(
+    lab: ClientServer, simple: SimpleService, tmp_path: Path, group: Path
+) -> None:
+    """Version 1's freezer keeps it from its end, too: who comes then changes nothing."""
+    keeper = _stopped_while_it_removes_the_rest(lab, tmp_path / "facts", "nfqueue")
+    with _frozen(group, keeper):
+        before = lab.server.run(["nft", "list", "ruleset"]).stdout
+        refused = shell.run(lab.server, "wrap", "-p", "8080", "--", "touch", str(tmp_path / "ran"))
+        assert refused.status == 125
+        assert f"pid {keeper}, does not end the removal" in refused.stderr
+        assert f"kill -9 {keeper}" in refused.stderr
+        assert not (tmp_path / "ran").exists()
+        assert lab.server.run(["nft", "list", "ruleset"]).stdout == before
+        assert [one["keeper"] for one in _entries(lab)] == [keeper]
+        assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
+    wait_until(lambda: not os.path.exists(f"/proc/{keeper}"), 5, "it has ended")
+    assert shell.run(lab.server, "wrap", "-p", "8080", "--", "true").status == 0
+
+
+@pytest.mark.parametrize("group", ["freezer"], indirect=True)
+def test_a_keeper_that_is_frozen_holds_until_it_is_thawed(
+    lab: ClientServer, simple: SimpleService, group: Path
+) -> None:
+    """The kernel cannot end it before; the run does not wait for it, and says so."""
+    options = ["wrap", "--max-hold", "1s", "-p", "8080", "--require-new", "--", "sleep", "60"]
+    run = shell.start(lab.server, *options)
+    wait_until(lambda: bool(_children_named(run.pid, "sleep")), 15, "the command runs")
+    (command,) = _children_named(run.pid, "sleep")
+    keeper = holds_in_force(lab.server)[0]["keeper"]
+    with _frozen(group, keeper):
+        time.sleep(2.0)  # the deadline, and what the kernel gives the keeper after that
+        assert not connects_within(lab.client, (lab.server_ipv4, 8080), 0.5)
+        os.kill(command, signal.SIGTERM)
+        _, stderr = run.communicate(timeout=20)
+        assert run.returncode == 128 + signal.SIGTERM
+        assert "has not ended: connections may still be held" in stderr
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5)
+    assert shell.run(lab.server, "recover").status == 0
+
+
+@pytest.mark.parametrize("group", ["unified"], indirect=True)
+def test_a_keeper_that_is_frozen_by_version_2_is_ended_after_the_deadline(
+    lab: ClientServer, simple: SimpleService, group: Path
+) -> None:
+    options = ["-p", "8080", "--name", "web", "--max-hold", "1s"]
+    assert shell.run(lab.server, "hold", *options).status == 0
+    keeper = holds_in_force(lab.server)[0]["keeper"]
+    (group / "cgroup.procs").write_text(str(keeper))
+    (group / "cgroup.freeze").write_text("1")
+    wait_until(lambda: "frozen 1" in (group / "cgroup.events").read_text(), 1, "it is frozen")
+    waiting = connecting(lab.client, (lab.server_ipv4, 8080), 10)
+    assert waiting.communicate(timeout=15)[0].strip()[0].isdigit(), "it connects"
+    wait_until(lambda: not os.path.exists(f"/proc/{keeper}"), 5, "the keeper has ended")
+    assert shell.run(lab.server, "recover").status == 0
+
+
+@contextmanager
+def _frozen(group: Path, pid: int) -> Iterator[None]:
+    """Freeze a process, and thaw it."""
+    (group / "cgroup.procs").write_text(str(pid))
+    state = group / "freezer.state"
+    state.write_text("FROZEN")
+    try:
+        wait_until(lambda: state.read_text().strip() == "FROZEN", 5, "it is frozen")
+        yield
+    finally:
+        state.write_text("THAWED")
+
+
+def _entries(lab: ClientServer) -> list[dict[str, Any]]:
+    """What ``synplug status`` shows, of dead runs, too."""
+    entries: list[dict[str, Any]] = json.loads(shell.run(lab.server, "status", "--json").stdout)
+    return entries
 
 
 def test_a_stopped_keeper_is_ended_after_the_deadline(

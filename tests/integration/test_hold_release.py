@@ -48,6 +48,43 @@ def test_the_same_script_without_a_hold_loses(lab: ClientServer, simple: SimpleS
     assert result.failures > 0
 
 
+_LISTENERS = 1500
+_MANY = """
+import resource, socket, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+kept = []
+for _ in range(int(sys.argv[2])):
+    kept.append(socket.socket(socket.AF_INET6))
+    kept[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    kept[-1].bind(("::", int(sys.argv[1])))
+    kept[-1].listen(16)
+print("listening", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_there_may_be_many_listeners(lab: ClientServer, backend: str) -> None:
+    service = lab.server.popen(
+        [sys.executable, "-S", "-c", _MANY, "8080", str(_LISTENERS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert service.stdin is not None
+    assert service.stdout is not None
+    assert service.stdout.readline() == "listening\n"
+    _hold(lab, "--backend", backend)
+    waiting = connecting(lab.client, (lab.server_ipv4, 8080), 10)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(timeout=0.5)
+    report = _release(lab, "--now")
+    assert len(report["old_listeners"]) == _LISTENERS
+    assert float(waiting.communicate(timeout=10)[0]) < 5
+    service.stdin.close()
+    assert service.wait(10) == 0
+    service.stdout.close()
+
+
 def test_it_is_held_when_hold_returns_and_the_keeper_needs_nobody(
     lab: ClientServer, simple: SimpleService
 ) -> None:

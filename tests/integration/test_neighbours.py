@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,12 +73,14 @@ def _all_rules(server: Namespace) -> str:
 
 
 @contextmanager
-def foreign_queue(lab: ClientServer, port: int, number: int) -> Iterator[subprocess.Popen[str]]:
+def foreign_queue(
+    lab: ClientServer, port: int, number: int, *options: str
+) -> Iterator[subprocess.Popen[str]]:
     """Somebody else's queue that holds SYNs to *port*."""
     rule = ["INPUT", "-p", "tcp", "--dport", str(port), "--syn", "-j", "NFQUEUE"]
     rule += ["--queue-num", str(number)]
     user = lab.server.popen(
-        [sys.executable, "-S", str(_QUEUE_USER), str(number)],
+        [sys.executable, "-S", str(_QUEUE_USER), str(number), *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -131,6 +137,91 @@ def test_what_a_foreign_queue_holds_is_not_dropped(
     assert seen >= 1
     wait_until(lambda: "synplug" not in _all_rules(lab.server), 10, "the table is gone")
     wait_until(lambda: not Path("/run/synplug").exists(), 10, "the keeper has ended")
+
+
+def test_sigterm_ends_the_wait_for_a_foreign_queue(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """What that holds is dropped once, as it is after a minute; its clients send it again."""
+    with foreign_queue(lab, 8090, 7) as user:
+        assert user.stdin is not None
+        waiting = connecting(lab.client, (lab.server_ipv4, 8090), 10)
+        wait_until(lambda: _waiting_in(lab.server, 7) == 1, 10, "the foreign queue holds a SYN")
+        outcome = shell.wrap(lab.server, ["-p", "8080"], simple.restart_argv())
+        assert outcome.status == 0, outcome
+        (keeper,) = _lingering(lab.server)
+        assert _left(lab.server, 7) == 0
+        os.kill(keeper, signal.SIGTERM)
+        wait_until(lambda: not Path("/run/synplug").exists(), 2, "the keeper has ended")
+        assert "synplug" not in _all_rules(lab.server)
+        assert _left(lab.server, 7) == 1
+        wait_until(lambda: _waiting_in(lab.server, 7) == 1, 10, "it has been sent again")
+        user.stdin.write("\n")
+        user.stdin.flush()
+        waiting.communicate(timeout=15)
+
+
+def test_sigterm_does_not_end_the_wait_for_another_run(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """What that holds is never dropped for it; it has a deadline of its own."""
+    options = ["-p", "8090", "--name", "other", "--max-hold", "60s"]
+    assert shell.run(lab.server, "hold", *options).status == 0
+    held = connecting(lab.client, (lab.server_ipv4, 8090), 20)
+    wait_until(lambda: _waiting_in_ours(lab.server) == 1, 10, "the other run holds a SYN")
+    outcome = shell.wrap(lab.server, ["-p", "8080", "--backend", "nfqueue"], ["true"])
+    assert "another synplug run holds connections" in " ".join(outcome.report["warnings"])
+    (keeper,) = _lingering(lab.server)
+    with os.fdopen(os.pidfd_open(keeper)) as ended:
+        os.kill(keeper, signal.SIGTERM)
+        assert not select.select([ended], [], [], 0.5)[0], "it waits for the other run"
+        released = shell.run(lab.server, "release", "--name", "other", "--now", "--json", "-")
+        assert released.report["hold"]["lost"] == 0
+        assert select.select([ended], [], [], 2)[0], "and for nobody else"
+    held.communicate(timeout=25)
+    wait_until(lambda: not Path("/run/synplug").exists(), 10, "all keepers have ended")
+
+
+def test_a_run_by_legacy_rules_waits_for_no_other_run(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """Its end flushes nothing: there is nothing that could linger."""
+    options = ["-p", "8090", "--name", "other", "--max-hold", "60s"]
+    assert shell.run(lab.server, "hold", *options).status == 0
+    held = connecting(lab.client, (lab.server_ipv4, 8090), 20)
+    wait_until(lambda: _waiting_in_ours(lab.server) == 1, 10, "the other run holds a SYN")
+    outcome = shell.wrap(lab.server, ["-p", "8080", "--backend", "nfqueue-iptables"], ["true"])
+    assert outcome.report["warnings"] == []
+    assert _lingering(lab.server) == []
+    assert f"synplug-{outcome.report['run_id']}" not in _all_rules(lab.server)
+    released = shell.run(lab.server, "release", "--name", "other", "--now", "--json", "-")
+    assert released.report["hold"]["lost"] == 0
+    held.communicate(timeout=25)
+
+
+@pytest.mark.parametrize("backend", ["nfqueue", "nfqueue-iptables"])
+def test_a_keeper_that_is_killed_costs_another_run_a_retransmission(
+    lab: ClientServer, simple: SimpleService, backend: str
+) -> None:
+    """The kernel removes its table at once, and that flushes every queue; legacy rules stay."""
+    other = ["hold", "-p", "8080", "--name", "other", "--max-hold", "60s"]
+    killed = ["hold", "-p", "8090", "--name", "killed", "--max-hold", "60s", "--backend", backend]
+    for argv in (other, killed):
+        assert shell.run(lab.server, *argv).status == 0
+    keeper = next(e["keeper"] for e in holds_in_force(lab.server) if "*:8090" in e["endpoints"])
+    held = connecting(lab.client, (lab.server_ipv4, 8080), 20)
+    wait_until(lambda: _waiting_in_ours(lab.server) == 1, 10, "the other run holds a SYN")
+    os.kill(keeper, signal.SIGKILL)
+    is_flushed = backend == "nfqueue"
+    if is_flushed:
+        wait_until(lambda: _waiting_in_ours(lab.server) == 0, 1, "the table is gone")
+        wait_until(lambda: _waiting_in_ours(lab.server) == 1, 10, "it has been sent again")
+    released = shell.run(lab.server, "release", "--name", "other", "--json", "-")
+    assert released.report["hold"]["lost"] == is_flushed
+    assert ("dropped by somebody else" in " ".join(released.report["warnings"])) == is_flushed
+    assert held.communicate(timeout=25)[0].strip()[0].isdigit(), "it connects"
+    wait_until(lambda: not os.path.exists(f"/proc/{keeper}"), 5, "the keeper has ended")
+    assert shell.run(lab.server, "recover").status == 0
 
 
 def test_two_runs_at_once_on_different_ports(lab: ClientServer, simple: SimpleService) -> None:
@@ -260,6 +351,12 @@ def test_a_foreign_flush_while_holding_is_reported_and_survived(
     assert run.returncode == 0, stderr
     assert "dropped by somebody else" in stderr
     assert result.failures == 0, result.summary()
+
+
+def _lingering(server: Namespace) -> list[int]:
+    """The keepers of empty rests."""
+    entries = json.loads(shell.run(server, "status", "--json").stdout)
+    return [entry["keeper"] for entry in entries if entry["state"] == "lingering"]
 
 
 def _waiting_in(server: Namespace, number: int) -> int:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,66 @@ def test_swap_needs_no_more(lab: ClientServer, tmp_path: Path, backend: str) -> 
             status = lab.server.popen(alone, stdout=said, stderr=said).wait(20)
         assert status == 0, (tmp_path / "said").read_text()
     os.kill(int(Path(pidfile).read_text()), signal.SIGTERM)
+
+
+_MIGRATE = "/proc/sys/net/ipv4/tcp_migrate_req"
+
+
+def _swap_with_migrate(lab: ClientServer, tmp_path: Path, *before: str) -> dict[str, Any]:
+    """Swap with no more than a swap needs, by way of this command; its report."""
+    server = [sys.executable, str(SERVER), "8080", "--reuseport"]
+    report, pidfile = tmp_path / "report", tmp_path / "pid"
+    no_more = limited(("net_admin",))[: -len(shell.SYNPLUG)]
+    with Program(lab.server, [*no_more, *server], listens_on=[("::", 8080)]) as old:
+        argv = ["swap", "--migrate", "--old-pid", str(old.pid), "--new-pidfile", str(pidfile)]
+        argv += ["--json", str(report), "--", *server]
+        with (tmp_path / "said").open("w") as said:
+            command = [*before, *limited(("net_admin",), *argv)]
+            status = lab.server.popen(command, stdout=said, stderr=said).wait(20)
+        assert status == 0, (tmp_path / "said").read_text()
+    os.kill(int(pidfile.read_text()), signal.SIGTERM)
+    found: dict[str, Any] = json.loads(report.read_text())
+    return found
+
+
+@pytest.fixture
+def migrate(lab: ClientServer) -> None:
+    if lab.server.run(["cat", _MIGRATE], check=False).returncode:
+        pytest.skip("this kernel has no tcp_migrate_req (Linux 5.14)")
+
+
+@pytest.mark.usefixtures("migrate")
+def test_migrate_needs_no_more_than_a_swap(lab: ClientServer, tmp_path: Path) -> None:
+    report = _swap_with_migrate(lab, tmp_path)
+    assert (report["migrated"], report["warnings"]) == (True, [])
+    assert lab.server.run(["cat", _MIGRATE]).stdout == "0\n"
+
+
+@pytest.mark.usefixtures("migrate")
+def test_where_the_parameters_are_read_only_a_swap_goes_on_without(
+    lab: ClientServer, tmp_path: Path
+) -> None:
+    """As by a unit's ProtectKernelTunables=, or in a container."""
+    line = 'mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys; exec "$@"'
+    report = _swap_with_migrate(lab, tmp_path, "unshare", "--mount", "sh", "-e", "-c", line, "-")
+    assert report["migrated"] is False
+    (warning,) = report["warnings"]
+    assert warning.startswith("--migrate: ")
+    assert "Read-only file system" in warning
+
+
+@pytest.mark.usefixtures("migrate")
+@pytest.mark.parametrize("has_it", [True, False])
+def test_another_user_may_set_it_with_that_capability_alone(
+    lab: ClientServer, has_it: bool
+) -> None:
+    """``net/sysctl_net.c``, net_ctl_permissions: who administrates the network has root's mode."""
+    kept = ",+net_admin" if has_it else ""
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
+    user += [f"--{which}=-all{kept}" for which in ("bounding-set", "inh-caps", "ambient-caps")]
+    done = lab.server.run([*user, "sh", "-c", f"echo 1 >{_MIGRATE}"], check=False)
+    assert (done.returncode == 0) is has_it, done
+    assert lab.server.run(["cat", _MIGRATE]).stdout == f"{has_it:d}\n"
 
 
 def test_swap_says_when_it_may_not_see_the_old_ones_sockets(

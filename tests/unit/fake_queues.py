@@ -27,7 +27,7 @@ class FakeGate:
         self.queues: tuple[int, ...] = ()
         self.met = 0
         self.missing = 0
-        self.flushes = True
+        self.flushes_queues = True
 
     def traces(self) -> dict[str, str]:
         return {"rule": "fake rule"}
@@ -51,9 +51,6 @@ class FakeGate:
 
     def matched(self) -> int:
         return self.met
-
-    def flushes_queues(self) -> bool:
-        return self.flushes
 
     def remove(self) -> None:
         self.log.append("remove")

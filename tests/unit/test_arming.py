@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from synplug.errors import KernelError, ReleaseError
-from synplug.holding import runtime, watcher
+from synplug.errors import KernelError, LockError, ReleaseError
+from synplug.holding import locks, runtime, watcher
 from synplug.holding.arming import arm_first
 from synplug.holding.ledger import Ledger, entries
+from synplug.holding.locks import FlushGuard
 from synplug.model import Endpoint, HoldSpec
 
 SPEC = HoldSpec(endpoints=(Endpoint(port=80),), run_id="0123abcd")
@@ -22,8 +24,9 @@ class Refused:
     name = "plug"
     outlives_its_keeper = False
 
-    def __init__(self, left: str = "") -> None:
+    def __init__(self, left: str = "", *, uses_queues: bool = False) -> None:
         self._left = left
+        self.uses_queues = uses_queues
 
     def load_libraries(self) -> None:
         pass
@@ -42,7 +45,7 @@ class Refused:
 def _arm(*backends: Refused) -> None:
     makers: Any = tuple(lambda _spec, made=made: made for made in backends)
     nobody: Any = type("Nobody", (), {"close_door": lambda _self: None})()
-    arm_first(makers, SPEC, ledger=Ledger(SPEC.run_id), audience=nobody)
+    arm_first(makers, SPEC, Ledger(SPEC.run_id), FlushGuard(), nobody)
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +65,21 @@ def test_what_could_not_be_undone_stays_in_the_ledger_and_is_told() -> None:
         _arm(Refused("the clsact of lo is still there"), Refused())
     assert "synplug recover" in told.value.remedy
     assert [entry.traces for entry in entries()] == [{"ifb device": "synplug0123abcd"}]
+
+
+@pytest.mark.parametrize("uses_queues", [True, False])
+def test_where_somebody_does_not_end_his_removal_nothing_is_made(
+    monkeypatch: pytest.MonkeyPatch, uses_queues: bool
+) -> None:
+    """Nobody could hold; another backend that uses no queues is not taken instead."""
+    monkeypatch.setattr(locks, "_REMOVAL_S", 0.05)
+    remover = FlushGuard()
+    assert remover.try_alone()
+    monkeypatch.setattr(Refused, "arm", lambda _: None)
+    if uses_queues:
+        with pytest.raises(LockError, match=rf"pid {os.getpid()}, does not end the removal"):
+            _arm(Refused(uses_queues=True), Refused())
+        assert list(entries()) == []
+    else:
+        _arm(Refused())
+    remover.leave()

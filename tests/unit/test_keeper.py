@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,12 +27,13 @@ class Notes:
     name = "plug"
     patience_s = 0.0
     outlives_its_keeper = True
-    uses_queues = False
+    uses_queues = flushes_queues = False
     can_observe = False
     capabilities: frozenset[int] = frozenset()
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.left_s = self.left_at_removal_s = float("inf")
         self.readable, self._other = os.pipe()
         os.write(self._other, b"x")
 
@@ -78,17 +81,18 @@ class Notes:
 
     def remove(self) -> None:
         self.log.append("remove")
+        self.left_at_removal_s = self.left_s
         if "stays" in self.log:
             raise ReleaseError("the device is still there")
 
     def close(self) -> None:
         self.log.append("close")
 
-    def set(self, _left_s: float) -> None:
-        pass
+    def set(self, left_s: float) -> None:
+        self.left_s = left_s
 
     def stop(self) -> None:
-        pass
+        self.left_s = float("inf")
 
 
 @pytest.fixture
@@ -108,9 +112,10 @@ def armed(notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     made._backend = notes  # type: ignore[assignment]
     made._deadman = notes  # type: ignore[assignment]
     made._run = os.pidfd_open(os.getpid())
-    made._signals, wake = os.pipe2(os.O_NONBLOCK)
+    made._signals, made._wake = os.pipe2(os.O_NONBLOCK)
+    made._poll.register(made._signals, select.POLLIN)
     yield made
-    for descriptor in (made._run, made._signals, wake):
+    for descriptor in (made._run, made._signals, made._wake):
         os.close(descriptor)
     ours.close()
     theirs.close()
@@ -203,6 +208,36 @@ def test_who_uses_no_queues_waits_for_nobody(
 ) -> None:
     monkeypatch.setattr(Keeper, "_turn", lambda *_: pytest.fail("it waits"))
     armed._dismantle()
+    assert notes.log == ["remove"]
+
+
+def test_a_timer_runs_while_the_rest_is_removed(armed: Keeper, notes: Notes) -> None:
+    """One that is stopped meanwhile keeps a lock that others wait for."""
+    armed._dismantle()
+    assert notes.left_at_removal_s < 10
+
+
+def test_the_first_sigterm_ends_the_hold_and_the_second_the_wait_for_others(
+    armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes.flushes_queues = True
+    monkeypatch.setattr(armed, "_say_lingering", lambda _: None)
+    turn = Keeper._turn
+    turns = 0
+
+    def turned(made: Keeper, _timeout_ms: int | None) -> None:
+        nonlocal turns
+        turns += 1
+        if turns == 3:
+            os.write(made._wake, bytes([signal.SIGTERM]))
+        turn(made, 0)
+
+    os.write(armed._wake, bytes([signal.SIGTERM]))
+    turn(armed, 0)
+    assert armed._reason is ReleaseReason.SIGNAL
+    monkeypatch.setattr(Keeper, "_turn", turned)
+    armed._dismantle()
+    assert turns == 3
     assert notes.log == ["remove"]
 
 

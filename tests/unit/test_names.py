@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 from pathlib import Path
 
@@ -115,11 +116,36 @@ def test_a_run_that_goes_leaves_an_orphan() -> None:
 
 def test_a_run_that_has_left_the_hold_to_us_leaves_none() -> None:
     talk = Talk()
-    talk.audience.detach()
+    talk.audience.detach([])
     assert talk.run.receive() == {"event": "detached"}
     talk.run.close()
     assert talk.hear() == []
     talk.audience.say("released")  # to nobody
+
+
+@pytest.mark.parametrize("length", [0, 65_000, 66_000, 5_000_000])
+def test_a_message_may_be_long(length: int) -> None:
+    """As long as thousands of listeners make it; and what follows it is no part of it."""
+    one, other = Channel.pair()
+    try:
+        assert one.send("detach", old=["x" * length])
+        assert one.send("release")
+        assert other.receive() == {"event": "detach", "old": ["x" * length]}
+        assert other.receive() == {"event": "release"}
+        one.close()
+        assert other.receive() is None
+    finally:
+        other.close()
+
+
+def test_a_long_message_leaves_no_descriptor_and_is_none_to_who_has_gone() -> None:
+    before = os.listdir("/proc/self/fd")
+    one, other = Channel.pair()
+    assert one.send("detach", old=["x" * 100_000])
+    other.close()
+    assert not one.send("detach", old=["x" * 100_000])
+    one.close()
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_guests_are_greeted_heard_and_told(root: Path) -> None:
@@ -135,7 +161,7 @@ def test_guests_are_greeted_heard_and_told(root: Path) -> None:
     talk.hear()
     talk.hear()
     for guest in (one, other):
-        assert guest.receive() == {"event": "holding", "run_id": "0123abcd"}
+        assert guest.receive() == {"event": "holding", "old": [], "run_id": "0123abcd"}
     one.send("release")
     assert talk.hear() == ["release"]
     one.close()

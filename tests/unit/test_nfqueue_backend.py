@@ -565,9 +565,6 @@ def test_removal_waits_for_packets_of_somebody_else(monkeypatch: pytest.MonkeyPa
     assert "queue 7 holds packets of somebody else" in held.backend.obstacle()
     states[7] = state(7, waiting=0)
     assert held.backend.obstacle() == ""
-    states[7] = state(7, waiting=3)
-    held.gate.flushes = False
-    assert held.backend.obstacle() == ""
 
 
 def test_removing_and_closing() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from synplug.errors import LockError, PrivilegeError, SynplugError
-from synplug.holding import runtime
+from synplug.holding import locks, runtime
 from synplug.holding.ledger import Entry, Ledger, entries
 from synplug.holding.locks import FlushGuard, RunLocks, remove_unused_locks
 from synplug.holding.runtime import check_root
@@ -547,6 +547,24 @@ def test_a_hold_waits_for_a_removal(root: Path) -> None:
     waiting.join()
     assert not remover.try_alone()
     hold.leave()
+    assert not root.exists()
+
+
+def test_a_hold_says_whose_removal_does_not_end(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_REMOVAL_S", 0.05)
+    remover = FlushGuard()
+    assert remover.try_alone()
+    for wait in (FlushGuard.share, FlushGuard.check):
+        with pytest.raises(LockError, match=f"pid {os.getpid()}") as told:
+            wait(FlushGuard())
+        assert f"kill -9 {os.getpid()}" in told.value.remedy
+    monkeypatch.setattr(procfs, "flock_holder", lambda _: 0)
+    with pytest.raises(LockError, match="of another PID namespace"):
+        FlushGuard().share()
+    remover.leave()
+    FlushGuard().check()
     assert not root.exists()
 
 

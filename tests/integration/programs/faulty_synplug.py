@@ -42,10 +42,10 @@ _REFUSING: dict[Fault, set[str]] = {
         *("posix.open", "posix.pidfd_open", "posix.pipe2", "posix.memfd_create", "posix.listdir"),
         *("io.open", "_io.open", "_socket.socketpair", "socket()"),
     },
-    Fault.ENOBUFS: {"send", "sendto", "recv_into", "recv", "recvfrom", "socket()"},
+    Fault.ENOBUFS: {"send", "sendto", "recv_into", "recv", "recvmsg", "recvfrom", "socket()"},
     Fault.EPERM: {
-        *("send", "recv", "setsockopt", "bind", "posix.open", "posix.mkdir", "posix.unlink"),
-        *("posix.rmdir", "posix.posix_spawnp", "signal.pidfd_send_signal"),
+        *("send", "recv", "recvmsg", "setsockopt", "bind", "posix.open", "posix.mkdir"),
+        *("posix.unlink", "posix.rmdir", "posix.posix_spawnp", "signal.pidfd_send_signal"),
     },
 }
 _SOCKET = socket.socket.__init__.__code__
