@@ -159,6 +159,11 @@ def _release(verbs: argparse._SubParsersAction[Parser]) -> None:
     verb.add_argument(
         "--now", action="store_true", help="do not wait for a listener; who waits may be refused"
     )
+    verb.add_argument(
+        "--if-held",
+        action="store_true",
+        help="where no hold of that name is in force, say so, and nothing else: no failure",
+    )
     groups.probe_options(verb)
     groups.output_options(verb)
 

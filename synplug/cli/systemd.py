@@ -158,7 +158,7 @@ def _restart(lines: Directives, own: str, hold: str, name: str) -> list[str]:
         f"ExecStop=-+{scope} --scope --quiet {own} hold {_escaped(hold)} -q",
         *(f"ExecStop={line}" for line in lines.get("ExecStop", ())),
         "ExecStartPost=",
-        f"ExecStartPost=-+{own} release --name {name} -q",
+        f"ExecStartPost=-+{own} release --name {name} --if-held -q",
         *(f"ExecStartPost={line}" for line in lines.get("ExecStartPost", ())),
     ]
 

@@ -70,7 +70,7 @@ def test_the_hold_comes_before_whatever_stops_the_unit(
         "ExecStop=/bin/true",
         "ExecStop=/srv/synplug-tools/say goodbye",
         "ExecStartPost=",
-        f"ExecStartPost=-+{tmp_path}/synplug release --name app -q",
+        f"ExecStartPost=-+{tmp_path}/synplug release --name app --if-held -q",
         "ExecStartPost=-/srv/app/is-healthy",
         "ExecStartPost=+/srv/app/tell",
     ]
