@@ -26,5 +26,6 @@ environment() {
 }
 
 environment .venv --use-pep517 -e '.[iptables,plug,dev]'
-environment .venv-ansible 'ansible-core>=2.15' 'setuptools>=68' wheel
+environment .venv-ansible 'ansible-core>=2.15' antsibull-docs-parser voluptuous yamllint \
+    'setuptools>=68' wheel
 environment .venv-pipx pipx
