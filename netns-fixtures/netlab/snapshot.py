@@ -52,7 +52,7 @@ class NetworkState:
             "filter": _filters(namespace),
             "file": _files(run_dirs),
             "synplug process": tuple(
-                sorted(" ".join(p.arguments) or p.comm for p in found if _is_synplug(p.arguments))
+                sorted(" ".join(p.arguments) or p.comm for p in found if is_synplug(p.arguments))
             ),
         }
         processes = tuple(sorted((process.pid, process.comm) for process in found))
@@ -161,7 +161,7 @@ def _files(run_dirs: Iterable[str | Path]) -> tuple[str, ...]:
     return tuple(sorted(str(path) for directory in run_dirs for path in Path(directory).rglob("*")))
 
 
-def _is_synplug(arguments: Sequence[str]) -> bool:
+def is_synplug(arguments: Sequence[str]) -> bool:
     """Tell whether a program or module is synplug, and not just a path through such a folder."""
     for word in arguments:
         path = Path(word)

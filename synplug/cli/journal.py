@@ -159,18 +159,17 @@ def sentence(event: dict[str, Any]) -> str:
     if event["event"] == "started":
         return plain(f"{who}: run {event['run_id']} begins")
     report = event["report"]
-    who = who or shlex.join(report["command"]["argv"])  # it failed before it knew more
-    hold = report["hold"]
-    held = (
-        f"{hold['held']} connections waited, {hold['duration_s'] * 1000:.0f} ms"
-        if hold
-        else "nothing was held"
-    )
-    said = report["error"] or "; ".join(report["warnings"])
-    text = (
-        f"{who}: {report['outcome']}, exit {report['exit_code']} (run {report['run_id']}); {held}"
-    )
-    return plain(" ".join((f"{text}; {said}" if said else text).split()))
+    command = shlex.join(report["command"]["argv"])
+    who = who or command  # it failed before it knew more
+    parts = [f"{report['outcome']}, exit {report['exit_code']} (run {report['run_id']})"]
+    if hold := report["hold"]:
+        milliseconds = f"{hold['duration_s'] * 1000:.0f} ms"
+        parts.append(f"{hold['held']} connections waited, {milliseconds}")
+    elif command:  # a release that did not find the hold knows nothing of it
+        parts.append("nothing was held")
+    parts.append(report["error"] or "; ".join(report["warnings"]))
+    text = "; ".join(filter(None, parts))
+    return plain(" ".join((f"{who}: {text}" if who else text).split()))
 
 
 def _level(event: dict[str, Any]) -> int:

@@ -9,9 +9,10 @@ from synplug.cli.parser import Parser, Switch, add_list, value_of
 from synplug.model import OnDrainTimeout
 
 
-def target_options(verb: Parser) -> None:
+def target_options(verb: Parser, *, has_command: bool = True) -> None:
     """What is restarted."""
-    group = verb.add_argument_group("endpoints (wrap infers them from CMD where none is named)")
+    words = " (inferred from CMD where none is named)" if has_command else ""
+    group = verb.add_argument_group(f"endpoints{words}")
     port_option(group)
     group.add_argument(
         "--unit",
@@ -19,7 +20,7 @@ def target_options(verb: Parser) -> None:
         action="append",
         default=[],
         metavar="UNIT",
-        help="what this systemd unit's processes listen on",
+        help="what this systemd unit's processes listen on; repeatable, as the next two",
     )
     group.add_argument(
         "--pid",
@@ -38,7 +39,7 @@ def target_options(verb: Parser) -> None:
         metavar="FILE",
         help="the same, with the pid from a file",
     )
-    netns_option(group)
+    netns_option(group, has_command=has_command)
 
 
 def port_option(group: argparse._ActionsContainer) -> None:
@@ -55,12 +56,12 @@ def port_option(group: argparse._ActionsContainer) -> None:
     )
 
 
-def netns_option(group: argparse._ActionsContainer) -> None:
+def netns_option(group: argparse._ActionsContainer, *, has_command: bool = False) -> None:
     """Where it is done."""
     group.add_argument(
         "--netns",
         metavar="NAME|PATH|PID",
-        help="do everything, CMD included, in that network namespace",
+        help=f"do everything{', CMD included,' if has_command else ''} in that network namespace",
     )
 
 

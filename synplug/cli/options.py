@@ -24,12 +24,15 @@ from synplug.cli.swap_options import SUPERVISE_EPILOG, SWAP_EPILOG, supervise_op
 WITH_COMMAND = ("wrap", "swap", "supervise")
 _DESCRIPTION = "Restart anything that listens on TCP without losing a connection."
 _BEGINNING = """\
+'synplug VERB --help' shows the options of a verb.
+
 to begin with:
   synplug doctor                                      does it work here?
   synplug wrap --dry-run -- systemctl restart nginx   what would happen
   synplug wrap -- systemctl restart nginx             do it
   synplug wrap -p 8000 -- ./restart-app               by its port, where CMD does not tell it
 """
+_TIMES = "TIME is 500ms, 2s, 1m, 1h, or a number of seconds.\n"
 _EPILOG = """\
 exit status:
   the command's own, or: 124 the hold's deadline passed before the service was ready;
@@ -41,9 +44,27 @@ SIGINT, SIGTERM and SIGHUP go to the command, and end the hold.
 synplug holds new connections. Those that are established belong to the process that accepted
 them, and end with it: synplug can wait for them a moment (--quiesce), it cannot move them.
 """
+_HOLD_EPILOG = """\
+exit status:
+  0 new connections are held, until 'synplug release --name NAME' or --max-hold; 125 nothing is held
+"""
+_RELEASE_EPILOG = """\
+exit status:
+  0 the service listens, and what waited was let go; 3 no hold of that name is in force: it ended at
+  its deadline, perhaps (0 with --if-held); 124 the deadline passed before the service was ready;
+  125 synplug itself failed; 126 a command cannot be executed; 127 it cannot be found
+"""
+_RELOAD_EPILOG = """\
+exit status:
+  0 a new generation serves; 3 no supervisor of that name runs; 124 it takes longer than --timeout,
+  and goes on; 125 the old generation serves on, or synplug itself failed
+"""
 _EPILOGS = {
     "wrap": _EPILOG,
     "restart": RESTART_EPILOG + "\n" + _EPILOG,
+    "hold": _HOLD_EPILOG,
+    "release": _RELEASE_EPILOG,
+    "reload": _RELOAD_EPILOG,
     "swap": SWAP_EPILOG,
     "supervise": SUPERVISE_EPILOG,
     "completion": COMPLETION_EPILOG,
@@ -78,6 +99,8 @@ def parser(*, has_command: bool = False) -> Parser:
         words(partial(_verb, verbs))
     for verb in verbs.choices.values():
         verb.has_command = has_command
+        if any(action.metavar == "TIME" for action in verb._actions):  # noqa: SLF001
+            verb.epilog = "\n".join(filter(None, [_TIMES, verb.epilog]))
     return top
 
 
@@ -137,10 +160,10 @@ def _hold(verbs: argparse._SubParsersAction[Parser]) -> None:
     )
     _name_option(verb)
     service_options(verb)
-    groups.target_options(verb)
+    groups.target_options(verb, has_command=False)
     hold_options(verb, deadline="mandatory: nobody may be there to release it")
     hook_options(verb)
-    groups.quiesce_option(groups.drain_options(verb))
+    groups.quiesce_option(groups.drain_options(verb, before="before it returns"))
     groups.lock_option(verb)
     verb.add_argument("-q", "--quiet", action=Switch, help="say nothing where all went well")
 
@@ -158,6 +181,11 @@ def _release(verbs: argparse._SubParsersAction[Parser]) -> None:
     groups.netns_option(verb)
     verb.add_argument(
         "--now", action="store_true", help="do not wait for a listener; who waits may be refused"
+    )
+    verb.add_argument(
+        "--if-held",
+        action="store_true",
+        help="where no hold of that name is in force, say so, and nothing else: no failure",
     )
     groups.probe_options(verb)
     groups.output_options(verb)

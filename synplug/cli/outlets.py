@@ -86,7 +86,7 @@ def planning(options: argparse.Namespace, command: tuple[str, ...]) -> Iterator[
     try:
         yield
     except Exception as error:
-        if not options.dry_run:
+        if not getattr(options, "dry_run", False):
             _tell_failure(options, command, unforeseen(error))
         raise
 
@@ -137,7 +137,7 @@ def _label(options: argparse.Namespace, command: Sequence[str]) -> str:
 
     So what fails early, and the next success of the same call, are told of the same one.
     """
-    for name in ("endpoints", "units", "pidfiles", "pidfile"):  # the last one: of a swap
+    for name in ("endpoints", "units", "pidfiles", "pidfile", "name"):  # a swap's; a release's
         if named := getattr(options, name, ()):
             return plain(named if isinstance(named, str) else ",".join(map(str, named)))
     return plain(shlex.join(command))

@@ -22,7 +22,7 @@ from synplug.errors import UsageError
 #: its values are like.
 VERBS = ("wrap", "restart", "hold", "release", "swap", "supervise")
 #: Options that are about one call, or about the configuration itself.
-NO_KEYS = frozenset({"help", "dry-run", "now", "service", "config"})
+NO_KEYS = frozenset({"help", "dry-run", "now", "if-held", "service", "config"})
 #: Keys that are no option: what stands behind ``--``, of which verbs.
 COMMANDS = {
     "restart": ("wrap", "restart"),

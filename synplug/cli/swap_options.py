@@ -58,7 +58,7 @@ def supervise_options(verb: Parser) -> None:
         help="what the supervisor is called, such as edge",
     )
     groups.port_option(group)
-    groups.netns_option(group)
+    groups.netns_option(group, has_command=True)
     generation_options(verb)
     group = verb.add_argument_group("safety")
     groups.check_option(group)
@@ -85,7 +85,7 @@ def swap_options(verb: Parser) -> None:
     )
     which.add_argument("--pidfile", metavar="FILE", help="the same, with the pid from a file")
     groups.port_option(group)
-    groups.netns_option(group)
+    groups.netns_option(group, has_command=True)
     generation_options(verb)
     group = verb.add_argument_group("safety")
     groups.check_option(group)

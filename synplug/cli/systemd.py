@@ -33,17 +33,22 @@ _NO = r"|no|false|off|0|n|f"
 _USERS = {"User": "|root|0", "Group": "|root|0", "DynamicUser": _NO}
 #: Those that may keep it from the network or from /run; + lifts them. systemd.exec(5).
 _CONFINING = {
-    "CapabilityBoundingSet": "(?!~).*CAP_NET_ADMIN.*|~(?!.*CAP_NET_ADMIN).*",
     "NetworkNamespacePath": "",
     "PrivateNetwork": _NO,
     "PrivateUsers": _NO,
     "ProcSubset": "|all",
     "ProtectSystem": rf"{_NO}|yes|true|on|1|y|t|full",
-    "RestrictAddressFamilies": "|(?!~).*AF_NETLINK.*|~(?!.*AF_NETLINK).*",
     "RootDirectory": "|/",
     "RootImage": "",
     "SystemCallFilter": "",
 }
+#: Those whose lines add up to a set, or with ~ take from it, and what has to be left in it; + lifts
+#: them, too.
+_CAPABILITIES, _FAMILIES = "CapabilityBoundingSet", "RestrictAddressFamilies"
+_SETS = {_CAPABILITIES: "CAP_NET_ADMIN", _FAMILIES: "AF_NETLINK"}
+#: The second one's words for all there are, and for none, in the first one's.
+_OF_FAMILIES = {"": "~", "none": ""}
+_READ = (*_USERS, *_CONFINING, *_SETS, "ProtectHome")
 #: Those that hide what is below the paths that they name, and those that say who may write there.
 #: Their lines add up; + lifts them, too.
 _HIDING = ("InaccessiblePaths", "TemporaryFileSystem")
@@ -111,7 +116,7 @@ def _directives(unit: str) -> Directives:
             continue
         for line in lines:
             key, equals, value = (word.strip() for word in line.partition("="))
-            if not equals or key not in (*_COMMANDS, *_USERS, *_CONFINING, *_PATHS, "ProtectHome"):
+            if not equals or key not in (*_COMMANDS, *_PATHS, *_READ):
                 continue
             if key in _COMMANDS and path.endswith(".conf") and os.path.basename(path) > _FILE:
                 raise UsageError(
@@ -119,7 +124,7 @@ def _directives(unit: str) -> Directives:
                     remedy=f"give it a name that comes before {_FILE}",
                 )
             adds_up = key in (*_COMMANDS, *_PATHS)
-            if adds_up and value:
+            if (adds_up and value) or key in _SETS:
                 found.setdefault(key, []).append(value)
             else:  # of a setting the last one counts; an empty command forgets those before it
                 found[key] = [] if adds_up else [value]
@@ -153,7 +158,7 @@ def _restart(lines: Directives, own: str, hold: str, name: str) -> list[str]:
         f"ExecStop=-+{scope} --scope --quiet {own} hold {_escaped(hold)} -q",
         *(f"ExecStop={line}" for line in lines.get("ExecStop", ())),
         "ExecStartPost=",
-        f"ExecStartPost=-+{own} release --name {name} -q",
+        f"ExecStartPost=-+{own} release --name {name} --if-held -q",
         *(f"ExecStartPost={line}" for line in lines.get("ExecStartPost", ())),
     ]
 
@@ -195,7 +200,33 @@ def _obstacle(lines: Directives, prefixes: str, own: str) -> str:
         for value in lines.get(key, ()):
             if not re.fullmatch(harmless, value):
                 return f"with {key}={value} synplug may not hold anything"
-    return "" if "+" in prefixes else _out_of_reach(lines, own)
+    if "+" in prefixes:
+        return ""
+    for key, name in _SETS.items():
+        values = lines.get(key, [])
+        if not _is_left(name, values, is_capability=key == _CAPABILITIES):
+            setting = " ".join(f"{key}={value}" for value in values)
+            return f"with {setting} synplug may not hold anything"
+    return _out_of_reach(lines, own)
+
+
+def _is_left(name: str, lines: list[str], *, is_capability: bool) -> bool:
+    """Whether a name is in the set that these lines make; systemd.exec(5).
+
+    A line begins a set where there is none so far. No capability at all is a set, too; all of them
+    are none, however that came about: load-fragment.c, config_parse_capability_set().
+    """
+    names, are_left_out, begins = set[str](), True, True
+    for line in lines if is_capability else (_OF_FAMILIES.get(line, line) for line in lines):
+        takes = line.startswith("~")
+        given = {word.strip("\"'") for word in line.removeprefix("~").split()}
+        if begins or not given:
+            names, are_left_out = given, takes
+        else:
+            names = names | given if takes == are_left_out else names - given
+        is_all = are_left_out and not names
+        begins = is_all if is_capability else not given
+    return (name in names) != are_left_out
 
 
 def _out_of_reach(lines: Directives, own: str) -> str:

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from netlab.processes import describe
 from netlab.program import wait_until
+from netlab.snapshot import is_synplug
 from netlab.topology import Namespace
 
 MINUTE_S = 2.0
@@ -88,11 +90,5 @@ def cron(namespace: Namespace, folder: Path, crontab: str, config: str) -> Itera
 
 def _jobs(namespace: Namespace) -> list[int]:
     """The synplugs that are still at it."""
-    return [pid for pid in namespace.pids() if b"synplug" in _command_line(pid)]
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return Path("/proc", str(pid), "cmdline").read_bytes()
-    except OSError:
-        return b""
+    found = [process for pid in namespace.pids() if (process := describe(pid))]
+    return [process.pid for process in found if is_synplug(process.arguments)]

@@ -27,6 +27,7 @@ from netlab.load_result import LoadResult
 from netlab.servers import HAProxy
 from netlab.snapshot import NetworkState
 from netlab.topology import ClientServer
+from synplug.cli.options import parser
 from tests.document_blocks import block
 
 ROOT = Path(__file__).parents[2]
@@ -608,3 +609,87 @@ def test_its_documentation_and_sanity(ansible: Ansible) -> None:
     assert "Restart a service without losing a TCP connection" in text or "synplug wrap" in text
     tests = [word for name in SANITY for word in ("--test", name)]
     ansible.run("ansible-test", "sanity", *tests, cwd=ansible.collection)
+
+
+#: What ``ansible-test sanity`` runs in environments of its own, which it would fetch.
+CHECKERS = "lib/python3*/site-packages/ansible_test/_util/controller/sanity"
+
+
+def checked(ansible: Ansible, collection: Path, tool: str, *words: str, text: str = "") -> Any:
+    """What one of its tools says of a collection, as JSON."""
+    (checkers,) = BIN.parent.glob(CHECKERS)
+    done = subprocess.run(
+        [BIN / "python", checkers / tool, *words],
+        input=text, capture_output=True, text=True, check=False, timeout=60, cwd=collection,
+        env=ansible.environ | {"ANSIBLE_COLLECTIONS_PATH": str(collection.parents[2])},
+    )  # fmt: skip
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("there", "slip", "code"),
+    [
+        ("", "", ""),
+        ("  max_held:\n", "  max_hold_packets:\n", "undocumented-parameter"),
+        ("    choices: [drop, pass]\n", "    choices: [drop]\n", "doc-choices-do-not-match-spec"),
+        ("(O(service)), a", "(O(servise)), a", "invalid-documentation-markup"),
+        ("returned: in check mode", "returns: in check mode", "return-syntax-error"),
+    ],
+)
+def test_its_documentation_is_of_the_arguments_that_it_has(
+    ansible: Ansible, tmp_path: Path, there: str, slip: str, code: str
+) -> None:
+    """validate-modules; what it says without a slip is in tests/sanity, with the reason."""
+    collection = tmp_path / "ansible_collections" / "synplug" / "ops"
+    shutil.copytree(ansible.collection, collection)
+    module = collection / "plugins" / "modules" / "restart.py"
+    text = module.read_text()
+    assert there in text, "the slip can be made"
+    module.write_text(text.replace(there, slip, 1))
+    words = ["--format=json", "--arg-spec", "--collection", "ansible_collections/synplug/ops"]
+    name = "plugins/modules/restart.py"
+    said = checked(ansible, collection, "validate-modules/validate.py", *words, name)[name]
+    found = {error["code"] for error in said["errors"]} - {"missing-gplv3-license"}
+    assert code in found if code else not found, said
+
+
+#: A module's examples, as Ansible reads them: what is wrong with each, and its words for synplug.
+EXAMPLES = """
+import json, runpy, sys, yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+module = runpy.run_path(sys.argv[1])
+validator = ArgumentSpecValidator(module["argument_spec"]())
+for task in yaml.safe_load(module["EXAMPLES"]):
+    result = validator.validate(task["synplug.ops.restart"])
+    wrong = list(result.error_messages)
+    words = [] if wrong else module["arguments_of"](result.validated_parameters)
+    print(json.dumps([wrong, words]))
+"""
+
+
+@pytest.mark.parametrize("slip", ["", "only_if_changes"])
+def test_its_examples_are_lines_that_synplug_takes(
+    ansible: Ansible, tmp_path: Path, slip: str
+) -> None:
+    module = tmp_path / "restart.py"
+    text = (ansible.collection / "plugins" / "modules" / "restart.py").read_text()
+    option = "    only_if_changed: /etc"
+    assert option in text
+    module.write_text(text.replace(option, f"    {slip}: /etc" if slip else option))
+    said = ansible.run("python", "-c", EXAMPLES, str(module)).splitlines()
+    examples = list(map(json.loads, said))
+    assert len(examples) > 2
+    assert any(wrong for wrong, _ in examples) == bool(slip), examples
+    for _, words in examples:
+        given = words[: words.index("--")] if "--" in words else words
+        assert parser().parse_args(["wrap", *given]).verb == "wrap"
+
+
+def test_its_yaml_is_as_it_should_be(ansible: Ansible) -> None:
+    """yamllint, with the rules of ``ansible-test``; the module's texts included."""
+    module = ansible.collection / "plugins" / "modules" / "restart.py"
+    paths = [*ansible.collection.rglob("*.yml"), module]
+    text = "\n".join(str(path.relative_to(ansible.collection)) for path in paths)
+    said = checked(ansible, ansible.collection, "yamllint/yamllinter.py", text=text)
+    assert said == {"messages": []}

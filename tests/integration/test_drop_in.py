@@ -75,6 +75,9 @@ def test_a_unit_with_the_drop_in_loses_nobody(
     assert [line.partition("=")[0] for line in lines[-6:]] == [
         *["ExecStop"] * 3, *["ExecStartPost"] * 3,
     ]  # fmt: skip
+    (release,) = (line for line in lines if f"{BIN}/synplug release" in line)
+    first = lab.server.run(shlex.split(release.partition("=-+")[2]), env=environ)
+    assert "no hold named 'app'" in first.stderr, "as of a first start: said, and no failure"
     kept = restart(lab, simple, lines, environ)
     assert kept.failures == 0, kept.summary()
     assert not holds_in_force(lab.server)

@@ -137,7 +137,7 @@ def _is_where_the_other_pages_look(lab: ClientServer, home: Path) -> None:
     systemctl.chmod(0o755)
     argv = ["env", "-i", path, "synplug", "systemd", "drop-in", "app", "-p", "8080"]
     lines = lab.server.run(argv).stdout.splitlines()
-    assert f"ExecStartPost=-+{PLACE} release --name app -q" in lines
+    assert f"ExecStartPost=-+{PLACE} release --name app --if-held -q" in lines
 
 
 @pytest.mark.parametrize("python", list(interpreters()), ids=lambda path: path.name)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from synplug.cli import values
-from synplug.cli.main import main
-from synplug.cli.options import parser
+from synplug.cli.main import _VERBS, main
+from synplug.cli.options import WITH_COMMAND, parser
 from synplug.cli.schema import verb_parser
 from synplug.errors import (
     CommandNotFoundError,
@@ -351,6 +351,16 @@ def test_help_says_what_synplug_does_not_do(
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
     assert f"synplug {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", sorted(_VERBS))
+def test_help_leaves_no_word_open(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a time is like; CMD only where there is one; a status of its own."""
+    assert main([verb, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("TIME is 500ms, 2s, 1m" in said) == (" TIME " in said.partition("TIME is")[0])
+    assert ("CMD included" in said or "before CMD" in said) <= (verb in (*WITH_COMMAND, "restart"))
+    assert ("; 3 no " in said) == (verb in ("release", "reload"))
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

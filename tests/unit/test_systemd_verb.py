@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import shutil
 import subprocess
 import sys
@@ -68,7 +70,7 @@ def test_the_hold_comes_before_whatever_stops_the_unit(
         "ExecStop=/bin/true",
         "ExecStop=/srv/synplug-tools/say goodbye",
         "ExecStartPost=",
-        f"ExecStartPost=-+{tmp_path}/synplug release --name app -q",
+        f"ExecStartPost=-+{tmp_path}/synplug release --name app --if-held -q",
         "ExecStartPost=-/srv/app/is-healthy",
         "ExecStartPost=+/srv/app/tell",
     ]
@@ -112,7 +114,10 @@ def test_a_reload_is_wrapped(
         ("!", "User=www-data"),
         ("+", "CapabilityBoundingSet="),
         ("", "CapabilityBoundingSet=CAP_NET_ADMIN CAP_KILL"),
+        ("", "CapabilityBoundingSet=CAP_NET_ADMIN\nCapabilityBoundingSet=CAP_KILL"),
+        ("", "CapabilityBoundingSet=CAP_KILL\nCapabilityBoundingSet=~"),
         ("", "RestrictAddressFamilies=AF_INET AF_NETLINK"),
+        ("", "RestrictAddressFamilies=AF_NETLINK\nRestrictAddressFamilies=AF_INET"),
         ("", "ProtectHome=read-only"),
         ("+", "ProtectHome=yes"),
         ("+", "ReadOnlyPaths=/run"),
@@ -138,6 +143,12 @@ def test_a_reload_keeps_the_rights_that_it_has(
         ("-", "DynamicUser=yes", "DynamicUser=yes"),
         ("", "CapabilityBoundingSet=", "CapabilityBoundingSet="),
         ("!", "CapabilityBoundingSet=~CAP_NET_ADMIN", "CapabilityBoundingSet=~CAP_NET_ADMIN"),
+        (
+            "",
+            "CapabilityBoundingSet=~CAP_NET_ADMIN\nCapabilityBoundingSet=~CAP_KILL",
+            "with CapabilityBoundingSet=~CAP_NET_ADMIN CapabilityBoundingSet=~CAP_KILL synplug",
+        ),
+        ("", "RestrictAddressFamilies=none", "RestrictAddressFamilies=none"),
         ("", "ProtectSystem=strict", "ProtectSystem=strict"),
         ("", "ReadOnlyPaths=/run", "with ReadOnlyPaths=/run nobody may write to /run/synplug"),
         ("", "ReadOnlyPaths=/a -%t\nReadOnlyPaths=/b", "with ReadOnlyPaths=/a -%t nobody may"),
@@ -159,6 +170,51 @@ def test_a_reload_whose_rights_synplug_would_change_is_refused(
     systemctl.write_text(UNIT.replace("ExecReload=-/bin/kill", line))
     assert main(["systemd", "drop-in", "app", "-p", "80", "--reload"]) == 125
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "values"),
+    [
+        (
+            "CapabilityBoundingSet",
+            "CAP_NET_ADMIN",
+            ["", "~", "CAP_NET_ADMIN CAP_KILL", "~CAP_NET_ADMIN", "CAP_KILL", "~CAP_KILL"],
+        ),
+        (
+            "RestrictAddressFamilies",
+            "AF_NETLINK",
+            ["", "none", "AF_NETLINK AF_INET", "~AF_NETLINK", "AF_INET", "~AF_INET"],
+        ),
+    ],
+)
+def test_lines_that_add_up_are_read_as_systemd_reads_them(
+    key: str,
+    name: str,
+    values: list[str],
+    systemctl: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The second opinion is systemd's own: of one, two and three lines."""
+    units = {}
+    for count in (1, 2, 3):
+        for number, lines in enumerate(itertools.product(values, repeat=count)):
+            setting = "".join(f"{key}={value}\n" for value in lines)
+            path = tmp_path / f"{count}-{number}.service"
+            path.write_text(f"[Service]\nExecStart=/bin/true\n{setting}")
+            units[path] = setting
+    said = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--json=short", "--no-pager", *units],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    found = [
+        one for line in said.splitlines() for one in json.loads(line)
+        if one["name"] == f"{key}=~{name}"
+    ]  # fmt: skip
+    for setting, one in zip(units.values(), found, strict=True):
+        systemctl.write_text(UNIT.replace("ExecReload=", f"{setting}ExecReload="))
+        status = main(["systemd", "drop-in", "app", "-p", "80", "--reload"])
+        assert status == (125 if one["set"] else 0), (setting, capsys.readouterr())
 
 
 @pytest.mark.parametrize("home", ["yes", "tmpfs"])

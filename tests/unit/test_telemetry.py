@@ -30,6 +30,7 @@ from synplug.cli.report_json import report_dict
 from synplug.cli.telemetry import Telemetry
 from synplug.errors import CommandNotFoundError, UsageError
 from synplug.handover.changed import ChangeRecord
+from synplug.holding.names import no_such_hold
 from synplug.model import Endpoint, HoldSpec, Outcome, Report
 from tests.document_blocks import block
 from tests.unit.examples import example_report
@@ -398,6 +399,48 @@ def test_what_fails_before_there_is_a_plan_is_told_to_all_who_are_there(
     assert sentence(json.loads(log.read_text())).startswith(f"touch {ran}: error, exit {status}")
 
 
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ([], 3),
+        (["--netns", "/no/such"], 125),
+        (["--ready-cmd", "no-such-program-here"], 127),
+    ],
+    ids=["expired", "--netns", "--ready-cmd"],
+)
+def test_what_fails_before_a_release_has_its_hold_is_told_to_all_who_are_there(
+    words: list[str], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synplug.cli.release.attach", _is_not_there)
+    metrics, log, report, hooked = (tmp_path / name for name in ("x.prom", "log", "report", "hook"))
+    outlets = ["--metrics", str(metrics), "--log", str(log), "--json", str(report)]
+    given = ["release", "--config=/dev/null", "--name", "web", *outlets, *words]
+    assert main([*given, "--on-event", f"touch {hooked}"]) == status
+    assert values_of(metrics)["synplug_last_exit_code", "web/"] == status
+    told = json.loads(report.read_text())
+    assert (told["outcome"], told["exit_code"]) == ("error", status)
+    assert json.loads(log.read_text())["report"] == told
+    assert hooked.exists()
+    assert sentence(json.loads(log.read_text())).startswith(f"error, exit {status} (run ")
+
+
+def test_a_release_that_needs_no_hold_tells_nobody_of_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A unit's first start: an alert on the last exit code would mean nothing."""
+    monkeypatch.setattr("synplug.cli.release.attach", _is_not_there)
+    outlets = [f"--{name}={tmp_path / name}" for name in ("metrics", "log", "json")]
+    outlets += ["--on-event", f"touch {tmp_path / 'hooked'}"]
+    words = ["release", "--config=/dev/null", "--name", "web", "--if-held", "-q", *outlets]
+    assert main(words) == 0
+    assert capsys.readouterr().err.startswith("synplug: no hold named 'web' is in force")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _is_not_there(name: str) -> None:
+    raise no_such_hold(name)
+
+
 def test_a_logs_sentence_has_nothing_that_a_terminal_obeys() -> None:
     """A check's output, and bytes of a command line that are no text."""
     report = {
@@ -405,6 +448,7 @@ def test_a_logs_sentence_has_nothing_that_a_terminal_obeys() -> None:
         "exit_code": 125,
         "run_id": "0123abcd",
         "hold": None,
+        "command": {"argv": ["x"]},
         "error": "the check said: \x1b[31mred\x07 \udcff\n\u202eback",
         "warnings": [],
     }
