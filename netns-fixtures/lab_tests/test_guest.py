@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 from guest.errors import BootError, FetchError
 from guest.kernels import fetch_kernel
 from guest.machine import Guest
-from guest.suites import DEFAULT_SUITE, Kernel, fetch
+from guest.suites import DEFAULT_SUITE, REPOSITORY, Kernel, fetch
 from netlab.program import wait_until
 
 SAMPLES = Path(__file__).with_name("guest_samples") / "samples.py"
@@ -55,6 +56,30 @@ def test_a_guest_that_does_not_end_is_killed_with_all_its_processes() -> None:
         lambda: not [pid for pid in _pids() if folder in _command_line(pid)], 2, "all have ended"
     )
     assert not Path(folder).exists()
+
+
+def test_an_unprivileged_user_gets_a_guest(as_nobody: list[str], tmp_path: Path) -> None:
+    """With a plug; and root's files of the host are somebody else's there."""
+    fixtures, kernel = tmp_path / "netns-fixtures", tmp_path / ".guest" / DEFAULT_SUITE
+    for package in ("guest", "netlab"):
+        shutil.copytree(REPOSITORY / "netns-fixtures" / package, fixtures / package)
+    kernel.mkdir(parents=True)
+    bind = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'  # where nobody may look for it
+    words = "tc qdisc add dev lo root plug && tc qdisc show dev lo && stat -c 'owner %u' /usr"
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-c", bind, "sh", str(fetch(DEFAULT_SUITE).root)),
+            *(str(kernel), *as_nobody, "/usr/bin/python3", "-m", "guest", "--", "sh", "-c", words),
+        ],
+        cwd=fixtures,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "qdisc plug" in done.stdout
+    assert "owner 65534" in done.stdout
 
 
 def test_a_guest_that_does_not_start_is_an_error(tmp_path: Path) -> None:

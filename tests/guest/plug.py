@@ -5,19 +5,30 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 
 from netlab.program import wait_until
 from netlab.topology import ClientServer, Namespace
 from tests.integration import shell
-from tests.integration.connect import holds_in_force
+from tests.integration.connect import connects_within, holds_in_force
 
 PLUG = ["--backend", "plug", "--max-hold", "60s"]
+_LISTEN = (
+    "import socket, sys, time; ours = socket.socket(); ours.bind(('', int(sys.argv[1]))); "
+    "ours.listen(100); time.sleep(300)"
+)
 
 
 def hold(lab: ClientServer, *options: str) -> None:
     """Hold port 8080 as `web`."""
     outcome = shell.run(lab.server, "hold", "-p", "8080", "--name", "web", *PLUG, *options)
     assert outcome.status == 0, outcome
+
+
+def listen_at(server: Namespace, port: int) -> None:
+    """Start somebody else, who listens there."""
+    server.popen([sys.executable, "-S", "-c", _LISTEN, str(port)])
+    wait_until(lambda: connects_within(server, ("127.0.0.1", port), 2), 30, "it listens")
 
 
 def ledger(lab: ClientServer) -> list[object]:

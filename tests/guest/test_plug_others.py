@@ -19,17 +19,13 @@ from netlab.program import wait_until
 from netlab.snapshot import NetworkState
 from netlab.topology import ClientServer, Namespace, VethPair
 from synplug.holding.ownership import first_handle
-from tests.guest.plug import PLUG, device, hold, kill_everything, waits
+from tests.guest.plug import PLUG, device, hold, kill_everything, listen_at, waits
 from tests.integration import shell
-from tests.integration.connect import connecting, connects_within, holds_in_force
+from tests.integration.connect import connect_s, connecting, connects_within, holds_in_force
 
 pytestmark = [pytest.mark.guests_only, pytest.mark.usefixtures("simple")]
 
 _MARK = 0x77
-_LISTEN = (
-    "import socket, sys, time; ours = socket.socket(); ours.bind(('', int(sys.argv[1]))); "
-    "ours.listen(100); time.sleep(300)"
-)
 
 
 #: bpf(2), x86_64: load ``r0 = 0; exit``, which is TCX_PASS, and attach it by a link.
@@ -75,12 +71,15 @@ def _has_filters(lab: ClientServer, wire: str) -> bool:
 
 
 def test_a_foreign_qdisc_and_its_filters_stay_and_work(lab: ClientServer) -> None:
-    """They drop one port, and mark what comes to the other; a root qdisc queues.
+    """They drop one port, and mark what comes to the other; a root qdisc delays.
 
     The mark of a held SYN alone is not set: it passes by what stands behind. That is told.
     """
-    wire = device(lab)
-    lab.server.run(["tc", "qdisc", "add", "dev", wire, "root", "pfifo", "limit", "77"])
+    wire, other, delay_s = device(lab), (lab.server_ipv4, 9090), 0.3
+    listen_at(lab.server, 9090)
+    assert connect_s(lab.client, other) < delay_s, "the control"
+    delay = f"root netem delay {delay_s * 1000:.0f}ms"
+    lab.server.run(f"tc qdisc add dev {wire} {delay}".split())
     try:
         with _place(lab.server, wire), _counted(lab.server):
             _filter(lab.server, wire, "pref 7 flower ip_proto tcp dst_port 9 action drop")
@@ -93,6 +92,7 @@ def test_a_foreign_qdisc_and_its_filters_stay_and_work(lab: ClientServer) -> Non
             hold(lab)
             client = connecting(lab.client, (lab.server_ipv4, 8080), 60)
             waits(lab, 1)
+            assert connect_s(lab.client, other) > delay_s, "who is not held is delayed"
             dropped = connecting(lab.client, (lab.server_ipv4, 9), 2)
             assert dropped.communicate(timeout=60)[0].strip() == "TimeoutError", "nobody refuses"
             show = ["tc", "-s", "filter", "show", "dev", wire, "ingress", "pref", "7"]
@@ -104,7 +104,7 @@ def test_a_foreign_qdisc_and_its_filters_stay_and_work(lab: ClientServer) -> Non
             assert float(client.communicate(timeout=60)[0]) < 60
             assert _marked(lab.server)[0] == syns, "the held SYN is not"
             assert _marked(lab.server)[1] > others, "what follows it is"
-            assert connects_within(lab.client, (lab.server_ipv4, 8080), 5)
+            assert connect_s(lab.client, (lab.server_ipv4, 8080)) > delay_s
             assert _marked(lab.server)[0] == syns + 1, "they work as before"
             assert not before.difference(NetworkState.capture(lab.server))
     finally:
@@ -313,7 +313,7 @@ def test_what_is_forwarded_to_a_named_address_passes_and_that_is_told(lab: Clien
         back.run(["ip", "address", "add", "10.50.0.2/24", "dev", "veth0"])
         back.run(["ip", "route", "add", "default", "via", "10.50.0.1"])
         lab.server.set_sysctl("net.ipv4.ip_forward", 1)
-        back.popen([sys.executable, "-S", "-c", _LISTEN, "9090"])
+        listen_at(back, 9090)
         behind = ("10.50.0.2", 9090)
         wait_until(lambda: connects_within(lab.client, behind, 2), 30, "the control: it forwards")
         hold(lab, "-p", "10.50.0.2:9090")

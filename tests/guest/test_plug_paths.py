@@ -12,9 +12,9 @@ import pytest
 from netlab.program import wait_until
 from netlab.snapshot import NetworkState
 from netlab.topology import ClientServer
-from tests.guest.plug import PLUG, device, hold, ifb, waits
+from tests.guest.plug import PLUG, device, hold, ifb, listen_at, waits
 from tests.integration import shell
-from tests.integration.connect import connecting, connects_within, holds_in_force
+from tests.integration.connect import connect_s, connecting, connects_within, holds_in_force
 
 pytestmark = [pytest.mark.guests_only, pytest.mark.usefixtures("simple")]
 #: The rest is a selection, one test a way, that every change passes.
@@ -157,14 +157,19 @@ def test_what_local_clients_send_waits_where_they_send_it(lab: ClientServer) -> 
 
 
 def test_a_foreign_qdisc_of_loopback_stays_and_works(lab: ClientServer) -> None:
-    delay_s = 0.3
+    """Who is not held is delayed by it meanwhile, and afterwards everybody is."""
+    other, delay_s = ("127.0.0.1", 9090), 0.3
+    listen_at(lab.server, 9090)
+    assert connect_s(lab.server, other) < delay_s, "the control"
     lab.server.run(f"tc qdisc add dev lo root netem delay {delay_s * 1000:.0f}ms".split())
     before = NetworkState.capture(lab.server)
     hold(lab, "--loopback-egress")
     client = connecting(lab.server, ("127.0.0.1", 8080), 60)
     waits(lab, 1)
+    assert connect_s(lab.server, other) > 2 * delay_s, "there and back"
     _let_go(lab)
-    assert float(client.communicate(timeout=60)[0]) > delay_s
+    assert float(client.communicate(timeout=60)[0]) < 60
+    assert connect_s(lab.server, ("127.0.0.1", 8080)) > 2 * delay_s
     assert not before.difference(NetworkState.capture(lab.server))
     lab.server.run(["tc", "qdisc", "del", "dev", "lo", "root"])
 

@@ -34,6 +34,11 @@ def connects_within(client: Namespace, target: tuple[str, int], limit_s: float) 
     return said[:1].isdigit() and float(said) < limit_s
 
 
+def connect_s(client: Namespace, target: tuple[str, int]) -> float:
+    """How long a new connection takes, by the clock of who connects."""
+    return float(client.run(connect_argv(target, 30), timeout_s=60).stdout)
+
+
 def is_refused(client: Namespace, target: tuple[str, int]) -> bool:
     """Whether a new connection is refused."""
     said = client.run(connect_argv(target, 2.0), timeout_s=12).stdout.strip()
