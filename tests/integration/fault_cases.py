@@ -15,7 +15,8 @@ KNOWN: dict[str, str] = {}
 
 #: The plug has cases of its own, in tests/guest: this machine's kernel may have none.
 BACKENDS = [name for name in BackendName if name not in (BackendName.AUTO, BackendName.PLUG)]
-_SIGNALLED = (Party.ORCHESTRATOR, Party.KEEPER, Party.BOTH)
+#: Who can get a signal while there is a keeper.
+SIGNALLED = (Party.ORCHESTRATOR, Party.KEEPER, Party.BOTH)
 
 
 class CommandPoint(enum.Enum):
@@ -43,7 +44,7 @@ class Case:
 def _parties(point: Point, fault: Fault) -> tuple[Party, ...]:
     """Who can be struck there: an exception is in the process that comes there."""
     if fault.is_signal and point.keeper_lives:
-        return _SIGNALLED
+        return SIGNALLED
     return (point.process,)
 
 

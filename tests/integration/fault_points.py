@@ -27,6 +27,8 @@ class Party(enum.Enum):
     KEEPER = "keeper"
     BOTH = "both"
     COMMAND = "command"
+    NEW = "new generation"
+    OLD = "old generation"
 
 
 class Fault(enum.Enum):

@@ -23,6 +23,7 @@ from tests.integration.conftest import SimpleService
 from tests.integration.connect import connects_within
 from tests.integration.fault_cases import (
     KNOWN,
+    SIGNALLED,
     Case,
     CommandPoint,
     backends_of,
@@ -143,7 +144,7 @@ def test_the_matrix_is_whole() -> None:
     every = every_case()
     for point in POINTS.values():
         signals = [fault for fault in Fault if fault.is_signal]
-        parties = set(Party) - {Party.COMMAND} if point.keeper_lives else {point.process}
+        parties = set(SIGNALLED) if point.keeper_lives else {point.process}
         for backend in backends_of(point.name):
             here = {
                 (c.party, c.fault) for c in every if (c.point, c.backend) == (point.name, backend)

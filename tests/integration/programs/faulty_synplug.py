@@ -3,9 +3,9 @@
 Runs the command line with these arguments. When the process that POINT belongs to comes there,
 FAULT strikes PARTY: a signal, an exception, or the next system call of a kind that can say so fails
 with that error. FACTS is a file that gets a line for each thing that happened: ``fault TIME
-ORCHESTRATOR KEEPER`` with a monotonic time and two pids, and ``refused CALL PLACE`` with the
-function of synplug that made the call. The keeper of a hold that somebody else began is named by
-FAULT_KEEPER.
+ORCHESTRATOR KEEPER`` with a monotonic time and two pids, ``struck PID…`` with those who get a
+signal, and ``refused CALL PLACE`` with the function of synplug that made the call. The keeper of a
+hold that somebody else began is named by FAULT_KEEPER.
 
 Nothing in synplug knows of this: methods are wrapped before the keeper is forked.
 """
@@ -31,9 +31,9 @@ from synplug.holding import plug, watcher  # noqa: F401 -- to be found among the
 from synplug.holding.handle import KeptHold
 from tests.integration.fault_points import POINTS, Fault, Party, Point
 from tests.integration.supervise_fault_points import RELEASE_POINTS, SUPERVISE_POINTS
-from tests.integration.swap_fault_points import SWAP_POINTS
+from tests.integration.swap_fault_points import SWAP_PART_POINTS, SWAP_POINTS
 
-_ALL = POINTS | SWAP_POINTS | SUPERVISE_POINTS | RELEASE_POINTS
+_ALL = POINTS | SWAP_POINTS | SWAP_PART_POINTS | SUPERVISE_POINTS | RELEASE_POINTS
 
 #: Who can say so: functions of a module (None: methods of sockets), by name.
 _REFUSING: dict[Fault, set[str]] = {
@@ -61,6 +61,7 @@ class Accident:
         self._facts = facts
         self._run = os.getpid()
         self._keeper = int(os.environ.get("FAULT_KEEPER", "0"))
+        self._generations: dict[Party, int] = {}
         self._passages = 0
         self._is_time = not point.after
         self._is_over = False
@@ -68,6 +69,8 @@ class Accident:
     def prepare(self) -> None:
         """Lay the snares."""
         self._learn_the_keeper()
+        if self._party in (Party.NEW, Party.OLD):
+            self._learn_the_generations()
         if self._point.after:
             _at(_ALL[self._point.after], self._begin)
         _at(self._point, self._pass)
@@ -89,6 +92,18 @@ class Accident:
 
         os.fork = forked
         assert KeptHold.arm.__globals__["os"] is os, "the keeper is forked by os.fork"
+
+    def _learn_the_generations(self) -> None:
+        """Of a swap: the new one is that whose command it has started."""
+        from synplug.handover.generation import Generation
+
+        make = Generation.__init__
+
+        def made(generation: Generation, pid: int, **options: Any) -> None:
+            make(generation, pid, **options)
+            self._generations[Party.NEW if options.get("command") else Party.OLD] = pid
+
+        Generation.__init__ = made  # type: ignore[assignment,method-assign]
 
     def _begin(self) -> None:
         self._is_time = True
@@ -115,7 +130,8 @@ class Accident:
             Party.ORCHESTRATOR: [self._run],
             Party.KEEPER: [self._keeper],
             Party.BOTH: [self._run, self._keeper],
-        }[self._party]
+        }.get(self._party) or [self._generations[self._party]]
+        _note(self._facts, f"struck {' '.join(map(str, pids))}")
         for pid in sorted(pids, key=lambda pid: pid == os.getpid()):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
