@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.integration import shell
 from tests.integration.conftest import SimpleService
 from tests.integration.connect import connecting, holds_in_force
 
+_HOLD_LOOP = Path(__file__).with_name("programs") / "hold_loop.py"
 _QUEUE_USER = Path(__file__).with_name("programs") / "queue_user.py"
 _FOREIGN_NFT = """
 table inet shop {
@@ -222,6 +224,46 @@ def test_a_keeper_that_is_killed_costs_another_run_a_retransmission(
     assert held.communicate(timeout=25)[0].strip()[0].isdigit(), "it connects"
     wait_until(lambda: not os.path.exists(f"/proc/{keeper}"), 5, "the keeper has ended")
     assert shell.run(lab.server, "recover").status == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """What a foreign queue with traffic has lost beside so many holds."""
+
+    holds: int
+    sent: int
+    lost: int
+
+
+def _beside_holds(lab: ClientServer, other: SimpleService, *options: str) -> Lost:
+    """A program that has each packet for a millisecond, and holds one after the other."""
+    holds = 200
+    with foreign_queue(lab, other.port, 7, "0.001") as user:
+        assert user.stdin is not None
+        assert user.stdout is not None
+        with Load(lab.client, other.targets(lab), rate_per_s=200) as load:
+            argv = [sys.executable, str(_HOLD_LOOP), str(holds), "0", *options]
+            lab.server.run(argv, timeout_s=60)
+            result = load.stop()
+        user.stdin.close()
+        seen, lost = map(int, user.stdout.read().split())
+    assert result.failures == 0, result.summary()
+    return Lost(holds=holds, sent=seen, lost=lost)
+
+
+def test_a_foreign_queue_with_traffic_loses_next_to_nothing(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """Each removal would flush what it has just then; it is done when it has nothing."""
+    other = SimpleService(namespace=lab.server, directory=simple.directory / "o", port=8090)
+    other.directory.mkdir()
+    lab.server.run(other.start_argv())
+    wait_until(other.listens, 10, "the other service listens")
+    blind = _beside_holds(lab, other, "--at-any-moment")
+    seeing = _beside_holds(lab, other)
+    print(blind, seeing)  # docs/failure-modes.md has the figures
+    assert blind.lost >= 10, blind
+    assert seeing.lost * 2 <= blind.lost, (blind, seeing)
 
 
 def test_two_runs_at_once_on_different_ports(lab: ClientServer, simple: SimpleService) -> None:

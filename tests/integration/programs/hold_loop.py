@@ -1,8 +1,9 @@
-"""A long-lived user of the Python interface: ``python hold_loop.py TIMES WARM_UP [--leak]``.
+"""A long-lived user of the Python interface: ``python hold_loop.py TIMES WARM_UP [OPTION]``.
 
 Holds port 8080 again and again in one process, and prints as JSON what the process had after the
 warm-up and at the end: open descriptors, bytes that Python allocated, resident KiB, threads,
 children (zombies too). --leak keeps something of each hold: the growth that must be noticed.
+--at-any-moment has each hold's rest removed without a look at the queues of others.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ import gc
 import json
 import os
 import tracemalloc
+from contextlib import nullcontext
+from typing import Any
 
 import synplug
+from synplug.holding import gates
+from synplug.holding.nfqueue import QueueBackend
 
 
 def main() -> None:
@@ -22,7 +27,13 @@ def main() -> None:
     parser.add_argument("times", type=int)
     parser.add_argument("warm_up", type=int)
     parser.add_argument("--leak", action="store_true")
+    parser.add_argument("--at-any-moment", action="store_true")
     options = parser.parse_args()
+    if options.at_any_moment:
+        module: Any = gates
+        backend: Any = QueueBackend
+        module.gap_of_others = lambda _own: nullcontext(lambda: None)
+        backend.obstacle = lambda _self: ""
     leaked: list[tuple[int, bytes]] = []
     tracemalloc.start()
     seen = []
