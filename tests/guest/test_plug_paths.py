@@ -100,15 +100,22 @@ def test_a_frame_with_a_priority_tag_waits(lab: ClientServer) -> None:
 
 
 @pytest.fixture
-def bridged(lab: ClientServer) -> Iterator[str]:
-    """The server's wire is a port of a bridge, which has an address."""
+def bridge(lab: ClientServer) -> Iterator[str]:
+    """A bridge of the server's, and its address; the client has one beside it."""
     lab.server.run(["ip", "link", "add", "br0", "type", "bridge"])
-    lab.server.run(["ip", "link", "set", "veth0", "master", "br0"])
     lab.server.run(["ip", "address", "add", "10.78.0.2/24", "dev", "br0"])
     lab.server.run(["ip", "link", "set", "br0", "up"])
     lab.client.run(["ip", "address", "add", "10.78.0.1/24", "dev", "veth0"])
     yield "10.78.0.2"
+    lab.client.run(["ip", "address", "del", "10.78.0.1/24", "dev", "veth0"])
     lab.server.run(["ip", "link", "del", "br0"])
+
+
+@pytest.fixture
+def bridged(lab: ClientServer, bridge: str) -> str:
+    """The same, and the server's wire is a port of it."""
+    lab.server.run(["ip", "link", "set", "veth0", "master", "br0"])
+    return bridge
 
 
 def test_what_a_bridge_brings_waits_once(lab: ClientServer, bridged: str) -> None:
@@ -124,18 +131,12 @@ def test_what_a_bridge_brings_waits_once(lab: ClientServer, bridged: str) -> Non
 
 @_ON_EVERY_KERNEL
 def test_a_wire_that_becomes_a_port_during_the_hold_brings_everybody_afterwards(
-    lab: ClientServer,
+    lab: ClientServer, bridge: str
 ) -> None:
-    wire = device(lab)
-    lab.client.run(["ip", "address", "add", "10.78.0.1/24", "dev", "veth0"])
-    lab.server.run(["ip", "link", "add", "br0", "type", "bridge"])
-    lab.server.run(["ip", "address", "add", "10.78.0.2/24", "dev", "br0"])
-    lab.server.run(["ip", "link", "set", "br0", "up"])
     hold(lab)
-    lab.server.run(["ip", "link", "set", wire, "master", "br0"])
+    lab.server.run(["ip", "link", "set", "veth0", "master", "br0"])
     assert _let_go(lab) == 0
-    wait_until(lambda: connects_within(lab.client, ("10.78.0.2", 8080), 2), 60, "nothing is lost")
-    lab.server.run(["ip", "link", "del", "br0"])
+    wait_until(lambda: connects_within(lab.client, (bridge, 8080), 2), 60, "nothing is lost")
 
 
 def _retransmitted(lab: ClientServer) -> int:
