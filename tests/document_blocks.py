@@ -59,9 +59,7 @@ RUN_BY = {
     },
     "docs/envoy.md": {
         "": "integration/test_supervise_envoy.py::test_the_page_shows_the_unit_as_it_is",
-        "systemctl reload envoy": "not here: on the guest's kernel Envoy's allocator gets no memory; "
-        "integration/test_supervise_envoy.py runs what the unit has in ExecReload= with Envoy, and "
-        "guest/test_systemd.py::test_a_reload_of_generations_loses_nobody systemctl reload",
+        "systemctl reload envoy": "guest/test_systemd.py::test_a_reload_of_envoy_loses_nobody",
         "synplug swap": "integration/test_recipes.py::test_the_swap_of_the_page",
     },
     **{

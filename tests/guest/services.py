@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from string import Template
 
 from netlab.topology import Namespace, VethPair
 
 UNITS = Path("/etc/systemd/system")
+_ENVOY_LISTENER = Path(__file__).parents[2] / "netns-fixtures/servers/envoy-listener.yaml"
 ADDRESSES = ("10.231.0.2", "fd23:1::2")
 _OF_THE_CLIENT = ("10.231.0.1", "fd23:1::1")
 _NGINX = """\
@@ -82,6 +85,21 @@ def install(path: Path, text: str) -> None:
 def configure(path: str, port: int, options: str = "") -> None:
     """Write a configuration of nginx; its pid file and its manner stand on the command line."""
     Path(path).write_text(_NGINX.format(port=port, options=options), encoding="utf-8")
+
+
+def configure_envoy(port: int) -> None:
+    """Put what stands in for Envoy, and its configuration, where its unit has them."""
+    shutil.copy(Path(__file__).with_name("envoy.py"), "/usr/bin/envoy")
+    Path("/usr/bin/envoy").chmod(0o755)
+    template = Template(_ENVOY_LISTENER.read_text(encoding="utf-8"))
+    listeners = [
+        template.substitute(number=number, address=address, port=port, backlog=128)
+        for number, address in enumerate(("0.0.0.0", "::"))
+    ]
+    place = Path("/etc/envoy/envoy.yaml")
+    place.parent.mkdir(exist_ok=True)
+    text = "static_resources:\n  listeners:\n" + "".join(listeners)
+    place.write_text(text, encoding="utf-8")
 
 
 def _run(argv: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:

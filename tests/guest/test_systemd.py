@@ -30,6 +30,7 @@ from tests.guest.services import (
     Services,
     client_of,
     configure,
+    configure_envoy,
     install,
     shown,
     systemctl,
@@ -69,6 +70,10 @@ kill "$pid"
 while [ -e "/proc/$pid" ]; do sleep 0.05; done
 exec /usr/sbin/nginx -c /etc/nginx/cold.conf -g 'pid /run/cold.pid;'
 """
+
+
+#: As the unit says: this kernel has no queue statement for nft.
+BY_IPTABLES = "[Service]\nCapabilityBoundingSet=CAP_NET_RAW\n"
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +231,24 @@ def test_a_reload_of_generations_loses_nobody(client: Namespace, nothing_left: N
     assert kept.failures == 0, kept.summary()
     systemctl("stop", "web")
     assert shown("web", "Result") == "success"
+
+
+def test_a_reload_of_envoy_loses_nobody(client: Namespace, nothing_left: None) -> None:
+    """The page's line, of the unit that it is about; test_supervise_envoy.py has a real Envoy."""
+    configure_envoy(8083)
+    shutil.copy(SHIPPED / "envoy.service", UNITS)
+    install(UNITS / "envoy.service.d" / "guest.conf", BY_IPTABLES)
+    for tool in ("iptables-legacy-save", "ip6tables-legacy-save"):
+        Services().run([tool, "-t", "mangle"])  # loads the modules, which the unit may not
+    systemctl("start", "envoy")
+    lost = under_load(client, 8083, lambda: systemctl("restart", "envoy"))
+    assert lost.failures > 0, "the control lost nothing: the test shows nothing"
+
+    kept = under_load(client, 8083, lambda: shell(block("docs/envoy.md", "systemctl reload")))
+    assert shown("envoy", "StatusText") == "generation 2 serves"
+    assert kept.failures == 0, kept.summary()
+    systemctl("stop", "envoy")
+    assert shown("envoy", "Result") == "success"
 
 
 def test_socket_activation_loses_nobody_without_synplug(client: Namespace) -> None:
