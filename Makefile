@@ -66,7 +66,7 @@ bench: setup
 	@PYTHONPATH=netns-fixtures $(PYTHON) -m bench $(BENCH)
 
 comparison: setup
-	@$(GUEST)
+	@$(GUEST) --suite stock-bookworm
 	@$(PYTHON) bench/comparison.py --write
 
 site: setup

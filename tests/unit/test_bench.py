@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from array import array
 from collections import Counter
@@ -12,6 +13,7 @@ import pytest
 
 from bench.back_to_back import overtaken
 from bench.cases import CASES
+from bench.comparison import PAGE, WAYS
 from bench.contenders import NOTHING, SYNPLUG_NFQUEUE
 from bench.errors import BenchError
 from bench.findings import Findings, as_json
@@ -21,6 +23,7 @@ from bench.page import page
 from bench.picture import Panel, picture
 from bench.restarts import Result, Round
 from bench.samples import Samples, number, percentile
+from synplug.model import BackendName
 
 _SVG = "{http://www.w3.org/2000/svg}"
 
@@ -162,3 +165,18 @@ def test_samples_say_median_spread_and_how_many() -> None:
 )
 def test_who_came_behind_a_later_one_was_overtaken(came: list[int], behind: int) -> None:
     assert overtaken(came) == behind
+
+
+def test_the_comparison_has_every_backend_and_a_control_that_costs_nothing() -> None:
+    table = re.split("<!-- comparison: (?:begin|end) -->", PAGE.read_text())[1]
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    titles, _, *rows = [line.strip("| ").split(" | ") for line in lines]
+    names = [row[0] for row in rows]
+    assert names == [way.name for way in WAYS]
+    backends = {backend.value for backend in BackendName} - {"auto"}
+    assert backends <= {word for name in names for word in name.split(", ")}
+    columns = [number for number, title in enumerate(titles) if "takes longer by" in title]
+    assert (names[0], len(columns)) == ("nothing", 2)
+    for longer in (rows[0][column] for column in columns):
+        first, third = re.findall(r"[-+][\d.]+", longer)[1:]
+        assert float(first) <= 0 <= float(third), longer
