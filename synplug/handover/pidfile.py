@@ -37,9 +37,16 @@ class Pidfile:
             ) from error
 
     def close(self) -> None:
-        """Remove the draft, if it was not published."""
+        """Remove the draft, if it was not published.
+
+        :raises SynplugError: it stays.
+        """
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-            with suppress(FileNotFoundError):
-                os.unlink(self._draft)
+            try:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._draft)
+            except OSError as error:
+                words = f"{self._draft} could not be removed: {error.strerror}"
+                raise SynplugError(words) from error

@@ -10,6 +10,7 @@ old one serves on. From there on there is only the way forward.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 from synplug.errors import SynplugError, TargetError, unforeseen
@@ -248,39 +249,37 @@ class Swap:
     def _close(self) -> None:
         """Whatever happened: one generation serves, and nothing is held."""
         try:
-            if self._launch is not None:
-                self._launch.stop_probe()
-            if self.is_done:
-                self._error = self._hold.close(self._error) or self._error
-                self._hand_on()
-            elif self.new is not None:
-                self._warnings += roll_back(
-                    self.new,
-                    self._old_listeners,
-                    plan=self._plan,
-                    tools=self._tools,
-                    hold=self._hold,
-                    interrupted=self._interrupted,
-                )
-                self.new = None
-        finally:
-            self._error = self._hold.close(self._error) or self._error
-            ended = self._migration.end()
-            self._error = self._error or ended
-            if self._pidfile is not None:
-                self._pidfile.close()
-            self._tools.locks.drop()
-            self._lineage.forget_dead_keepers()
+            with ExitStack() as ending:  # whichever of it fails, the rest is done; the last first
+                ending.callback(self._lineage.forget_dead_keepers)
+                ending.callback(self._tools.locks.drop)
+                if self._pidfile is not None:
+                    ending.callback(self._pidfile.close)
+                ending.callback(self._let_go)
+                if self._launch is not None:
+                    self._launch.stop_probe()
+                if self.is_done:
+                    self._hand_on()
+                elif self.new is not None:
+                    self._warnings += roll_back(
+                        self.new,
+                        self._old_listeners,
+                        plan=self._plan,
+                        tools=self._tools,
+                        hold=self._hold,
+                        interrupted=self._interrupted,
+                    )
+                    self.new = None
+        except Exception as error:  # noqa: BLE001 -- it is told as all else is
+            self._error = self._error or unforeseen(error)
+
+    def _let_go(self) -> None:
+        self._error = self._hold.close(self._error) or self._error
+        ended = self._migration.end()
+        self._error = self._error or ended
 
     def _hand_on(self) -> None:
         """The new one is the service now, and the old one may finish."""
-        if self._closing is not None:
-            self._closing.collect()
-        if self._pidfile is not None and self.new is not None:
-            try:
-                self._pidfile.publish(self.new.main_pid)
-            except SynplugError as error:
-                self._error = self._error or error
+        self._error = self._hold.close(self._error) or self._error
         self.retirement = Retirement(
             self._old,
             endpoints=self._plan.spec.endpoints,
@@ -288,6 +287,10 @@ class Swap:
             tools=self._tools,
             finishes=self._plan.stop.by_signal,
         )
+        if self._closing is not None:
+            self._closing.collect()
+        if self._pidfile is not None and self.new is not None:
+            self._pidfile.publish(self.new.main_pid)
 
     def report(self) -> Report:
         """The account of it all."""

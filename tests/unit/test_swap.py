@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -613,6 +615,26 @@ def test_a_pidfile_that_cannot_be_written_is_said_before_anything_is_started(
     report = run(service, new_pidfile="/nowhere/pid")
     assert report.exit_code == 125
     assert service.commands == []
+
+
+@pytest.mark.parametrize("refused", ["rename", "unlink"])
+def test_what_is_refused_at_the_end_is_told_and_all_else_is_done(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """The old one is seen to its end, and the ports are given back."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(f"synplug.handover.pidfile.os.{refused}", refuse)
+    report = run(service, new_pidfile=str(tmp_path / "pid"))
+    assert report.exit_code == 125
+    assert str(tmp_path) in report.error
+    assert "not permitted" in report.error
+    assert report.old_generation is not None
+    assert report.old_generation.fate is Fate.TERMINATED
+    assert service.locks.drops == 1
+    assert not service.migration.is_set
 
 
 def test_migration_is_set_for_the_close_and_restored(service: Service) -> None:
