@@ -632,7 +632,7 @@ def test_what_is_refused_at_the_end_is_told_and_all_else_is_done(
     assert str(tmp_path) in report.error
     assert "not permitted" in report.error
     assert report.old_generation is not None
-    assert report.old_generation.fate is Fate.TERMINATED
+    assert report.old_generation.fate is Fate.ENDED
     assert service.locks.drops == 1
     assert not service.migration.is_set
 
