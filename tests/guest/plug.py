@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from netlab.program import wait_until
 from netlab.topology import ClientServer, Namespace
@@ -17,6 +19,19 @@ _LISTEN = (
     "import socket, sys, time; ours = socket.socket(); ours.bind(('', int(sys.argv[1]))); "
     "ours.listen(100); time.sleep(300)"
 )
+
+
+@contextmanager
+def standing_clsact(server: Namespace) -> Iterator[None]:
+    """On each of its devices; the kernel drops what a device sends while one is put on or off."""
+    devices = ("lo", wire(server))
+    for name in devices:
+        server.run(["tc", "qdisc", "add", "dev", name, "clsact"])
+    try:
+        yield
+    finally:
+        for name in devices:
+            server.run(["tc", "qdisc", "del", "dev", name, "clsact"])
 
 
 def hold(lab: ClientServer, *options: str) -> None:

@@ -19,6 +19,7 @@ from netlab.servers import HAProxy, Nginx, Service
 from netlab.topology import ClientServer, Namespace
 from tests.document_blocks import block
 from tests.guest.features import backends_of
+from tests.guest.plug import standing_clsact
 from tests.integration import shell
 
 RATE_PER_S = 60
@@ -45,7 +46,7 @@ pytestmark = pytest.mark.guests_only
 def test_no_client_notices_a_cold_restart(
     lab: ClientServer, kernel: str, make: Callable[[Namespace], Service], path: str
 ) -> None:
-    """By one backend after the other."""
+    """By one backend after the other; with a clsact that stands, as docs/recipes.md advises."""
     backends = backends_of(kernel)
     released_ns: list[int] = []
 
@@ -56,7 +57,8 @@ def test_no_client_notices_a_cold_restart(
         lost = _under_load(lab, service, path, backends, _restart_plainly)
         assert lost.failures > 0, "the control lost nothing: the test shows nothing"
         before = tcp_counters(lab.server)
-        kept = _under_load(lab, service, path, backends, restart_wrapped)
+        with standing_clsact(lab.server):
+            kept = _under_load(lab, service, path, backends, restart_wrapped)
         after = tcp_counters(lab.server)
     assert kept.failures == 0, kept.summary()
     assert kept.attempted > RATE_PER_S
