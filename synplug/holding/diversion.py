@@ -113,7 +113,7 @@ class Diversion:
             self._remarks |= dict.fromkeys(remarks.tagged_remark(self._has_room_for_tagged))
         self._spread, self._target = True, target
         self._forget_others({device.index for device in devices})
-        self._forget_removed()
+        self._look_again({device.index: device for device in devices})
         for device in devices:
             try:
                 self._fit_out(device, wanted, target)
@@ -165,10 +165,12 @@ class Diversion:
             if there.get(index, True):
                 del self._preferences[index]
 
-    def _forget_removed(self) -> None:
-        """Forget the filters that somebody took out, or the qdisc with them."""
+    def _look_again(self, devices: Mapping[int, Device]) -> None:
+        """Forget the filters that somebody took out, or the qdisc with them; tell of others'."""
         for device in self._preferences:
             found = self._control.filters(device, self._side)
+            if device in devices:
+                self._tell_of_others(devices[device], found)
             there = {(one.preference, one.handle) for one in found}
             gone = [
                 key
@@ -291,7 +293,8 @@ class Diversion:
             try:
                 self._control.remove_ingress(device)
             except SynplugError as error:
-                if self._control.has_ingress(device):  # it is gone with its device, otherwise
+                # Otherwise it is gone, with its device or for an ingress qdisc of somebody else.
+                if self._control.has_ingress(device, side=flower.EGRESS):
                     left.append(f"the clsact of {name} is still there: {error}")
                     continue
             del self._ours[device]

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Iterable
 
 import pytest
 
@@ -100,36 +101,49 @@ def test_what_holds_needs_one_capability_and_so_does_recover(
     assert "tc filters" in lab.server.run(shell.limited(("net_admin",), "recover")).stdout
 
 
+@pytest.mark.parametrize("side", ["ingress", "egress"])
 def test_the_readme_s_lines_clear_a_plug_that_stayed(
-    lab: ClientServer, simple: SimpleService
+    lab: ClientServer, simple: SimpleService, side: str
 ) -> None:
     """As they stand there, but for the run, the devices and what is shown of their filters."""
-    names = [device(lab), "lo"]
-    hold(lab)
-    waiting = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+    is_egress = side == "egress"
+    names = ["lo"] if is_egress else [device(lab), "lo"]
+    client, target = (
+        (lab.server, ("127.0.0.1", 8080)) if is_egress else (lab.client, (lab.server_ipv4, 8080))
+    )
+    hold(lab, *(["--loopback-egress"] if is_egress else []))
+    waiting = connecting(client, target, 60)
     wait_until(lambda: backlog(lab) >= 1, 30, "its SYN waits in the plug")
     run_id = ifb(lab).removeprefix("synplug")
     kill_everything(lab)
     lines = block("README.md", "tc qdisc change").splitlines()
-    assigned, let_go, show, of_probes, delete, remove = lines
+    assigned, let_go, show, _, of_probes, delete, remove = lines
+    assert "for lo with egress" in show
     (probes,) = re.findall("handle (0x[0-9a-f]+)", of_probes)
     run = assigned.replace("1a2b3c4d", run_id)
     lab.server.run(["sh", "-e", "-c", f"{run}\n{let_go}"])
     assert float(waiting.communicate(timeout=60)[0]) < 60
     for name in names:
-        shown = lab.server.run(["sh", "-c", show.replace("eth0", name)]).stdout
+        there = (("eth0", name), ("ingress", side))
+        shown = lab.server.run(["sh", "-c", _replaced(show.partition("#")[0], there)]).stdout
         told = (f"synplug{run_id}", f"handle {probes}")
         ours = [text for text in shown.split("filter ") if any(word in text for word in told)]
         prefs = {found for text in ours for found in re.findall(r" pref (\d+) ", text)}
         assert prefs
         for pref in prefs:
-            line = delete.replace("eth0", name).replace("pref 4 ", f"pref {pref} ")
+            line = _replaced(delete, (*there, ("pref 4 ", f"pref {pref} ")))
             assert f"pref {pref} " in line
             lab.server.run(["sh", "-e", "-c", line])
     lab.server.run(["sh", "-e", "-c", f"{run}\n{remove}"])
     assert run_id not in lab.server.run(["ip", "link"]).stdout
-    assert connects_within(lab.client, (lab.server_ipv4, 8080), 30)
+    assert connects_within(client, target, 30)
     assert "cleaned up" in shell.run(lab.server, "recover").stdout
+
+
+def _replaced(line: str, words: Iterable[tuple[str, str]]) -> str:
+    for word, other in words:
+        line = line.replace(word, other)
+    return line
 
 
 def test_the_deadline_lets_go(lab: ClientServer, simple: SimpleService) -> None:

@@ -45,6 +45,7 @@ class FakeControl:
         self.log: list[str] = []
         self.there = {1: "lo", 2: "eth0"}
         self.ingress = {2}
+        self.one_sided: set[int] = set()  # of these, those that are no clsact
         self.installed = [Installed(2, flower.INGRESS, 1, 3 << 16, flower.FLOWER)]
         self.actions: dict[tuple[int, int], bytes] = {}
         self.state: PlugState | None = PlugState(0, 0, 0, 0)
@@ -110,7 +111,7 @@ class FakeControl:
         return self.state
 
     def has_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
-        return device in self.ingress
+        return device in self.ingress and (side == flower.INGRESS or device not in self.one_sided)
 
     def make_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
         if device in self.ingress:
@@ -714,6 +715,26 @@ def test_a_dead_keepers_clsact_that_does_not_go_is_told(control: FakeControl) ->
     control.refused = {"remove-ingress"}
     with pytest.raises(ReleaseError, match="the clsact of lo is still there"):
         PlugBackend(SPEC).clean_up_after_death(traces)
+
+
+def test_an_ingress_qdisc_in_the_place_of_our_clsact_is_not_ours(control: FakeControl) -> None:
+    """Somebody took ours away and made theirs: as of a clsact it is refused to remove it."""
+    backend = held(control)
+    control.one_sided = {1}
+    control.refused = {"remove-ingress"}
+    backend.open()
+    backend.remove()
+    assert control.ingress == {1, 2}
+    assert 9 not in control.there
+
+
+def test_filters_of_others_that_come_during_the_hold_are_told(control: FakeControl) -> None:
+    backend = held(control)
+    assert not backend.remarks
+    control.installed.append(Installed(1, flower.INGRESS, 5, 9 << 16 | 0x0300, flower.FLOWER))
+    changed(backend)
+    (behind,) = backend.remarks
+    assert "behind those of the hold (preference 9)" in behind
 
 
 def test_filters_of_others_before_and_behind_ours_are_told(
