@@ -137,6 +137,8 @@ def _shown(configuration: Configuration, service: str | None) -> dict[str, dict[
             setting = settings[name]
             value: object = list(setting.texts) if setting.texts[1:] else setting.texts[0]
             found[name] = {"value": value, "origin": setting.origin()}
+        elif name == "name" and service is not None:
+            found[name] = {"value": service, "origin": "the service's own"}
         elif name not in COMMANDS:
             found[name] = {"value": _default(key), "origin": "default"}
     return found

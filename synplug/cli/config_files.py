@@ -125,7 +125,7 @@ def _lines(text: str) -> dict[Path, int]:
     value is no TOML.
     """
     found: dict[Path, int] = {}
-    lines = text.splitlines(keepends=True)
+    lines = [f"{line}\n" for line in text.split("\n")]  # to TOML nothing else ends a line
     begun = 0
     for number in range(1, len(lines) + 1):
         try:

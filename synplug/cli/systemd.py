@@ -34,6 +34,7 @@ _USERS = {"User": "|root|0", "Group": "|root|0", "DynamicUser": _NO}
 #: Those that may keep it from the network or from /run; + lifts them. systemd.exec(5).
 _CONFINING = {
     "NetworkNamespacePath": "",
+    "NoExecPaths": "",
     "PrivateNetwork": _NO,
     "PrivateUsers": _NO,
     "ProcSubset": "|all",
@@ -132,10 +133,16 @@ def _directives(unit: str) -> Directives:
 
 
 def _files(text: str) -> Iterator[tuple[str, list[str]]]:
-    """The files in what ``systemctl cat`` prints, each below a comment with its path."""
+    """The files in what ``systemctl cat`` prints, each below a comment with its path.
+
+    Such a comment is the first line, or comes behind an empty one; a unit has comments of its own.
+    """
     path, lines = "", list[str]()
+    before = ""
     for line in text.splitlines():
-        if line.startswith("# /") and line.endswith((".conf", ".service")):
+        is_head = line.endswith((".conf", ".service")) and "/systemd/" in line and not before
+        before = line
+        if is_head and line.startswith("# /"):
             if lines:
                 yield path, lines
                 lines = []

@@ -241,7 +241,10 @@ def read_pidfile(path: str) -> int:
     try:
         words = beginning_of(path, _PIDFILE_BYTES).split()
     except OSError as error:
-        raise UsageError(f"pidfile {path}: {error.strerror}") from error
+        raise UsageError(
+            f"pidfile {path}: {error.strerror}",
+            remedy="where the service does not run, name its ports with -p",
+        ) from error
     if not words or not words[0].isdigit() or not 0 < int(words[0]) < 1 << 22:
         raise UsageError(f"pidfile {path} holds no pid")
     pid = int(words[0])

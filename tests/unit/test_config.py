@@ -276,6 +276,7 @@ def test_the_command_is_the_service_s_unless_there_is_one(write: Write) -> None:
     ("text", "says"),
     [
         ("[service.web]\nport = 80\nmax-hodl = '5s'\n", [":3:", "'max-hodl'", "max-hold?"]),
+        ("# a\u2028b\n[service.web]\nmax-hodl = 1\n", [":3:", "'max-hodl'"]),
         ("[defualts]\nmax-hold = 1\n", [":1:", "'defualts'", "did you mean defaults?"]),
         ("max-hold = 1\n", [":1:", "unknown table 'max-hold'"]),
         ("[service.web]\n\n# why\nmax-hold = true\n", [":4:", "max-hold: true", "duration"]),
@@ -534,6 +535,7 @@ def test_show_says_where_each_value_comes_from(
     assert shown["on-full"] == {"value": "pass", "origin": f"{place}:5"}
     assert shown["settle"] == {"value": "50ms", "origin": "$SYNPLUG_SETTLE"}
     assert shown["quiesce"] == {"value": 1.0, "origin": "default"}
+    assert shown["name"] == {"value": "web", "origin": "the service's own"}
     assert main(["config", "show", "--config", place]) == 0
     text = capsys.readouterr().out
     assert re.search(rf"^  max-hold +12s +{re.escape(place)}:10$", text, re.MULTILINE)

@@ -85,6 +85,15 @@ def test_printed_anew_with_itself_in_place_it_is_the_same(
     assert printed(capsys, "app", "-p", "80", *words) == before
 
 
+def test_a_path_in_a_comment_of_a_unit_is_no_file(
+    systemctl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = printed(capsys, "app", "-p", "80", "--reload")
+    for comment in ("# /etc/systemd/zz.conf", "\n# /etc/zz.conf"):
+        systemctl.write_text(UNIT.replace("ExecReload=", f"{comment}\nExecReload="))
+        assert printed(capsys, "app", "-p", "80", "--reload") == before
+
+
 def test_a_drop_in_behind_ours_would_undo_it(
     systemctl: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +165,7 @@ def test_a_reload_keeps_the_rights_that_it_has(
         ("", "InaccessiblePaths=/run", "with InaccessiblePaths=/run there is no /run/synplug"),
         ("", "TemporaryFileSystem=/run:ro", "TemporaryFileSystem=/run:ro there is no /run/synplug"),
         ("", "ProcSubset=pid", "ProcSubset=pid"),
+        ("", "NoExecPaths=/opt", "NoExecPaths=/opt"),
         ("@", "", "the prefix @ names argv[0]"),
         ("-|", "", "the prefix | has a shell run it"),
         ("", "ExecReload=/bin/a ; /bin/b\n#", "several commands"),
