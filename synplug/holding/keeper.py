@@ -1,8 +1,7 @@
 """The keeper: the process that owns a hold's kernel state.
 
-A forked child with one loop over the channels, the backend and the deadline. It ends the hold
-when it is told to, at the deadline, when its run has gone without leaving it the hold, and on
-SIGTERM. Every way out of the loop passes through :meth:`Keeper._dismantle`.
+A forked child with one loop over the channels, the backend and the deadline. It ends the hold when
+it is told to, at the deadline, on SIGTERM, or its run gone: always by :meth:`Keeper._dismantle`.
 """
 
 from __future__ import annotations
@@ -133,7 +132,10 @@ class Keeper:
         """Armed, then holding: until there is a reason to end it."""
         limit(self._backend.capabilities)
         self._ledger.write(entry_of(self._spec, self._backend, "armed"))
-        for descriptor in (self._signals, self._run):
+        queues = (
+            [self._backend.fileno()] if self._backend.uses_queues else []
+        )  # anybody may fill them
+        for descriptor in (self._signals, self._run, *queues):
             self._poll.register(descriptor, select.POLLIN)
         self._audience.say("armed", backend=self._backend.name, warnings=self._warnings)
         while self._reason is None:
@@ -163,7 +165,7 @@ class Keeper:
                     self._end(ReleaseReason.ORPHANED)
             elif descriptor != self._backend.fileno():
                 self._listen(descriptor)
-            elif self._is_in_force:
+            elif self._is_in_force or self._backend.uses_queues:
                 self._backend.absorb()
                 self._tell_of_local()
         now = self._clock()

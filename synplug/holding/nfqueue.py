@@ -155,7 +155,8 @@ class QueueBackend(Backend):
     def _passes(self, notice: Notice) -> bool:
         """Whether it is none of those that are to wait; counts it, if so."""
         flow = notice.flow
-        if flow is not None and not self._held.has_port_of(flow):
+        is_early = self._observation is None and not self._is_holding  # no rule of ours is in force
+        if is_early or (flow is not None and not self._held.has_port_of(flow)):
             self._foreign += 1
         elif self._observation is not None and not self._is_holding:
             self._observation.note(notice)
@@ -308,6 +309,7 @@ class QueueBackend(Backend):
         return f"netfilter queue {foreign[0]} holds packets of somebody else" if foreign else ""
 
     def remove(self) -> None:
+        self.absorb()
         self._gate.remove()
         while self.absorb():
             pass  # what somebody else's rule has sent here meanwhile

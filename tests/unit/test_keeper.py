@@ -148,6 +148,16 @@ def test_nothing_wakes_it_while_it_is_armed(
     assert serve(armed, monkeypatch, ["", "", "end"]) == 0
 
 
+def test_what_others_send_to_its_queues_is_seen_to_while_it_is_armed(
+    armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And while it lingers: nothing waits there that nobody looks at."""
+    notes.uses_queues = True
+    assert serve(armed, monkeypatch, ["", "end"]) > 0
+    armed._turn(0)
+    assert notes.log[-1] == "absorb"
+
+
 def test_who_is_observed_is_seen_to_and_the_rule_goes_even_without_a_hold(
     armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,20 @@ def test_what_is_no_syn_passes_at_once() -> None:
     assert remark.startswith("2 packets that are no SYNs to the endpoints")
 
 
+def test_before_the_hold_and_after_it_whatever_comes_passes() -> None:
+    """Nobody's rule of ours sends it: not to an endpoint either, and not one without headers."""
+    early = Held(holds=False)
+    packets = [early.queues.arrive(flow) for flow in (NO_SYN, flow_of(1), None)]
+    early.backend.absorb()
+    assert early.queues.accepted == [(100, packet) for packet in packets]
+    assert early.backend.counts().overflowed == 0
+    late = Held()
+    late.finish()
+    packet = late.queues.arrive(NO_SYN)
+    late.backend.remove()
+    assert late.queues.accepted[-1] == (100, packet), "before the removal flushes the queue"
+
+
 def test_a_packet_that_cannot_be_read_waits() -> None:
     held = Held()
     held.queues.arrive(None)
