@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from synplug.errors import SynplugError
 from synplug.fate import Fate
 from synplug.handover.plan import RetirePlan
-from synplug.handover.tools import Command, ProcessTable, Tools
+from synplug.handover.tools import Command, ProcessTable, Signals, Tools
 from synplug.model import Endpoint, Listener
 
 #: Processes that outlive SIGKILL for so long wait for a device, and are left to the kernel.
@@ -281,6 +281,15 @@ class Retirement:
         elif now_s - self._began_s >= self._plan.linger_s or self._has_finished():
             self._terminate(now_s)
         return self._is_over
+
+    def see_out(self, signals: Signals, *, is_hurried: bool) -> None:
+        """Wait until it is over; a signal hurries it."""
+        if is_hurried:
+            self.hurry()
+        while not self.step():
+            if signals.take():
+                self.hurry()
+            signals.pause(_LOOK_S)
 
     def hurry(self) -> None:
         """Wait no longer: SIGTERM now, SIGKILL the next time."""

@@ -32,11 +32,9 @@ from synplug.handover.readiness import ListenerWatch, Readiness
 from synplug.handover.rollback import roll_back
 from synplug.handover.run_hold import RunHold
 from synplug.handover.timeline import Step, SwapStep, Timeline
-from synplug.handover.tools import Tools
+from synplug.handover.tools import Signals, Tools
 from synplug.model import Listener, Outcome, OwnedListener, Report
 from synplug.steps import DrainResult
-
-_RETIRE_POLL_S = 0.05
 
 
 def swap(plan: SwapPlan, tools: Tools, *, old: Generation, lineage: Lineage) -> Report:
@@ -46,16 +44,7 @@ def swap(plan: SwapPlan, tools: Tools, *, old: Generation, lineage: Lineage) -> 
     """
     run = Swap(plan, tools, old=old, lineage=lineage)
     run.carry_out()
-    retirement = run.retirement
-    if retirement is not None:
-        began_s = tools.clock()
-        if run.signals.last is not None:
-            retirement.hurry()
-        while not retirement.step():
-            if tools.signals.take():
-                retirement.hurry()
-            tools.signals.pause(_RETIRE_POLL_S)
-        run.timeline.note(SwapStep.LINGER, began_s, tools.clock())
+    run.see_out(tools.signals)
     return run.report()
 
 
@@ -107,6 +96,16 @@ class Swap:
             self._fail(unforeseen(error))
         finally:
             self._close()
+
+    def see_out(self, signals: Signals) -> None:
+        """The last step: see the old one end. The new one serves, whatever goes wrong with that."""
+        began_s = self._tools.clock()
+        if self.retirement is not None:
+            try:
+                self.retirement.see_out(signals, is_hurried=self.signals.last is not None)
+            except Exception as error:  # noqa: BLE001 -- it is told as all else is
+                self._error = self._error or unforeseen(error)
+            self.timeline.note(SwapStep.LINGER, began_s, self._tools.clock())
 
     # --- before anything is held
 

@@ -464,6 +464,25 @@ def test_a_signal_while_it_lingers_ends_the_old_one_at_once(service: Service) ->
     assert report.old_generation.took_s == pytest.approx(2.0, abs=0.2)
 
 
+def test_an_old_one_that_cannot_be_ended_is_told(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's, and no CAP_KILL."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    service.processes.inodes[OLD].add(9000)
+    service.sockets.established = [connection(inode=9000)]
+    monkeypatch.setattr(Generation, "send", refuse)
+    report = run(service, stop=POST, retire=RetirePlan(linger_s=1.0), drain=DrainPlan(quiesce_s=0))
+    assert report.exit_code == 125
+    assert "not permitted" in report.error
+    assert report.old_generation is not None
+    assert report.old_generation.fate is Fate.FINISHING
+    assert service.sockets.now == [service.new]
+
+
 @pytest.mark.parametrize("error", [None, KernelError("release", 1)], ids=["well", "failing"])
 @pytest.mark.parametrize("step", ["hold", "drain", "stop", "release"])
 def test_migration_ends_with_the_swap_wherever_that_fails(
