@@ -132,9 +132,7 @@ class Keeper:
         """Armed, then holding: until there is a reason to end it."""
         limit(self._backend.capabilities)
         self._ledger.write(entry_of(self._spec, self._backend, "armed"))
-        queues = (
-            [self._backend.fileno()] if self._backend.uses_queues else []
-        )  # anybody may fill them
+        queues = [self._backend.fileno()] if self._backend.uses_queues else []
         for descriptor in (self._signals, self._run, *queues):
             self._poll.register(descriptor, select.POLLIN)
         self._audience.say("armed", backend=self._backend.name, warnings=self._warnings)

@@ -58,7 +58,7 @@ _PARTS: dict[str, type] = {
     "retirement": Retirement,
 }
 #: What asks nothing of the system.
-_VALUES = {"_watch", "_warnings", "signals", "timeline"}
+_VALUES = {"_watch", "_warnings", "signals", "timeline", "clock"}
 _CALL = re.compile(r"self\.((?:_tools\.)?\w+)\.(\w+)\(")
 #: Of its tools, what is no part but a function.
 _FUNCTIONS = {"recover": ("synplug.handover.assembly:", "_recover")}
