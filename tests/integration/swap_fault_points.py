@@ -59,14 +59,15 @@ _PARTS: dict[str, type] = {
 }
 #: What asks nothing of the system.
 _VALUES = {"_watch", "_warnings", "signals", "timeline", "clock"}
+_CALLBACK = re.compile(r"callback\((self\.[\w.]+)\)")
 _CALL = re.compile(r"self\.((?:_tools\.)?\w+)\.(\w+)\(")
 #: Of its tools, what is no part but a function.
 _FUNCTIONS = {"recover": ("synplug.handover.assembly:", "_recover")}
 
 
 def _calls() -> set[tuple[str, str]]:
-    """What a swap calls of its parts: the part's name, and the method's."""
-    return set(_CALL.findall(inspect.getsource(Swap)))
+    """What a swap calls of its parts, or has called at its end: the names of part and method."""
+    return set(_CALL.findall(_CALLBACK.sub(r"\1(", inspect.getsource(Swap))))
 
 
 def unknown_parts() -> set[str]:

@@ -51,6 +51,7 @@ ALSO_SELECTED = {
 NOTHING_IS_WRITTEN = {
     *(f"swap {cls}" for cls in ("Pidfile.close", "RunLocks.drop", "OptionalMigration.end")),
     *("swap Lineage.forget_dead_keepers", "swap Generation.may_live", "swap linger"),
+    "swap Retirement.see_out",
 }
 #: Whoever ends here may do so when the swap has looked at the new generation for the last time.
 AFTER_THE_LAST_LOOK = (f"swap {SwapStep.LINGER.value}",)
