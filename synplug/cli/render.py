@@ -97,7 +97,10 @@ def _headline(report: Report) -> str:
         return "done, the listeners are the same as before"
     if not report.command.argv:
         return "released"
-    return "done, without a hold" if report.hold is None else _HEADLINES[Outcome.READY]
+    if report.hold is None:
+        return "done, without a hold"
+    is_first = report.readiness == "replaced" and not report.old_listeners
+    return "started" if is_first else _HEADLINES[Outcome.READY]
 
 
 def _one_line(text: str) -> str:

@@ -249,6 +249,11 @@ def remedy_of_quotes(name: str) -> str:
     return "leave out the quotes around the command, or use sh -c" if is_whole else ""
 
 
+def remedy_of_absence(name: str) -> str:
+    """What to do about a command that is not found; empty: who knows."""
+    return f"it is ./{name} here" if os.path.isfile(name) else remedy_of_quotes(name)
+
+
 def remedy_of_mode(paths: Sequence[str]) -> str:
     """What helps where a file lacks no more than the permission to be executed; empty: not that."""
     import shlex

@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 
 from synplug.errors import CommandError, CommandNotFoundError
-from synplug.handover.clues import remedy_of_mode, remedy_of_quotes
+from synplug.handover.clues import remedy_of_absence, remedy_of_mode
 from synplug.handover.tools import HasDescriptor
 from synplug.handover.tools import Signals as TakesSignals
 from synplug.kernel import procfs
@@ -48,7 +48,7 @@ def resolve(name: str) -> str:
             return path
     if found or (os.path.isdir(name) and "/" in name):
         raise CommandError(f"{name} cannot be executed", remedy=remedy_of_mode(found))
-    raise CommandNotFoundError(f"{name}: command not found", remedy=remedy_of_quotes(name))
+    raise CommandNotFoundError(f"{name}: command not found", remedy=remedy_of_absence(name))
 
 
 #: Processes whose status nobody has asked for yet.

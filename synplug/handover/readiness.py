@@ -200,7 +200,7 @@ class ListenerWatch:
         return bool(self._old) and some_are_served and waited_s >= self._partial_s
 
     def _note_gap(self, now_s: float, listeners: Collection[Listener]) -> None:
-        served = not self.missing(listeners)
+        served = not self._old or not self.missing(listeners)  # of a first start there is no gap
         if not served and self._gap_from_s is None:
             self._gap_from_s = now_s
         elif served and self._gap_from_s is not None and self.gap_s is None:

@@ -57,6 +57,17 @@ def test_what_is_not_there(folder: Path, name: str) -> None:
     assert not error.value.remedy
 
 
+def test_a_file_of_this_folder_is_named_as_such(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path_factory.mktemp("here")
+    (here / "restart-app").write_text("")
+    monkeypatch.chdir(here)
+    with pytest.raises(CommandNotFoundError) as error:
+        resolve("restart-app")
+    assert error.value.remedy == "it is ./restart-app here"
+
+
 def test_a_whole_command_in_one_word_is_no_program(folder: Path) -> None:
     (folder / "my program").write_text("")
     with pytest.raises(CommandNotFoundError, match="leave out the quotes"):

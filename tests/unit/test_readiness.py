@@ -273,6 +273,13 @@ def test_no_gap_where_somebody_always_listened() -> None:
     assert watched.gap_s is None
 
 
+def test_no_gap_where_nobody_had_listened() -> None:
+    watched = watch([])
+    look(watched, now_s=1.0)
+    look(watched, listener(1), now_s=2.0)
+    assert watched.gap_s is None
+
+
 def test_one_address_without_a_listener_is_a_gap() -> None:
     watched = watch([listener(1, "0.0.0.0"), listener(2, "::", v6only=True)])
     look(watched, listener(3, "0.0.0.0"), now_s=1.0)

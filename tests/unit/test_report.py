@@ -219,6 +219,11 @@ def rows(report: Report, *, verbose: bool = False) -> dict[str, str]:
     return {line[2:12].strip(): line[12:] for line in lines[1:]}
 
 
+def test_a_first_start_is_no_restart() -> None:
+    first = replace(example_report(), old_listeners=(), readiness="replaced", gap_s=None)
+    assert report_text(first, verbose=False).startswith("synplug: started, exit 0 ")
+
+
 def test_the_report_for_people() -> None:
     text = report_text(example_report(), verbose=False)
     assert text.splitlines()[0] == "synplug: restarted, exit 0 (run 4afe7dc5)"
