@@ -124,10 +124,16 @@ class _Supervisor:
 
     # --- the first one
 
+    def _recover(self) -> None:
+        """Undo what dead runs left, which may keep its clients waiting."""
+        for line in self._tools.recover():
+            self._around.complain(f"synplug: {line}")
+
     def _start_first(self) -> int | None:
         """Start it; returns the exit status if it does not come up."""
         self._number += 1
         plan = self._plan_of(self._number, None)
+        self._see_to(self._recover)
         if plan.check:
             run_check(plan.check, self._tools, lambda: bool(self._ending()))
         launch = Launch(

@@ -90,6 +90,17 @@ def test_it_lives_until_its_generation_dies_and_has_its_status(supervisor: Super
     assert list(supervisor.command.argv) == ["serve", "1"]
 
 
+def test_what_a_dead_run_left_goes_before_the_first_generation_starts(
+    supervisor: Supervisor,
+) -> None:
+    supervisor.recovered = ["run 00000000 had died; cleaned up after it"]
+    supervisor.world.after(3.0, lambda: supervisor.dies(0))
+    supervisor.run()
+    assert supervisor.said[0] == "synplug: run 00000000 had died; cleaned up after it"
+    log = supervisor.world.log
+    assert log.index("recover") < next(i for i, what in enumerate(log) if what.startswith("spawn"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_that_ends_it_goes_on_and_is_no_failure(
     supervisor: Supervisor, number: int
