@@ -44,42 +44,32 @@ def let_go_in_steps(
         many milliseconds.
     """
     try:
-        return _let_go(backend, spec, clock, is_over, turn)
+        with closing(SocketDiagnostics()) as diagnostics:
+            pacer = Pacer(
+                endpoints=spec.endpoints,
+                mode=spec.release,
+                is_blind=spec.hook is not Hook.INPUT,
+                rooms=diagnostics,
+                clock=clock,
+                somaxconn=lambda: int(sysctl("net.core.somaxconn") or 0),
+                syn_limit=_syn_limit(),
+            )
+            while backend.absorb() and not is_over():
+                pass  # one that was slow must not take what has come before for newcomers
+            while backend.can_pace and not is_over():
+                room = pacer.step(backend.waiting_by_port())
+                if room is None:
+                    break
+                released = [backend.release_next(port, free) for port, free in room.items()]
+                turn(0 if any(released) else _POLL_MS)
+            return Paced(
+                steps=pacer.steps,
+                limit=pacer.limit if pacer.steps else "",
+                listeners=() if backend.can_pace else tuple(diagnostics.listeners(spec.endpoints)),
+            )
     except SynplugError as error:  # no reason to drop what waits
         words = f"let go at once, since the listeners could not be read: {error}"
         return Paced(remarks=(words,))
-
-
-def _let_go(
-    backend: Backend,
-    spec: HoldSpec,
-    clock: Callable[[], float],
-    is_over: Callable[[], bool],
-    turn: Callable[[int | None], None],
-) -> Paced:
-    with closing(SocketDiagnostics()) as diagnostics:
-        pacer = Pacer(
-            endpoints=spec.endpoints,
-            mode=spec.release,
-            is_blind=spec.hook is not Hook.INPUT,
-            rooms=diagnostics,
-            clock=clock,
-            somaxconn=lambda: int(sysctl("net.core.somaxconn") or 0),
-            syn_limit=_syn_limit(),
-        )
-        while backend.absorb() and not is_over():
-            pass  # one that was slow must not take what has come before for newcomers
-        while backend.can_pace and not is_over():
-            room = pacer.step(backend.waiting_by_port())
-            if room is None:
-                break
-            released = [backend.release_next(port, free) for port, free in room.items()]
-            turn(0 if any(released) else _POLL_MS)
-        return Paced(
-            steps=pacer.steps,
-            limit=pacer.limit if pacer.steps else "",
-            listeners=() if backend.can_pace else tuple(diagnostics.listeners(spec.endpoints)),
-        )
 
 
 def _syn_limit() -> int:

@@ -163,14 +163,20 @@ def test_sigterm_ends_the_wait_for_a_foreign_queue(
         waiting.communicate(timeout=15)
 
 
+def _held_by_another_run(lab: ClientServer) -> subprocess.Popen[str]:
+    """Somebody whose connection waits in a hold called `other`."""
+    options = ["-p", "8090", "--name", "other", "--max-hold", "60s"]
+    assert shell.run(lab.server, "hold", *options).status == 0
+    client = connecting(lab.client, (lab.server_ipv4, 8090), 20)
+    wait_until(lambda: _waiting_in_ours(lab.server) == 1, 10, "the other run holds a SYN")
+    return client
+
+
 def test_sigterm_does_not_end_the_wait_for_another_run(
     lab: ClientServer, simple: SimpleService
 ) -> None:
     """What that holds is never dropped for it; it has a deadline of its own."""
-    options = ["-p", "8090", "--name", "other", "--max-hold", "60s"]
-    assert shell.run(lab.server, "hold", *options).status == 0
-    held = connecting(lab.client, (lab.server_ipv4, 8090), 20)
-    wait_until(lambda: _waiting_in_ours(lab.server) == 1, 10, "the other run holds a SYN")
+    held = _held_by_another_run(lab)
     outcome = shell.wrap(lab.server, ["-p", "8080", "--backend", "nfqueue"], ["true"])
     assert "another synplug run holds connections" in " ".join(outcome.report["warnings"])
     (keeper,) = _lingering(lab.server)
@@ -188,10 +194,7 @@ def test_a_run_by_legacy_rules_waits_for_no_other_run(
     lab: ClientServer, simple: SimpleService
 ) -> None:
     """Its end flushes nothing: there is nothing that could linger."""
-    options = ["-p", "8090", "--name", "other", "--max-hold", "60s"]
-    assert shell.run(lab.server, "hold", *options).status == 0
-    held = connecting(lab.client, (lab.server_ipv4, 8090), 20)
-    wait_until(lambda: _waiting_in_ours(lab.server) == 1, 10, "the other run holds a SYN")
+    held = _held_by_another_run(lab)
     outcome = shell.wrap(lab.server, ["-p", "8080", "--backend", "nfqueue-iptables"], ["true"])
     assert outcome.report["warnings"] == []
     assert _lingering(lab.server) == []
