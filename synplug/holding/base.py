@@ -11,7 +11,7 @@ A backend lives in the keeper and nowhere else. It is driven in this order::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from synplug.kernel.capabilities import NET_ADMIN, NET_RAW
 from synplug.model import Flow, HoldCounts
@@ -123,9 +123,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def open(self) -> int:
+    def open(self, go_on: Callable[[], None] = lambda: None) -> int:
         """End the hold: nothing new waits, and all that waits is let go.
 
+        :param go_on: is called again and again if that takes long, as a sign of life.
         :returns: how many were let go at once.
         """
 

@@ -209,13 +209,11 @@ class Keeper:
     def _observe(self) -> None:
         """Let SYNs pass, and note whose, until it is said that they wait."""
         if self._backend.can_observe:
-            self._prepare()
-            self._backend.observe()
-            self._is_in_force = True
+            self._put_in_force(self._backend.observe)
         self._audience.say("observing", able=self._is_in_force)
 
-    def _prepare(self) -> None:
-        """Whatever becomes of us from here on: it will be found, and it will end."""
+    def _put_in_force(self, put: Callable[[], None]) -> None:
+        """Put the rule in; whatever becomes of us from here on: it will be found, and will end."""
         if self._backend.uses_queues:
             self._guard.share()
         self._deadline_s = self._clock() + self._spec.max_hold_s
@@ -224,12 +222,15 @@ class Keeper:
         )
         self._deadman.set(self._spec.max_hold_s + _DEADMAN_S + self._backend.patience_s)
         self._poll.register(self._backend.fileno(), select.POLLIN)
+        put()
+        self._is_in_force = True
+        self._deadman.set(self._spec.max_hold_s + _DEADMAN_S)  # no lock is waited for any more
 
     def _hold(self) -> None:
-        if not self._is_in_force:
-            self._prepare()
-        self._backend.hold()
-        self._is_in_force = True
+        if self._is_in_force:
+            self._backend.hold()
+        else:
+            self._put_in_force(self._backend.hold)
         self._held_at_s = self._clock()
         self._deadline_s = self._held_at_s + self._spec.max_hold_s
         self._deadman.set(self._spec.max_hold_s + _DEADMAN_S)
@@ -294,9 +295,8 @@ class Keeper:
     def _open(self) -> tuple[int, float]:
         """Let new connections pass, and whoever waits; how many these were, and since when."""
         left_s = max(0.0, self._deadline_s - self._clock())
-        opening_s = self._backend.patience_s + self._backend.waiting() / _SLOWEST_RELEASE_PER_S
-        self._deadman.set(left_s + _DEADMAN_S + opening_s)
-        released = self._backend.open()
+        self._deadman.set(left_s + _DEADMAN_S + self._backend.waiting() / _SLOWEST_RELEASE_PER_S)
+        released = self._backend.open(lambda: self._deadman.set(_DEADMAN_S))
         self._is_in_force = False
         opened_at_s = self._clock()
         self._deadman.set(_CONFIRM_S)  # new connections pass already

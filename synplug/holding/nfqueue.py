@@ -12,7 +12,7 @@ older one.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from synplug.errors import LockError, OverrunError, ReleaseError, SynplugError
@@ -226,7 +226,6 @@ class QueueBackend(Backend):
     def check_for_loss(self) -> int:
         if not self._open:
             self._restored += self._gate.restore()
-        gone = 0
         for _ in range(_LOOKS_AT_A_LOSS):
             states = self._bound.states()
             gone = len(self._held) - sum(state.waiting for state in states)
@@ -248,22 +247,23 @@ class QueueBackend(Backend):
             self._sources.leave(flow)
         return len(gone)
 
-    def open(self) -> int:
+    def open(self, go_on: Callable[[], None] = lambda: None) -> int:
         try:
             self._gate.open()
         except LockError:  # who waits does not wait for that, too; who comes is let go at once
             burst = self._let_all_go()
-            self._open_patiently()
+            self._open_patiently(go_on)
             return burst
         except SynplugError:  # even if the rule stays
             self._let_all_go()
             raise
         return self._let_all_go()
 
-    def _open_patiently(self) -> None:
+    def _open_patiently(self, go_on: Callable[[], None]) -> None:
         """Take the rule out as soon as its lock can be had; meanwhile nothing waits."""
         give_up_s = time.monotonic() + self.patience_s
         while True:
+            go_on()
             self.absorb()
             try:
                 self._gate.open()

@@ -9,7 +9,7 @@ and a retransmit cannot be told from the SYN that it repeats.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 
@@ -193,7 +193,7 @@ class PlugBackend(Backend):
 
     # --- the end
 
-    def open(self) -> int:
+    def open(self, go_on: Callable[[], None] = lambda: None) -> int:  # noqa: ARG002
         burst = self.waiting()
         try:
             if self._ifb is not None:

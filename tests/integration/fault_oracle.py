@@ -28,6 +28,7 @@ _FILES = r"\+ file: "
 _LOCK = r"\+ file: .*/port-8080-[^/]+\.lock$"
 _NOTHING = r"$."
 _SHELL = 128  # and the number of the signal that ended it
+_TERMINATED = _SHELL + signal.SIGTERM
 
 
 def violations(case: Case, seen: Observation) -> list[str]:
@@ -169,7 +170,9 @@ def _of_the_report(case: Case, seen: Observation, report: dict[str, Any]) -> lis
         "people are told the same": error in seen.stderr,
         "the command ran if it says so": report["command"]["ran"] == seen.command_began
         or (status is not None and status > 128),  # it was ended at its very start
-        "the command's status": status is None or (status == 0) == seen.command_done,
+        "the command's status": status is None
+        or (status == 0) == seen.command_done
+        or (seen.command_done and status == _TERMINATED and case.fault is Fault.SIGTERM),
         "a command that ran has a status": (status is not None) == report["command"]["ran"],
         "125, or the command's own status": outcome != "error"
         or seen.status in (125, status or 126),

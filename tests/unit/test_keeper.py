@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,7 +69,7 @@ class Notes:
     def traces(self) -> dict[str, str]:
         return {}
 
-    def open(self) -> int:
+    def open(self, go_on: Callable[[], None] = lambda: None) -> int:
         self.log.append("open")
         return 0
 
@@ -167,6 +167,37 @@ def test_who_is_observed_is_seen_to_and_the_rule_goes_even_without_a_hold(
         "observe", "open", "confirm", "remove",
     ]  # fmt: skip
     assert list(entries()) == []
+
+
+def test_its_life_ends_soon_after_the_deadline_from_the_moment_that_the_rule_is_in_force(
+    armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it might have waited for a lock before it, and may for another one."""
+    notes.can_observe, notes.patience_s = True, 5.0
+    allowed_s = SPEC.max_hold_s + 1.0  # and then new connections pass, whatever it does
+    left_s: list[float] = []
+
+    def noted(method: Callable[[], object]) -> Callable[..., int]:
+        def call(go_on: Callable[[], None] = lambda: None) -> int:
+            left_s.append(notes.left_s)
+            method()
+            go_on()
+            return 0
+
+        return call
+
+    monkeypatch.setattr(notes, "observe", noted(notes.observe))
+    monkeypatch.setattr(notes, "open", noted(notes.open))
+    armed._observe()
+    assert left_s.pop() == SPEC.max_hold_s + 0.6 + 5.0, "it may wait for the lock"
+    assert notes.left_s <= allowed_s
+    armed._hold()
+    assert notes.left_s <= allowed_s
+    monkeypatch.setattr(notes, "confirm_empty", lambda: left_s.append(notes.left_s))
+    armed._deadline_s = 0.0
+    monkeypatch.setattr(keeper, "_CONFIRM_S", 0.6)
+    armed._open()
+    assert max(left_s) <= 1.0, "that it goes on gives it no more than that"
 
 
 def test_what_cannot_observe_changes_nothing_before_the_hold(

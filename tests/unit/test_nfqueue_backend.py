@@ -613,7 +613,9 @@ def test_a_gate_whose_lock_is_taken_makes_nobody_wait() -> None:
 
     held.gate.open = open_later  # type: ignore[method-assign]
     held.arrive(1)
-    assert held.backend.open() == 1
+    signs: list[int] = []
+    assert held.backend.open(lambda: signs.append(len(tries))) == 1
+    assert signs == [1, 0], "before each try"
     assert held.queues.waiting[100] == []
     assert len(held.queues.accepted) == 3
     assert not tries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -851,8 +851,8 @@ def test_a_connection_of_our_own_is_let_through_before_it_could_be_held(
 @pytest.mark.parametrize("stage", ["made", "armed", "held", "opened", "removed"])
 def test_close_undoes_everything_from_anywhere(control: FakeControl, stage: str) -> None:
     backend = PlugBackend(SPEC)
-    steps = {"armed": backend.arm, "held": backend.hold, "opened": backend.open}
-    steps |= {"removed": backend.remove}
+    steps: dict[str, Callable[[], object]] = {"armed": backend.arm, "held": backend.hold}
+    steps |= {"opened": backend.open, "removed": backend.remove}
     for name, step in steps.items():
         if stage == "made":
             break
