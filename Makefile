@@ -43,7 +43,7 @@ faults: setup
 swaps: setup
 	$(PYTHON) -m pytest -s -m "swaps or not swaps" tests/integration/test_swap_load.py
 
-GUESTS := bullseye bookworm trixie sid stock-bookworm stock-trixie
+GUESTS := bullseye bookworm trixie sid stock-bookworm stock-trixie stock-sid
 
 kernels: setup
 	@for suite in $(GUESTS); do $(GUEST) --suite $$suite || exit; done

@@ -30,7 +30,11 @@ from guest.suites import (
 )
 
 #: What such a kernel is called, and the suite that it comes from.
-STOCK = {"stock-bookworm": "bookworm", "stock-trixie": "trixie"}
+STOCK = {
+    "stock-bookworm": "bookworm",
+    "stock-trixie": "trixie",
+    "stock-sid": "sid",
+}
 DEFAULT_STOCK = "stock-bookworm"
 
 _PACKAGES = ("linux-image-amd64", "qemu-system-x86", "busybox-static")
@@ -106,12 +110,21 @@ def _build(suite: str, root: Path, stamp: str) -> str:
             for path in fresh.glob(f"lib/modules/*/kernel/{folder}"):
                 shutil.rmtree(path)
         release = list_modules(fresh, "lib/modules")
-        (fresh / "vmlinuz").symlink_to(f"boot/vmlinuz-{release}")
+        (fresh / "vmlinuz").symlink_to(_image(fresh, release))
         _make_initramfs(fresh, release, Path(directory, "initramfs"))
         (fresh / _STAMP).write_text(f"{stamp} {release}\n", encoding="ascii")
         shutil.rmtree(root, ignore_errors=True)
         fresh.rename(root)
     return release
+
+
+def _image(root: Path, release: str) -> str:
+    """Where the kernel itself is, below *root*."""
+    places = (f"boot/vmlinuz-{release}", f"usr/lib/modules/{release}/vmlinuz")
+    for place in places:
+        if (root / place).exists():
+            return place
+    raise FetchError(f"linux-image-amd64 has no kernel at {' or '.join(places)}")
 
 
 def _make_initramfs(root: Path, release: str, tree: Path) -> None:

@@ -16,7 +16,7 @@ from guest.bridge import (
 )
 from netlab.snapshot import NetworkState
 from netlab.topology import ClientServer
-from tests.guest.features import ABSENT, NO_LEGACY
+from tests.guest.features import ABSENT, backends_of
 from tests.guest.matrix import pytest_configure
 from tests.integration.conftest import simple
 
@@ -98,11 +98,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item
         for item in items
         if (item.get_closest_marker("guests_only") and kernel_of(item) == MACHINE)
-        or (
-            item.get_closest_marker("legacy_iptables")
-            and NO_LEGACY & ABSENT.get(kernel_of(item), set())
-        )
+        or not _has_what_it_needs(item)
     ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def _has_what_it_needs(item: pytest.Item) -> bool:
+    needed = {mark.args[0] for mark in item.iter_markers("needs")}
+    guest = kernel_of(item)
+    return guest not in ABSENT or needed <= set(backends_of(guest))

@@ -39,20 +39,21 @@ _TRIALS = {
     "bonding, bridge": "ip link add name b0 type bond && ip link add name b1 type bridge",
 }
 _NO_INET = {"nf_tables, family inet", "nf_tables, family ip", "NFQUEUE target in nf_tables"}
-NO_LEGACY = {"legacy iptables with NFQUEUE", "legacy ip6tables with NFQUEUE"}
+_NO_LEGACY = {"legacy iptables with NFQUEUE", "legacy ip6tables with NFQUEUE"}
 #: What a guest's kernel lacks. The machine's own may lack anything.
 ABSENT: dict[str, set[str]] = {
     "bullseye": _NO_INET | {"nf_tables, tables with an owner"},
     "bookworm": _NO_INET,
     "trixie": _NO_INET,
-    "sid": _NO_INET | NO_LEGACY,
+    "sid": _NO_INET | _NO_LEGACY,
     "stock-bookworm": set(),
     "stock-trixie": set(),
+    "stock-sid": set(),
 }
 #: What each backend cannot do without, in the order in which `auto` tries them.
 NEEDS = {
     "nfqueue": {"nf_tables, family inet", "nf_tables, tables with an owner", "nfnetlink_queue"},
-    "nfqueue-iptables": NO_LEGACY | {"nfnetlink_queue"},
+    "nfqueue-iptables": _NO_LEGACY | {"nfnetlink_queue"},
     "plug": {"sch_plug", "ifb, act_mirred", "cls_flower"},
 }
 BACKENDS = list(NEEDS)

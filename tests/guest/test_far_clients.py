@@ -15,7 +15,7 @@ from tests.guest.plug import wire
 from tests.integration.cold import Cold, Seen
 from tests.integration.conftest import SimpleService
 
-pytestmark = [pytest.mark.guests_only, pytest.mark.legacy_iptables]
+pytestmark = [pytest.mark.guests_only, pytest.mark.needs("nfqueue-iptables")]
 
 ROUND_TRIP_MS = 100
 CLIENTS, BACKLOG = 300, 64

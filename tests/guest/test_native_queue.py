@@ -19,7 +19,11 @@ from tests.integration import shell
 from tests.integration.conftest import SimpleService
 from tests.integration.connect import connect_s, connecting, connects_within, holds_in_force
 
-pytestmark = [pytest.mark.guests_only, pytest.mark.stock(only=True)]
+pytestmark = [
+    pytest.mark.guests_only,
+    pytest.mark.stock(only=True),
+    pytest.mark.needs("nfqueue"),
+]
 
 _HOLD = ["hold", "-p", "8080", "--name", "web", "--max-hold", "60s"]
 

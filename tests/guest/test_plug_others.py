@@ -70,7 +70,7 @@ def _has_filters(lab: ClientServer, wire: str) -> bool:
     return "Redirect" in lab.server.run(show, check=False).stdout
 
 
-@pytest.mark.legacy_iptables
+@pytest.mark.needs("nfqueue-iptables")
 def test_a_foreign_qdisc_and_its_filters_stay_and_work(lab: ClientServer) -> None:
     """They drop one port, and mark what comes to the other; a root qdisc delays.
 
