@@ -48,7 +48,7 @@ GUESTS := bullseye bookworm trixie sid stock-bookworm stock-trixie stock-sid
 kernels: setup
 	@for suite in $(GUESTS); do $(GUEST) --suite $$suite || exit; done
 	@$(GUEST) --systemd
-	KERNELS="machine $(GUESTS)" KERNELS_TABLES=docs/kernels.md $(PYTHON) -m pytest -m "not faults" tests/guest
+	GUESTS_AT_ONCE=2 KERNELS="machine $(GUESTS)" KERNELS_TABLES=docs/kernels.md $(PYTHON) -m pytest -m "not faults" tests/guest
 
 unit: setup
 	$(PYTHON) -m pytest tests/unit

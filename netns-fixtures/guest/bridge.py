@@ -9,6 +9,8 @@ start, dies, or says nothing for too long fails the tests that it owes.
 Tests with the marker `systemd` run, whatever $KERNELS says, in one guest more, whose PID 1 that is.
 Those with the marker `stock` run in the guest of an ordinary kernel, too, if $KERNELS is unset, and
 with `stock(only=True)` in no other's.
+
+$GUESTS_AT_ONCE guests run at the same time (by default one), each with a processor to keep busy.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ _STOCK = "stock"
 
 _ENVIRONMENT_KERNELS = "KERNELS"
 _ENVIRONMENT_INSIDE = "GUEST_SUITE"
+_ENVIRONMENT_AT_ONCE = "GUESTS_AT_ONCE"
 _SILENCE_LIMIT_S = 180
 _TOTAL_LIMIT_S = 1800
 _POLL_S = 0.02
@@ -82,14 +85,24 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     if name == MACHINE or _ENVIRONMENT_INSIDE in os.environ:
         return None
     runs = item.config.stash.setdefault(_RUNS, {})
-    if name not in runs:
-        runs[name] = GuestRun(name, [it for it in item.session.items if kernel_of(it) == name])
-        item.config.add_cleanup(runs[name].close)
+    for due in _due(item):
+        if due not in runs:
+            runs[due] = GuestRun(due, [it for it in item.session.items if kernel_of(it) == due])
+            item.config.add_cleanup(runs[due].close)
+            runs[due].start(item.config)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in runs[name].reports(item):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+def _due(item: pytest.Item) -> list[str]:
+    """The kernels whose guests are to run now: that of *item*, and those that come next."""
+    kernels = dict.fromkeys(kernel_of(other) for other in item.session.items)
+    order = [name for name in kernels if name != MACHINE]
+    begin = order.index(kernel_of(item))
+    return order[begin : begin + int(os.environ.get(_ENVIRONMENT_AT_ONCE, "1"))]
 
 
 def kernel_of(item: pytest.Item) -> str:
@@ -113,6 +126,13 @@ class GuestRun:
         self._results: TextIO | None = None
         self._partial = ""
 
+    def start(self, config: pytest.Config) -> None:
+        """Boot it; what goes wrong is told of its tests."""
+        try:
+            self._guest = self._boot(config)
+        except (GuestError, LabError, OSError) as error:
+            self._failure = str(error)
+
     def reports(self, item: pytest.Item) -> list[pytest.TestReport]:
         """Wait for the reports of `item`; a failed one in place of those that never come."""
         try:
@@ -129,9 +149,9 @@ class GuestRun:
     def _wait_for(self, item: pytest.Item) -> None:
         if item.nodeid in self._finished:
             return
-        if self._failure:
+        guest = self._guest
+        if self._failure or guest is None:
             raise BootError(self._failure)
-        guest = self._guest or self._boot(item.config)
         silent_until_s = time.monotonic() + _SILENCE_LIMIT_S
         while item.nodeid not in self._finished:
             runs = guest.runs()
@@ -146,8 +166,8 @@ class GuestRun:
                 time.sleep(_POLL_S)
 
     def _boot(self, config: pytest.Config) -> Guest:
-        guest, python = _guest(self._suite)
-        self._guest = self._stack.enter_context(guest)
+        made, python = _guest(self._suite)
+        guest = self._stack.enter_context(made)
         selection = guest.shared / "selection"
         selection.write_text("".join(f"{item.nodeid}\n" for item in self._items), encoding="utf-8")
         share_programs(guest.shared / "cache")
