@@ -64,6 +64,8 @@ class ReadyWait:
         self._new_at_s = float("-inf")
         self._lasting: set[int] = set()
         self._ownerless_s: dict[int, float] = {}
+        #: Those of the service, as they were when it was found ready.
+        self.listeners: Collection[Listener] = ()
         #: Why it was not ready in time.
         self.complaint = ""
 
@@ -131,6 +133,7 @@ class ReadyWait:
         if is_there and command is not None and status is None:
             is_there = self._lasts(listeners, command.pid, now_s)
         if is_there and self._probe_passed():
+            self.listeners = listeners
             return Outcome.READY
         limit_s = self._plan.ready.timeout_s
         if limit_s is not None and now_s - began_s >= limit_s:

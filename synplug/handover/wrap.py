@@ -8,6 +8,8 @@ Everything that can fail comes before *hold*; the command runs only when connect
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from synplug.errors import (
     CheckError,
     DrainError,
@@ -24,7 +26,7 @@ from synplug.handover.run_hold import RunHold
 from synplug.handover.sight import sight_of
 from synplug.handover.timeline import Step, Timeline
 from synplug.handover.tools import Command, Tools
-from synplug.model import OnDrainTimeout, Outcome, Report
+from synplug.model import Listener, OnDrainTimeout, Outcome, Report
 from synplug.steps import CommandResult, DrainResult
 
 _LONG_S = 3600.0
@@ -136,7 +138,7 @@ class _Run:
             if self._hold.is_armed:
                 with self._timeline.phase(Step.READY):
                     self._outcome = waiting.until_ready(self._command)
-                self._release()
+                self._release(waiting.listeners)
                 self._outcome = waiting.reviewed(self._outcome, self._hold.result)
                 self._note_early_end()
         finally:
@@ -196,8 +198,8 @@ class _Run:
                 self._command.send(number)
         return self._signal
 
-    def _release(self) -> None:
-        lingering = self._hold.release()
+    def _release(self, seen: Collection[Listener] = ()) -> None:
+        lingering = self._hold.release(seen)
         if lingering:
             self._warnings.append(f"the empty rest of the hold stays for a while: {lingering}")
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from synplug.errors import KeeperError, SynplugError
 from synplug.holding.backends import backends_for
@@ -82,8 +82,11 @@ class Hold(Protocol):
         :raises KeeperError: it is ending already.
         """
 
-    def begin_release(self) -> None:
-        """Ask for the hold's end, at the pace of the listeners; :meth:`ended` tells when."""
+    def begin_release(self, fitting: Mapping[str, Any] | None = None) -> None:
+        """Ask for the hold's end, at the pace of the listeners; :meth:`ended` tells when.
+
+        :param fitting: how many fit, where that is known (:class:`synplug.holding.paced.Fitting`).
+        """
 
     def open_now(self) -> None:
         """Ask for all that still waits to be let go at once. For impatience."""

@@ -19,11 +19,11 @@ from synplug.holding.arming import arm_first, entry_of
 from synplug.holding.audience import Audience
 from synplug.holding.base import Backend
 from synplug.holding.channel import Channel, error_to_wire, result_to_wire, spec_to_wire
-from synplug.holding.keeper_process import limit
+from synplug.holding.keeper_process import has_ended, limit
 from synplug.holding.ledger import Ledger
 from synplug.holding.lingering import wait_until_harmless
 from synplug.holding.locks import FlushGuard, RunLocks
-from synplug.holding.paced import let_go_in_steps
+from synplug.holding.paced import Fitting, let_go_in_steps
 from synplug.holding.remarks import burst_remark, loss_remark
 from synplug.kernel.deadman import Deadman
 from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
@@ -70,6 +70,7 @@ class Keeper:
         self._loss_checked_at_s = 0.0
         self._lost = 0
         self._is_open_asked = False
+        self._fitting = Fitting()
         self._is_hurried = False  # by SIGTERM, when the hold is ending already
         self._told_of_local = False
         self._warnings: list[str] = []
@@ -194,6 +195,7 @@ class Keeper:
             self._detach(message["old"])
         elif message["event"] in ("release", "open"):
             self._is_open_asked |= message["event"] == "open"
+            self._fitting.hear(message)
             self._end(ReleaseReason.ASKED)
             if self._is_releasing:  # whoever asks now has not heard it
                 self._audience.say("releasing")
@@ -271,6 +273,7 @@ class Keeper:
         paced = let_go_in_steps(
             self._backend,
             self._spec,
+            fitting=self._fitting,
             clock=self._clock,
             is_over=lambda: self._is_open_asked or self._clock() >= self._deadline_s,
             turn=self._turn,
@@ -331,10 +334,5 @@ class Keeper:
 
     def _drop_locks(self) -> None:
         """Give the ports back, where there is no run that will, or none any more."""
-        if self._orphaned or self._audience.is_detached or self._has_run_ended():
+        if self._orphaned or self._audience.is_detached or has_ended(self._run):
             self._locks.drop()
-
-    def _has_run_ended(self) -> bool:
-        poll = select.poll()
-        poll.register(self._run, select.POLLIN)
-        return bool(poll.poll(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from contextlib import suppress
 
@@ -42,3 +43,10 @@ def become_keeper(keep: tuple[int, ...]) -> None:
 def limit(capabilities: frozenset[int]) -> None:
     """Give up what is not needed. Root's files are its own; others may have to override rights."""
     keep_only(capabilities if os.geteuid() == 0 else capabilities | {DAC_OVERRIDE})
+
+
+def has_ended(pidfd: int) -> bool:
+    """Whether that process has ended."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -78,11 +79,14 @@ class KeeperLink:
             return min(self._deadline_s + _SILENCE_S, self._asked_at_s + _ANSWER_S)
         return self._deadline_s + _SILENCE_S
 
-    def begin_release(self) -> None:
-        """Ask for the hold's end, at the pace of the listeners; :meth:`ended` tells when."""
+    def begin_release(self, fitting: Mapping[str, Any] | None = None) -> None:
+        """Ask for the hold's end, at the pace of the listeners; :meth:`ended` tells when.
+
+        :param fitting: how many fit, where that is known (:class:`synplug.holding.paced.Fitting`).
+        """
         if self.ended() is None:
             self._asked_at_s = time.monotonic()
-            self._say("release")
+            self._say("release", **(fitting or {}))
 
     def open_now(self) -> None:
         """Ask for all that still waits to be let go at once."""

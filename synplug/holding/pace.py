@@ -6,7 +6,7 @@ rest, and their clients wait a second or more (docs/adr/0005-paced-release.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from synplug.holding.room import Room, Stuck, room_of
@@ -91,6 +91,22 @@ class Pacer:
         return released
 
 
+def at_once(
+    endpoints: Iterable[Endpoint], listeners: Collection[Listener], *, syn_limit: int = 0
+) -> dict[int, int]:
+    """How many may wait for each port and all go at once; what it would be for a first step.
+
+    :param listeners: as they were seen just now.
+    """
+    wanted = list(endpoints)
+    found = {}
+    for port in sorted({endpoint.port for endpoint in wanted}):
+        mine = [one for one in listeners if one.port == port and any(map(one.serves, wanted))]
+        room = _room_beside(mine, _queued(mine), syn_limit) if mine else Room(free=0, total=0)
+        found[port] = _opening(room, has_queued=False)
+    return found
+
+
 class _Step(NamedTuple):
     """How many of a port may go now. *fits*: nothing would be gained by pacing it any more."""
 
@@ -151,10 +167,7 @@ class _PortPacer:
         return _Step(released, fits=False)
 
     def _may_open(self, room: Room, waiting: int) -> bool:
-        """Whether enough of the room is left to those who come after the opening."""
-        half = room.total // 2
-        reserve = half if self._has_queued else min(half, _RESERVE)
-        return waiting <= room.free // 2 and room.free >= reserve
+        return waiting <= _opening(room, has_queued=self._has_queued)
 
     def _look(self, waiting: int) -> Room | None:
         """The room that there is now, or less; None: nobody listens.
@@ -167,8 +180,7 @@ class _PortPacer:
             return None
         if not self._has_begun:
             self._occupied = _queued(listeners)
-        room = room_of(listeners, 0, syn_limit=self._syn_limit)
-        room = room._replace(free=min(room.free, max(0, room.total - self._occupied)))
+        room = _room_beside(listeners, self._occupied, self._syn_limit)
         if self._has_begun and not self._suffices(room, waiting):
             # A handshake that completes in between counts twice; in the other order, not at all.
             requests = self._rooms.request_sockets(self._endpoints)
@@ -218,6 +230,19 @@ class _PortPacer:
 
 def _queued(listeners: Iterable[Listener]) -> int:
     return sum(listener.accept_queue for listener in listeners)
+
+
+def _room_beside(listeners: Iterable[Listener], occupied: int, syn_limit: int) -> Room:
+    """The room of these listeners if so many are in their queues, at the most."""
+    room = room_of(listeners, 0, syn_limit=syn_limit)
+    return room._replace(free=min(room.free, max(0, room.total - occupied)))
+
+
+def _opening(room: Room, *, has_queued: bool) -> int:
+    """How many may be let go by opening: enough of the room is left to those who come then."""
+    half = room.total // 2
+    reserve = half if has_queued else min(half, _RESERVE)
+    return room.free // 2 if room.free >= reserve else -1
 
 
 class _BlindPortPacer(_PortPacer):

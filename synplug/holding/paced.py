@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from synplug.errors import SynplugError
 from synplug.holding.base import Backend
-from synplug.holding.pace import Pacer
+from synplug.holding.pace import Pacer, at_once
 from synplug.kernel.procfs import sysctl
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import HoldSpec, Hook, Listener
 
 _POLL_MS = 1
+#: What was seen so long ago is still so, but for what has come since: some fit besides.
+_SEEN_JUST_NOW_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,10 +33,41 @@ class Paced:
     remarks: tuple[str, ...] = ()
 
 
+class Fitting:
+    """What the run has just seen of the listeners: how many fit, so that they go without a look.
+
+    To look takes half a millisecond, and all that waits, waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._by_port: dict[int, int] = {}
+        self._until_s = 0.0
+
+    @staticmethod
+    def to_wire(spec: HoldSpec, listeners: Collection[Listener], now_s: float) -> dict[str, Any]:
+        """For the keeper."""
+        if not listeners or spec.hook is not Hook.INPUT:
+            return {}
+        by_port = at_once(spec.endpoints, listeners, syn_limit=_syn_limit())
+        return {"at_once": list(by_port.items()), "seen_at_s": now_s}
+
+    def hear(self, message: Mapping[str, Any]) -> None:
+        """Take it from there, if it is told."""
+        self._by_port = dict(message.get("at_once", ()))
+        self._until_s = message.get("seen_at_s", 0.0) + _SEEN_JUST_NOW_S
+
+    def has_room(self, waiting: Mapping[int, int], now_s: float) -> bool:
+        """Whether all of these fit, by port, and that is known."""
+        return now_s < self._until_s and all(
+            number <= self._by_port.get(port, 0) for port, number in waiting.items()
+        )
+
+
 def let_go_in_steps(
     backend: Backend,
     spec: HoldSpec,
     *,
+    fitting: Fitting,
     clock: Callable[[], float],
     is_over: Callable[[], bool],
     turn: Callable[[int | None], None],
@@ -43,6 +77,10 @@ def let_go_in_steps(
     :param is_over: whether to pace no longer. :param turn: sees to whatever happens within so
         many milliseconds.
     """
+    while backend.absorb() and not is_over():
+        pass  # one that was slow must not take what has come before for newcomers
+    if backend.can_pace and fitting.has_room(backend.waiting_by_port(), clock()):
+        return Paced()
     try:
         with closing(SocketDiagnostics()) as diagnostics:
             pacer = Pacer(
@@ -54,8 +92,6 @@ def let_go_in_steps(
                 somaxconn=lambda: int(sysctl("net.core.somaxconn") or 0),
                 syn_limit=_syn_limit(),
             )
-            while backend.absorb() and not is_over():
-                pass  # one that was slow must not take what has come before for newcomers
             while backend.can_pace and not is_over():
                 room = pacer.step(backend.waiting_by_port())
                 if room is None:

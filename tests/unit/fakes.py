@@ -7,10 +7,11 @@ moves the clock forward to it. What a sequence does is written down, in :attr:`W
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from itertools import count
+from typing import Any
 
 from synplug.errors import CommandNotFoundError, KeeperError, SynplugError
 from synplug.handover.plan import ReadyPlan, WrapPlan
@@ -404,7 +405,7 @@ class FakeHold:
         self.left = tuple(old)
         return 4711
 
-    def begin_release(self) -> None:
+    def begin_release(self, fitting: Mapping[str, Any] | None = None) -> None:
         self._world.note("release")
         if self.release_error is not None:
             raise self.release_error

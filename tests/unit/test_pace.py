@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synplug.holding.pace import Pacer
+from synplug.holding.pace import Pacer, at_once
+from synplug.holding.paced import Fitting
 from synplug.holding.room import room_of
-from synplug.model import Endpoint, Listener, ReleaseMode
+from synplug.model import Endpoint, HoldSpec, Hook, Listener, ReleaseMode
 from tests.unit.fakes import HTTP, World, listener
 
 
@@ -141,6 +144,54 @@ def test_what_fits_into_half_of_the_backlog_goes_at_once() -> None:
     paced = pacer(Listening(listener(1, backlog=100)))
     assert step(paced, 50) is None
     assert (paced.steps, paced.limit) == (0, "")
+
+
+@given(
+    waiting=st.integers(0, 5000),
+    backlogs=st.lists(st.integers(1, 5000), min_size=1, max_size=5),
+    queued=st.integers(0, 400),
+    syn_limit=st.sampled_from([0, 96, 192]),
+)
+def test_the_run_finds_the_same_to_fit_by_what_it_has_seen(
+    waiting: int, backlogs: list[int], queued: int, syn_limit: int
+) -> None:
+    """So the keeper need not look: it opens where its first step would be to open."""
+    seen = [
+        listener(number, backlog=backlog, accept_queue=min(queued, backlog))
+        for number, backlog in enumerate(backlogs, 1)
+    ]
+    paced = Pacer(
+        endpoints=(HTTP,),
+        mode=ReleaseMode.PACED,
+        rooms=Listening(*seen),
+        clock=World(0.0).clock,
+        syn_limit=syn_limit,
+    )
+    fits = waiting <= at_once((HTTP,), seen, syn_limit=syn_limit)[80]
+    assert fits == (paced.step({80: waiting}) is None)
+
+
+def test_nobody_fits_where_nobody_was_seen() -> None:
+    """Each port has its own listeners, and room is theirs."""
+    other = Endpoint(port=81)
+    found = at_once((HTTP, other), [listener(1, backlog=1000)])
+    assert found == {80: 500, 81: 0}
+
+
+def test_what_the_run_has_seen_counts_for_a_moment() -> None:
+    spec = HoldSpec(endpoints=(HTTP,), run_id="0123abcd")
+    fitting = Fitting()
+    assert not fitting.has_room({80: 0}, 0.0), "nothing is known"
+    fitting.hear(json.loads(json.dumps(Fitting.to_wire(spec, [listener(1, backlog=100)], 7.0))))
+    assert fitting.has_room({80: 50}, 7.001)
+    assert not fitting.has_room({80: 51}, 7.001)
+    assert not fitting.has_room({80: 1, 0: 1}, 7.001), "whose that is cannot be read"
+    assert not fitting.has_room({80: 50}, 7.1), "it may be another one by now"
+    fitting.hear({"event": "open"})
+    assert not fitting.has_room({80: 1}, 7.001)
+    forwarded = replace(spec, hook=Hook.FORWARD)
+    assert Fitting.to_wire(forwarded, [listener(1)], 7.0) == {}, "this host's are not its own"
+    assert Fitting.to_wire(spec, [], 7.0) == {}
 
 
 def test_what_does_not_fit_goes_in_steps_of_the_room() -> None:
