@@ -35,7 +35,6 @@ ELSEWHERE = {
     "Backend.waiting_by_port": "it opens as a whole",
     "Pacer.step": "it opens as a whole",
     "Backend.obstacle": "asked only of who flushes queues",
-    "Backend.clean_up_after_death": "the watcher's, or recover's; test_plug.py",
     "FlushGuard.check": "only of who uses queues",
     "FlushGuard.share": "only of who uses queues",
     "FlushGuard.leave": "only of who uses queues",
