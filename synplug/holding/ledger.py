@@ -24,7 +24,8 @@ _FORMAT = 1
 DRAFT = ".new"
 _RUN_ID = re.compile(r"[0-9a-f]{8}")
 _DRAFT_S = 5.0
-_CLAIM_S, _CLAIM_POLL_S = 5.0, 0.01
+#: To clean up takes less.
+_CLAIM_S, _CLAIM_MIN_S, _CLAIM_POLL_S = 5.0, 1.0, 0.01
 #: Entries are files, and files can say anything.
 _FIELDS: dict[str, tuple[type, ...]] = {
     "run_id": (str,),
@@ -192,7 +193,8 @@ def _entry(path: str) -> Entry:
 def claim(entry: Entry) -> Iterator[bool]:
     """Be the only one that cleans up after a dead run; False: somebody else has done it.
 
-    :raises SynplugError: somebody else has been at it for long.
+    Nobody waits long for somebody else who is at it, nor past the hold's deadline: he may be
+    stopped, and connections may still be held. Twice does no harm.
     """
     path = f"{here()}/{entry.run_id}.json"
     try:
@@ -201,22 +203,19 @@ def claim(entry: Entry) -> Iterator[bool]:
         yield True  # nobody can be at what has no entry of its name; and twice does no harm
         return
     try:
-        _wait_for(descriptor, entry.run_id)
+        _wait_for(descriptor, entry.deadline_s)
         yield os.path.lexists(path)
     finally:
         os.close(descriptor)
 
 
-def _wait_for(descriptor: int, run_id: str) -> None:
-    give_up_s = time.monotonic() + _CLAIM_S
-    while True:
+def _wait_for(descriptor: int, deadline_s: float) -> None:
+    now_s = time.monotonic()
+    give_up_s = min(now_s + _CLAIM_S, max(now_s + _CLAIM_MIN_S, deadline_s))
+    while time.monotonic() < give_up_s:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > give_up_s:
-                raise SynplugError(
-                    f"run {run_id} is being cleaned up after, and not done"
-                ) from None
             time.sleep(_CLAIM_POLL_S)
         else:
             return

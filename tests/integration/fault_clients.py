@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from netlab.topology import Namespace
 from synplug.kernel.namespaces import enter_network
 
-_EVERY_S = 0.025
 _LONGEST_S = 5.0
 _ANSWERS = {0: "connected", errno.ECONNREFUSED: "refused", errno.ECONNRESET: "reset"}
 _LOST = ("refused", "reset")
@@ -65,11 +64,14 @@ def outages(attempts: Iterable[Attempt], at_once_s: float) -> Iterator[tuple[flo
 
 
 class Clients:
-    """Begins a connection every 25 ms, from the client's namespace, while the context is open."""
+    """Begins a connection every *every_s*, from the client's namespace, within the context."""
 
-    def __init__(self, namespace: Namespace, targets: Sequence[tuple[str, int]]) -> None:
+    def __init__(
+        self, namespace: Namespace, targets: Sequence[tuple[str, int]], every_s: float
+    ) -> None:
         self._path = str(namespace.path)
         self._targets = targets
+        self._every_s = every_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._connect_on, daemon=True)
         self._open: dict[int, tuple[socket.socket, str, float]] = {}
@@ -94,7 +96,7 @@ class Clients:
         number = 0
         while not self._ended.is_set():
             if time.monotonic() >= next_s:
-                next_s = time.monotonic() + _EVERY_S
+                next_s = time.monotonic() + self._every_s
                 self._begin(self._targets[number % len(self._targets)])
                 number += 1
             self._collect(next_s - time.monotonic())

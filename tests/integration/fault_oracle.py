@@ -7,7 +7,7 @@ import re
 import signal
 from typing import Any
 
-from synplug.model import Outcome
+from synplug.model import BackendName, Outcome
 from tests.integration.fault_cases import Case
 from tests.integration.fault_clients import outages
 from tests.integration.fault_points import AFTER_THE_RELEASE, LAST_CALLS, POINTS, Fault, Party
@@ -46,11 +46,11 @@ def _of_clients(case: Case, seen: Observation) -> list[str]:
     spans = [(seen.ended_s, float("inf"))]
     if seen.fault_s is not None and case.fault is Fault.SIGSTOP:
         # Whatever was held then; what goes on later may hold anew.
-        free_s = seen.fault_s + seen.max_hold_s + FREE_AFTER_S
+        free_s = seen.fault_s + seen.max_hold_s + FREE_AFTER_S + seen.slow_s
         spans.append((free_s, free_s + STOPPED_ON_S))
     point = POINTS.get(case.point)
     is_small = point is not None and "--backlog" in point.service_options
-    at_once_s = _AT_ONCE_OR_AGAIN_S if is_small else _AT_ONCE_S
+    at_once_s = (_AT_ONCE_OR_AGAIN_S if is_small else _AT_ONCE_S) + seen.slow_s
     for from_s, to_s in spans:
         came = [attempt for attempt in seen.attempts if from_s <= attempt.began_s < to_s]
         found += [
@@ -65,7 +65,7 @@ def _of_clients(case: Case, seen: Observation) -> list[str]:
         f"new connections did not work from {from_s - seen.began_s:.3f} to "
         f"{to_s - seen.began_s:.3f}, {to_s - from_s:.3f} s; the deadline is {seen.max_hold_s:g} s"
         for from_s, to_s in outages(seen.attempts, at_once_s)
-        if to_s - from_s > seen.max_hold_s + FREE_AFTER_S
+        if to_s - from_s > seen.max_hold_s + FREE_AFTER_S + seen.slow_s
     ]
     if seen.serves and seen.attempts[-1].answer != "connected":
         found.append(f"the service listens, but the last client was {seen.attempts[-1].answer}")
@@ -85,12 +85,14 @@ def _of_what_is_left(case: Case, seen: Observation) -> list[str]:
 def _may_stay(case: Case) -> str:
     """What a run leaves that was killed, and had no keeper (any more) to clean up after it."""
     point = POINTS.get(case.point)
+    # The plug's watcher removes the entry, too; a run that is killed may have its locks for longer.
+    files = _LOCK if case.backend is BackendName.PLUG else _FILES
     if point is not None and point.is_detached and case.fault in (Fault.SIGKILL, Fault.SIGSTOP):
-        return _FILES  # nobody is there any more who could; a stopped one is killed
+        return files  # nobody is there any more who could; a stopped one is killed
     if case.fault is not Fault.SIGKILL or case.party in (Party.KEEPER, Party.COMMAND):
         return _NOTHING
     if case.party is Party.BOTH:  # the kernel, or the watcher, cleans up
-        return _FILES
+        return files
     if not POINTS[case.point].keeper_lives:
         return _LEFT_OVER
     return _LOCK if case.point in AFTER_THE_RELEASE else _NOTHING

@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,11 +16,13 @@ from typing import Any
 from netlab.program import wait_until
 from netlab.snapshot import NetworkState
 from netlab.topology import ClientServer
+from synplug.model import BackendName
 from tests.integration import shell
 from tests.integration.conftest import SimpleService
 from tests.integration.connect import connect_argv
 from tests.integration.fault_cases import Case, CommandPoint
 from tests.integration.fault_clients import Attempt, Clients
+from tests.integration.fault_machine import Machine
 from tests.integration.fault_points import (
     HEALTH_CHECK,
     POINTS,
@@ -29,16 +30,12 @@ from tests.integration.fault_points import (
     Party,
 )
 
-LAUNCHER = Path(__file__).with_name("programs") / "faulty_synplug.py"
-#: The hold's deadline: some time for the service to start, and for a health check's Python.
-_MAX_HOLD_S, _MAX_HOLD_CHECKED_S = 1.5, 4.0
 #: On a busy machine a run may not get to the fault before the deadline; then it gets more time.
 _ATTEMPTS, _MORE = 3, 2.0
 #: New connections work at the latest so long after the deadline, whatever has happened.
 FREE_AFTER_S = 1.0
 #: A process that is stopped stays so for so much longer, in which clients come.
 STOPPED_ON_S = 0.4
-_PATIENCE_S = 25.0
 _GOES_WITH_A_PROCESS = ("+ synplug process", "+ nft ruleset", "+ nfnetlink_queue")
 
 
@@ -54,6 +51,8 @@ class Observation:
     #: The call that was refused; empty where none was.
     refused: str
     max_hold_s: float
+    #: What it takes the machine longer than this one.
+    slow_s: float = 0.0
     began_s: float
     #: When nothing of it ran any more.
     ended_s: float
@@ -74,9 +73,10 @@ def has_struck(case: Case, seen: Observation) -> bool:
 class FaultLab:
     """A lab in which one case after the other runs; it must be as before after each."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, machine: Machine) -> None:
         self._lab = ClientServer()
         self._directory = directory
+        self._machine = machine
 
     def __enter__(self) -> FaultLab:
         self._lab.__enter__()
@@ -95,7 +95,8 @@ class FaultLab:
         """Run one case; again, with more time, where the deadline came before the fault."""
         point = POINTS.get(case.point)
         is_checked = point is not None and HEALTH_CHECK in point.options
-        max_hold_s = _MAX_HOLD_CHECKED_S if is_checked else _MAX_HOLD_S
+        machine = self._machine
+        max_hold_s = machine.max_hold_checked_s if is_checked else machine.max_hold_s
         for _ in range(_ATTEMPTS):
             seen = self._observe(case, max_hold_s)
             is_late = seen.report is not None and seen.report["outcome"] == "deadline"
@@ -111,12 +112,13 @@ class FaultLab:
         service = SimpleService(namespace=self._lab.server, directory=folder)
         self._lab.server.run(service.start_argv())
         service.wait()
-        with Clients(self._lab.client, service.targets(self._lab)) as clients:
-            run = _FaultyRun(case, max_hold_s, self._lab, service)
+        targets, every_s = service.targets(self._lab), self._machine.every_s
+        with Clients(self._lab.client, targets, every_s) as clients:
+            run = _FaultyRun(case, max_hold_s, self._lab, service, self._machine)
             run.see_to_its_end()
             left = self._left_when_still()
             still_s = time.monotonic()
-            time.sleep(0.2)  # of connections that are begun when all is over
+            time.sleep(8 * every_s)  # of connections that are begun when all is over
         seen = run.observation()
         seen.attempts = clients.attempts()
         seen.ended_s = still_s if seen.status == -signal.SIGKILL else seen.ended_s
@@ -131,7 +133,7 @@ class FaultLab:
 
     def _left_when_still(self) -> list[str]:
         """What differs once the processes of the run, and what goes with them, had a moment."""
-        end_s = time.monotonic() + 3.0
+        end_s = time.monotonic() + self._machine.still_s
         while True:
             left = self._before.difference(self._state())
             if (
@@ -145,17 +147,25 @@ class _FaultyRun:
     """A run of synplug that has an accident."""
 
     def __init__(
-        self, case: Case, max_hold_s: float, lab: ClientServer, service: SimpleService
+        self,
+        case: Case,
+        max_hold_s: float,
+        lab: ClientServer,
+        service: SimpleService,
+        machine: Machine,
     ) -> None:
         self._case = case
         self._max_hold_s = max_hold_s
+        self._machine = machine
+        #: New connections work so long after the deadline.
+        self._free_after_s = FREE_AFTER_S + machine.slow_s
         self._lab = lab
         self._folder = service.directory
         self._service = service
         self._facts = self._folder / "facts"
         self._report = self._folder / "report"
         self._began_s = time.monotonic()
-        with (self._folder / "stderr").open("w") as stderr:
+        with (self._folder / "stderr").open("a") as stderr:
             self._process = lab.server.popen(
                 self._argv(), stderr=stderr, stdout=subprocess.DEVNULL, start_new_session=True
             )
@@ -174,19 +184,21 @@ class _FaultyRun:
         for option in point.options if point else ():
             options += [option] if option != HEALTH_CHECK else self._health_check()
         accident = [case.point, case.party.value, case.fault.value, str(self._facts)]
-        synplug = [*self._own_xtables_lock(), sys.executable, str(LAUNCHER), *accident]
+        synplug = [*self._own_xtables_lock(), *self._machine.launcher, *accident]
         if point is None or not point.is_detached:
             told = ["--json", str(self._report), "--", "sh", "-c", self._command()]
             return [*synplug, "wrap", *options, *told]
         # Of a hold that nobody has any more, the release says so.
         hold = shlex.join([*synplug, "hold", "--name", "it", *options])
         release = shlex.join(
-            [*shell.SYNPLUG, "release", "--name", "it", "--json", str(self._report)]
+            [*self._machine.synplug, "release", "--name", "it", "--json", str(self._report)]
         )
         return ["sh", "-c", f"{hold} || exit\n{self._command()}\n{release}"]
 
     def _own_xtables_lock(self) -> list[str]:
         """A prefix: other cases run at the same time, and one may be stopped while it has it."""
+        if self._case.backend is BackendName.PLUG:  # which never asks for it
+            return []
         mine = self._folder / "xtables.lock"
         for path in (mine, Path("/run/xtables.lock")):
             path.touch(mode=0o600)
@@ -231,13 +243,13 @@ class _FaultyRun:
         """Wait until the fault has struck, let what was stopped go on, and wait for the end."""
         wait_until(
             lambda: self._fault() is not None or self._process.poll() is not None,
-            _PATIENCE_S,
+            self._machine.patience_s,
             "the fault, or the end",
         )
         if self._case.fault is Fault.SIGSTOP and self._fault() is not None:
             self._go_on_after_the_deadline()
         try:
-            self._process.wait(_PATIENCE_S)
+            self._process.wait(self._machine.patience_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -246,13 +258,15 @@ class _FaultyRun:
         point = POINTS.get(self._case.point)
         if fault and point and point.is_detached and not began.exists():
             # Killed at its last word: nobody knows whether the hold was left to its keeper.
-            time.sleep(max(0.0, fault[0] + self._max_hold_s + FREE_AFTER_S - time.monotonic()))
+            time.sleep(
+                max(0.0, fault[0] + self._max_hold_s + self._free_after_s - time.monotonic())
+            )
         self._ended_s = time.monotonic()
         if began.exists() and began.read_text().strip():
             pid = int(began.read_text())
-            wait_until(lambda: not _runs(pid), _PATIENCE_S, "the command has ended")
+            wait_until(lambda: not _runs(pid), self._machine.patience_s, "the command has ended")
         if (self._folder / "done").exists():
-            wait_until(self._service_is_new, _PATIENCE_S, "the new service listens")
+            wait_until(self._service_is_new, self._machine.patience_s, "the new service listens")
 
     def _service_is_new(self) -> bool:
         with suppress(OSError, ValueError):
@@ -272,7 +286,7 @@ class _FaultyRun:
             with suppress(ProcessLookupError):
                 handles.append(os.pidfd_open(pid))
         time.sleep(
-            max(0.0, at_s + self._max_hold_s + FREE_AFTER_S + STOPPED_ON_S - time.monotonic())
+            max(0.0, at_s + self._max_hold_s + self._free_after_s + STOPPED_ON_S - time.monotonic())
         )
         for handle in handles:
             with suppress(ProcessLookupError):
@@ -302,6 +316,7 @@ class _FaultyRun:
             fault_s=fault[0] if fault else None,
             refused=refused[0] if refused else "",
             max_hold_s=self._max_hold_s,
+            slow_s=self._machine.slow_s,
             began_s=self._began_s,
             ended_s=self._ended_s,
             command_began=(self._folder / "began").exists(),

@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 
 import pytest
 
@@ -30,9 +29,11 @@ from tests.integration.fault_cases import (
     every_case,
     selected_cases,
 )
+from tests.integration.fault_labs import Labs
+from tests.integration.fault_machine import Machine
 from tests.integration.fault_oracle import violations
 from tests.integration.fault_points import KEPT, POINTS, STEPS, Fault, Party
-from tests.integration.fault_run import FaultLab, Observation
+from tests.integration.fault_run import Observation
 
 #: Labs at the same time: most of a case is waiting.
 _LABS = 5
@@ -51,51 +52,12 @@ def _marks(case: Case) -> list[pytest.MarkDecorator]:
 _PARAMETERS = [pytest.param(case, id=str(case), marks=_marks(case)) for case in every_case()]
 
 
-class _Labs:
-    """Labs that cases take turns in; one that is not as it should be is replaced."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._numbers = itertools.count(1)
-        self._idle: SimpleQueue[FaultLab | None] = SimpleQueue()
-        for _ in range(_LABS):
-            self._idle.put(None)
-
-    def observe(self, case: Case) -> Observation:
-        """Run one case in a lab that is free."""
-        lab = self._idle.get()
-        try:
-            if lab is None:
-                lab = FaultLab(self._folder / f"lab{next(self._numbers)}").__enter__()
-            seen = lab.observe(case)
-        except BaseException:
-            self._replace(lab)
-            raise
-        if seen.left_after_recover:
-            self._replace(lab)
-        else:
-            self._idle.put(lab)
-        return seen
-
-    def _replace(self, lab: FaultLab | None) -> None:
-        self._idle.put(None)
-        if lab is not None:
-            lab.__exit__()
-
-    def close(self) -> None:
-        """End them, when no case runs."""
-        for _ in range(_LABS):
-            lab = self._idle.get()
-            if lab is not None:
-                lab.__exit__()
-
-
 @pytest.fixture(scope="module")
 def running(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[Case, Future[Observation]]]:
     """The cases that were asked for, several at the same time."""
-    labs = _Labs(tmp_path_factory.mktemp("faults"))
+    labs = Labs(tmp_path_factory.mktemp("faults"), _LABS, Machine())
     wanted = [
         case
         for item in request.session.items

@@ -24,8 +24,8 @@ from synplug.handover import detached
 from tests.integration import shell
 from tests.integration.conftest import SimpleService
 from tests.integration.connect import connects_within, holds_in_force
+from tests.integration.fault_machine import LAUNCHER
 from tests.integration.fault_points import Fault, Party
-from tests.integration.fault_run import LAUNCHER
 from tests.integration.supervise_fault_points import RELEASE_POINTS, RELEASE_STEPS
 
 RATE_PER_S = 100

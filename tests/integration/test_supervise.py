@@ -23,8 +23,8 @@ from synplug.handover.timeline import Step, SwapStep
 from tests.integration import shell
 from tests.integration.conftest import SERVER
 from tests.integration.connect import connects_within, is_refused
+from tests.integration.fault_machine import LAUNCHER
 from tests.integration.fault_points import Fault, Party
-from tests.integration.fault_run import LAUNCHER
 from tests.integration.supervised import Supervised, supervised
 
 RATE_PER_S = 300

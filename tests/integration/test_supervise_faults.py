@@ -21,8 +21,8 @@ from netlab.topology import ClientServer
 from synplug.handover.supervise import Surroundings
 from tests.integration import shell
 from tests.integration.connect import connects_within, holds_in_force
+from tests.integration.fault_machine import LAUNCHER
 from tests.integration.fault_points import Fault, Party, Point
-from tests.integration.fault_run import LAUNCHER
 from tests.integration.supervise_fault_points import SUPERVISE_POINTS, SUPERVISE_STEPS
 from tests.integration.supervised import Supervised, supervised
 from tests.integration.swap_fault_points import SWAP_STEPS

@@ -39,7 +39,7 @@ def held(
     return found
 
 
-def seen(attempts: list[Attempt]) -> Observation:
+def seen(attempts: list[Attempt], slow_s: float = 0.0) -> Observation:
     return Observation(
         status=-9,
         stderr="",
@@ -47,6 +47,7 @@ def seen(attempts: list[Attempt]) -> Observation:
         fault_s=_BEGAN_S + 0.5,
         refused="a call",
         max_hold_s=_DEADLINE_S,
+        slow_s=slow_s,
         began_s=_BEGAN_S,
         ended_s=_BEGAN_S + 6.0,
         command_began=True,
@@ -56,11 +57,13 @@ def seen(attempts: list[Attempt]) -> Observation:
     )
 
 
-def of_clients(party: Party, fault: Fault, attempts: list[Attempt]) -> list[str]:
+def of_clients(
+    party: Party, fault: Fault, attempts: list[Attempt], slow_s: float = 0.0
+) -> list[str]:
     case = Case(
         point="Backend.check_for_loss", party=party, fault=fault, backend=BackendName.NFQUEUE
     )
-    return [line for line in violations(case, seen(attempts)) if "did not work" in line]
+    return [line for line in violations(case, seen(attempts, slow_s)) if "did not work" in line]
 
 
 @pytest.mark.parametrize("party", [Party.ORCHESTRATOR, Party.KEEPER, Party.BOTH])
@@ -69,6 +72,12 @@ def test_a_hold_that_ends_long_after_its_deadline_is_seen(party: Party, fault: F
     bound_s = 0.2 + _DEADLINE_S + FREE_AFTER_S
     assert of_clients(party, fault, held(bound_s + 0.1))
     assert not of_clients(party, fault, held(bound_s - 0.1)), "the control"
+
+
+def test_a_slow_machine_has_so_much_more_time_and_no_more() -> None:
+    bound_s = 0.2 + _DEADLINE_S + FREE_AFTER_S + 0.5
+    assert of_clients(Party.KEEPER, Fault.SIGSTOP, held(bound_s + 0.1), 0.5)
+    assert not of_clients(Party.KEEPER, Fault.SIGSTOP, held(bound_s - 0.1), 0.5)
 
 
 def test_who_comes_again_late_is_no_outage_but_those_that_follow_in_time() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +109,21 @@ def test_what_was_removed_is_told(
     people, machines = capsys.readouterr().out.splitlines()
     assert people == f"run 0123abcd  *:80  nfqueue  cleaned up: {told}"
     assert json.loads(machines)[0]["removed"] == removes
+
+
+def test_who_cleans_up_and_does_not_end_is_waited_for_until_the_holds_deadline(
+    root: Path, remains: Remains
+) -> None:
+    """He may be stopped; what a dead keeper's plug holds is let go all the same."""
+    deadline_s = time.monotonic() + 1.5
+    Ledger(DEAD.run_id).write(replace(DEAD, deadline_s=deadline_s))
+    (path,) = root.rglob("*.json")
+    with path.open() as entry:
+        fcntl.flock(entry, fcntl.LOCK_EX)
+        (found,) = recover()
+        late_s = time.monotonic() - deadline_s
+    assert (found.error, remains.cleaned) == ("", [DEAD.run_id])
+    assert 0 <= late_s < 1, "he had his time, and nobody waited on"
 
 
 def test_a_live_run_is_left_alone(root: Path, remains: Remains) -> None:
