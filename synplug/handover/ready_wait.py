@@ -11,6 +11,7 @@ from synplug.handover.plan import WrapPlan
 from synplug.handover.priority import ahead_of_others
 from synplug.handover.readiness import Readiness, Watch
 from synplug.handover.tools import Command, Held, Tools
+from synplug.holding.paced import Sighting
 from synplug.model import HoldResult, Listener, Outcome, ReleaseReason
 
 #: So often it looks, and for so long, once a new listener is there and something is still missing:
@@ -64,8 +65,8 @@ class ReadyWait:
         self._new_at_s = float("-inf")
         self._lasting: set[int] = set()
         self._ownerless_s: dict[int, float] = {}
-        #: Those of the service, as they were when it was found ready.
-        self.listeners: Collection[Listener] = ()
+        #: The last look at the listeners.
+        self.seen = Sighting()
         #: Why it was not ready in time.
         self.complaint = ""
 
@@ -121,7 +122,7 @@ class ReadyWait:
         if status:
             return Outcome.COMMAND_FAILED
         now_s = self._tools.clock()
-        listeners = self._tools.sockets.listeners(self._plan.spec.endpoints)
+        listeners = self._listeners()
         self._note_new(now_s, listeners)
         verdict = self._watch.observe(
             now_s=now_s,
@@ -133,13 +134,17 @@ class ReadyWait:
         if is_there and command is not None and status is None:
             is_there = self._lasts(listeners, command.pid, now_s)
         if is_there and self._probe_passed():
-            self.listeners = listeners
             return Outcome.READY
         limit_s = self._plan.ready.timeout_s
         if limit_s is not None and now_s - began_s >= limit_s:
             self._complain()
             return Outcome.DEADLINE
         return None
+
+    def _listeners(self) -> Collection[Listener]:
+        at_s = self._tools.clock()
+        self.seen = Sighting(self._tools.sockets.listeners(self._plan.spec.endpoints), at_s)
+        return self.seen.listeners
 
     def _note_new(self, now_s: float, listeners: Collection[Listener]) -> None:
         cookies = {listener.cookie for listener in listeners}
@@ -170,8 +175,7 @@ class ReadyWait:
             command_lines = list(filter(None, map(self._tools.processes.command_line, pids)))
             if not command_lines or any(map(is_configuration_test, command_lines)):
                 return False
-        now = self._tools.sockets.listeners(self._plan.spec.endpoints)
-        self._lasting |= cookies & {listener.cookie for listener in now}
+        self._lasting |= cookies & {listener.cookie for listener in self._listeners()}
         return cookies <= self._lasting
 
     def _owners(self, inodes: Collection[int], command_pid: int) -> dict[int, list[int]]:
@@ -205,8 +209,7 @@ class ReadyWait:
 
     def _complain(self) -> None:
         if not self._probing:
-            listeners = self._tools.sockets.listeners(self._plan.spec.endpoints)
-            self.complaint = self._watch.complaint(listeners)
+            self.complaint = self._watch.complaint(self._listeners())
         elif self._probe is not None:
             self.complaint = (
                 f"the readiness check did not pass in time: {self._probe.complaint or 'no answer'}"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from synplug.errors import KeeperError, SynplugError, unforeseen
 from synplug.handover.timeline import Step, Timeline
 from synplug.handover.tools import Tools
 from synplug.holding.handle import Hold
-from synplug.holding.paced import Fitting
+from synplug.holding.paced import Fitting, Sighting
 from synplug.kernel.sock_diag import Connection
-from synplug.model import Flow, HoldResult, HoldSpec, Listener, ReleaseReason
+from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
 
 _RELEASE_POLL_S = 0.05
 #: A paced release goes on for so long after a signal; one that gets nowhere is not waited for.
@@ -101,17 +101,17 @@ class RunHold:
         if self._hold is not None:
             self._hold.let_through(flow)
 
-    def release(self, seen: Collection[Listener] = ()) -> str:
+    def release(self, seen: Sighting | None = None) -> str:
         """Let go; returns why something of it stays a while, or ``""``.
 
-        :param seen: the listeners, as they were just now, where somebody has looked.
+        :param seen: the listeners, where somebody has looked just now.
         :raises SynplugError: it could not be released, or was lost.
         """
         if self._hold is None or self._held_at_s is None:
             return ""
         self._timeline.begins(Step.RELEASE)
         asked_s = self._tools.clock()
-        self.result = self._let_go(self._hold, Fitting.to_wire(self._spec, seen, asked_s))
+        self.result = self._let_go(self._hold, Fitting.to_wire(self._spec, seen or Sighting()))
         self._timeline.note(Step.HOLD, self._held_at_s, self.result.opened_at_s)
         if self.result.reason is ReleaseReason.ASKED:
             self._timeline.note(Step.RELEASE, asked_s, self.result.opened_at_s)

@@ -8,8 +8,6 @@ Everything that can fail comes before *hold*; the command runs only when connect
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from synplug.errors import (
     CheckError,
     DrainError,
@@ -26,7 +24,8 @@ from synplug.handover.run_hold import RunHold
 from synplug.handover.sight import sight_of
 from synplug.handover.timeline import Step, Timeline
 from synplug.handover.tools import Command, Tools
-from synplug.model import Listener, OnDrainTimeout, Outcome, Report
+from synplug.holding.paced import Sighting
+from synplug.model import OnDrainTimeout, Outcome, Report
 from synplug.steps import CommandResult, DrainResult
 
 _LONG_S = 3600.0
@@ -138,7 +137,7 @@ class _Run:
             if self._hold.is_armed:
                 with self._timeline.phase(Step.READY):
                     self._outcome = waiting.until_ready(self._command)
-                self._release(waiting.listeners)
+                self._release(waiting.seen if self._outcome is Outcome.READY else None)
                 self._outcome = waiting.reviewed(self._outcome, self._hold.result)
                 self._note_early_end()
         finally:
@@ -198,7 +197,7 @@ class _Run:
                 self._command.send(number)
         return self._signal
 
-    def _release(self, seen: Collection[Listener] = ()) -> None:
+    def _release(self, seen: Sighting | None = None) -> None:
         lingering = self._hold.release(seen)
         if lingering:
             self._warnings.append(f"the empty rest of the hold stays for a while: {lingering}")

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from synplug.errors import SynplugError
 from synplug.holding.base import Backend
 from synplug.holding.pace import Pacer, at_once
 from synplug.kernel.procfs import sysctl
 from synplug.kernel.sock_diag import SocketDiagnostics
-from synplug.model import HoldSpec, Hook, Listener
+from synplug.model import HoldSpec, Hook, Listener, ReleaseMode
 
 _POLL_MS = 1
 #: What was seen so long ago is still so, but for what has come since: some fit besides.
-_SEEN_JUST_NOW_S = 0.02
+_SEEN_JUST_NOW_S = 0.005
+#: Their verdict takes longer than a look: it is no gain any more, and more could overflow a backlog
+#: that a service has made smaller since.
+_FEW = 256
+#: Newcomers of a verdict, and those of theirs.
+_ROUNDS_BEFORE_OPENING = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +38,13 @@ class Paced:
     remarks: tuple[str, ...] = ()
 
 
+class Sighting(NamedTuple):
+    """Listeners, and the monotonic time at which somebody began to look."""
+
+    listeners: Collection[Listener] = ()
+    at_s: float = 0.0
+
+
 class Fitting:
     """What the run has just seen of the listeners: how many fit, so that they go without a look.
 
@@ -44,12 +56,12 @@ class Fitting:
         self._until_s = 0.0
 
     @staticmethod
-    def to_wire(spec: HoldSpec, listeners: Collection[Listener], now_s: float) -> dict[str, Any]:
+    def to_wire(spec: HoldSpec, seen: Sighting) -> dict[str, Any]:
         """For the keeper."""
-        if not listeners or spec.hook is not Hook.INPUT:
+        if not seen.listeners or spec.hook is not Hook.INPUT:
             return {}
-        by_port = at_once(spec.endpoints, listeners, syn_limit=_syn_limit())
-        return {"at_once": list(by_port.items()), "seen_at_s": now_s}
+        by_port = at_once(spec.endpoints, seen.listeners, syn_limit=_syn_limit())
+        return {"at_once": list(by_port.items()), "seen_at_s": seen.at_s}
 
     def hear(self, message: Mapping[str, Any]) -> None:
         """Take it from there, if it is told."""
@@ -58,7 +70,8 @@ class Fitting:
 
     def has_room(self, waiting: Mapping[int, int], now_s: float) -> bool:
         """Whether all of these fit, by port, and that is known."""
-        return now_s < self._until_s and all(
+        is_known = now_s < self._until_s and sum(waiting.values()) <= _FEW
+        return is_known and all(
             number <= self._by_port.get(port, 0) for port, number in waiting.items()
         )
 
@@ -79,7 +92,9 @@ def let_go_in_steps(
     """
     while backend.absorb() and not is_over():
         pass  # one that was slow must not take what has come before for newcomers
-    if backend.can_pace and fitting.has_room(backend.waiting_by_port(), clock()):
+    is_paced = backend.can_pace and spec.release is ReleaseMode.PACED
+    if is_paced and fitting.has_room(backend.waiting_by_port(), clock()):
+        _let_go_in_order(backend, is_over)
         return Paced()
     try:
         with closing(SocketDiagnostics()) as diagnostics:
@@ -98,6 +113,8 @@ def let_go_in_steps(
                     break
                 released = [backend.release_next(port, free) for port, free in room.items()]
                 turn(0 if any(released) else _POLL_MS)
+            if is_paced:
+                _let_go_in_order(backend, is_over)
             return Paced(
                 steps=pacer.steps,
                 limit=pacer.limit if pacer.steps else "",
@@ -106,6 +123,17 @@ def let_go_in_steps(
     except SynplugError as error:  # no reason to drop what waits
         words = f"let go at once, since the listeners could not be read: {error}"
         return Paced(remarks=(words,))
+
+
+def _let_go_in_order(backend: Backend, is_over: Callable[[], bool]) -> None:
+    """Let those go who fit, the rule still in force: whoever comes meanwhile stays behind them."""
+    for _ in range(_ROUNDS_BEFORE_OPENING):
+        waiting = {port: number for port, number in backend.waiting_by_port().items() if number}
+        if is_over() or not waiting:
+            break
+        for port, number in waiting.items():
+            backend.release_next(port, number)
+        backend.absorb()
 
 
 def _syn_limit() -> int:

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from synplug.holding.nfqueue import QueueBackend
 from synplug.holding.pace import Pacer, at_once
-from synplug.holding.paced import Fitting
+from synplug.holding.paced import Fitting, Sighting, let_go_in_steps
 from synplug.holding.room import room_of
 from synplug.model import Endpoint, HoldSpec, Hook, Listener, ReleaseMode
 from tests.unit.fakes import HTTP, World, listener
@@ -182,16 +183,70 @@ def test_what_the_run_has_seen_counts_for_a_moment() -> None:
     spec = HoldSpec(endpoints=(HTTP,), run_id="0123abcd")
     fitting = Fitting()
     assert not fitting.has_room({80: 0}, 0.0), "nothing is known"
-    fitting.hear(json.loads(json.dumps(Fitting.to_wire(spec, [listener(1, backlog=100)], 7.0))))
-    assert fitting.has_room({80: 50}, 7.001)
-    assert not fitting.has_room({80: 51}, 7.001)
+    seen = Sighting([listener(1, backlog=1000)], 7.0)
+    fitting.hear(json.loads(json.dumps(Fitting.to_wire(spec, seen))))
+    assert fitting.has_room({80: 256}, 7.001)
+    assert not fitting.has_room({80: 257}, 7.001), "a look takes less than they do"
     assert not fitting.has_room({80: 1, 0: 1}, 7.001), "whose that is cannot be read"
-    assert not fitting.has_room({80: 50}, 7.1), "it may be another one by now"
+    assert not fitting.has_room({80: 50}, 7.01), "it may be another one by now"
+    fitting.hear(Fitting.to_wire(spec, Sighting([listener(1, backlog=100)], 7.0)))
+    assert fitting.has_room({80: 50}, 7.001)
+    assert not fitting.has_room({80: 51}, 7.001), "half of the room is the newcomers'"
     fitting.hear({"event": "open"})
     assert not fitting.has_room({80: 1}, 7.001)
     forwarded = replace(spec, hook=Hook.FORWARD)
-    assert Fitting.to_wire(forwarded, [listener(1)], 7.0) == {}, "this host's are not its own"
-    assert Fitting.to_wire(spec, [], 7.0) == {}
+    assert Fitting.to_wire(forwarded, seen) == {}, "this host's are not its own"
+    assert Fitting.to_wire(spec, Sighting()) == {}
+
+
+class Waiting(QueueBackend):
+    """Some wait, and whenever somebody is let go others come; None: nobody any more."""
+
+    def __init__(self, now: int, *come: int) -> None:
+        self.now, self.come, self.log = {80: now, 0: 0}, list(come), list[int]()
+
+    can_pace = True
+
+    def absorb(self) -> bool:
+        if self.log and self.come:
+            self.now[80] += self.come.pop(0)
+        return False
+
+    def waiting_by_port(self) -> dict[int, int]:
+        return dict(self.now)
+
+    def release_next(self, port: int, limit: int) -> int:
+        self.now[port] -= limit
+        self.log.append(limit)
+        return limit
+
+
+@pytest.mark.parametrize(
+    ("backend", "mode", "gone"),
+    [
+        (Waiting(30, 3, 0), ReleaseMode.PACED, [30, 3]),
+        (Waiting(30, 9, 8, 7, 6), ReleaseMode.PACED, [30, 9, 8]),
+        (Waiting(0), ReleaseMode.PACED, []),
+        (Waiting(30), ReleaseMode.BURST, []),
+    ],
+)
+def test_who_comes_while_all_fit_stays_behind_them(
+    backend: Waiting, mode: ReleaseMode, gone: list[int]
+) -> None:
+    """They go before the rule is taken out, and then those who came meanwhile; not for ever."""
+    spec = HoldSpec(endpoints=(HTTP,), run_id="0123abcd", release=mode)
+    fitting = Fitting()
+    fitting.hear(Fitting.to_wire(spec, Sighting([listener(1, backlog=1000)], 7.0)))
+    paced = let_go_in_steps(
+        backend,
+        spec,
+        fitting=fitting,
+        clock=lambda: 7.001,
+        is_over=lambda: False,
+        turn=lambda _ms: None,
+    )
+    assert backend.log == gone
+    assert (paced.steps, paced.remarks) == (0, ())
 
 
 def test_what_does_not_fit_goes_in_steps_of_the_room() -> None:
