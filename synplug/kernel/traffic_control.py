@@ -8,7 +8,7 @@ flower: filters are messages of our own (:mod:`synplug.kernel.flower`).
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -229,18 +229,30 @@ class TrafficControl:
 
     def plug_state(self, device: int) -> PlugState | None:
         """What the root qdisc of *device* says; None when it is no plug, or the device is gone."""
-        with self._asked("read the plug's statistics") as route:
-            qdiscs = list(route.get_qdiscs())
-        for qdisc in qdiscs:
-            if qdisc["index"] == device and qdisc.get_attr("TCA_KIND") == "plug":
-                statistics = qdisc.get_attr("TCA_STATS2")
-                queue = statistics.get_attr("TCA_STATS_QUEUE")
-                return PlugState(
-                    waiting=queue["qlen"],
-                    passed=statistics.get_attr("TCA_STATS_BASIC")["packets"],
-                    dropped=queue["drops"],
-                    waiting_bytes=queue["backlog"],
-                )
+        qdisc = self._qdisc("read the plug's statistics", device, ("plug",))
+        if qdisc is None:
+            return None
+        statistics = qdisc.get_attr("TCA_STATS2")
+        queue = statistics.get_attr("TCA_STATS_QUEUE")
+        return PlugState(
+            waiting=queue["qlen"],
+            passed=statistics.get_attr("TCA_STATS_BASIC")["packets"],
+            dropped=queue["drops"],
+            waiting_bytes=queue["backlog"],
+        )
+
+    def _qdisc(self, action: str, device: int, kinds: Collection[str]) -> Any:
+        """The qdisc of one of these kinds on that device; None: two looks agree that it has none.
+
+        The kernel goes on with a dump by position (``net/sched/sch_api.c``, tc_dump_qdisc): where a
+        device has gone in between, it leaves out another one that is there.
+        """
+        for _ in range(2):
+            with self._asked(action) as route:
+                qdiscs = list(route.get_qdiscs())
+            for qdisc in qdiscs:
+                if qdisc["index"] == device and qdisc.get_attr("TCA_KIND") in kinds:
+                    return qdisc
         return None
 
     # --- filters
@@ -248,11 +260,7 @@ class TrafficControl:
     def has_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
         """Whether *device* has a place for filters on that side; an ingress qdisc has but one."""
         kinds = ("ingress", "clsact") if side == flower.INGRESS else ("clsact",)
-        with self._asked("list the qdiscs") as route:
-            qdiscs = list(route.get_qdiscs())
-        return any(
-            qdisc["index"] == device and qdisc.get_attr("TCA_KIND") in kinds for qdisc in qdiscs
-        )
+        return self._qdisc("list the qdiscs", device, kinds) is not None
 
     def make_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
         """Make sure that it has; False: it had.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 _BEGIN, _END = "<!-- kernels: begin -->\n", "<!-- kernels: end -->\n"
+_FILE = "test_backends.py"
 _STAGES = ("held", "released", "clean")
 
 
@@ -23,6 +24,15 @@ class Matrix:
         self._releases: dict[str, str] = {}
         self._features: dict[str, dict[str, bool]] = {}
         self._backends: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Every kernel and backend that is asked for has its place, if its guest dies, too."""
+        for item in session.items:
+            if item.path.name == _FILE and isinstance(item, pytest.Function):
+                kernel, backend = map(item.callspec.params.get, ("kernel", "backend"))
+                self._features.setdefault(str(kernel), {})
+                if backend is not None:
+                    self._backends.setdefault((str(kernel), str(backend)), {})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take the properties of a finished test: what it came to before it failed, if it did.
@@ -43,7 +53,7 @@ class Matrix:
 
     def pytest_sessionfinish(self) -> None:
         """Write the tables between their marks."""
-        if not self._features:
+        if not any(self._features.values()):
             return
         before, _, rest = self._path.read_text(encoding="utf-8").partition(_BEGIN)
         _, _, after = rest.partition(_END)
@@ -52,7 +62,7 @@ class Matrix:
 
     def _feature_table(self) -> list[str]:
         kernels = sorted(self._features, key=lambda kernel: (self._age(kernel), kernel))
-        names = list(self._features[kernels[0]])
+        names = max(map(list, self._features.values()), key=len)
         lines = [_row("feature", *map(self._title, kernels)), "|---" * (len(kernels) + 1) + "|"]
         for name in names:
             there = (self._features[kernel].get(name) for kernel in kernels)

@@ -1,0 +1,75 @@
+"""What a dump of qdiscs says, and what it may leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from synplug.kernel.traffic_control import PlugState, TrafficControl
+
+
+class Qdisc(dict[str, Any]):
+    """As pyroute2 gives them."""
+
+    def get_attr(self, name: str) -> Any:
+        return self[name]
+
+
+_PLUG = Qdisc(
+    index=7,
+    TCA_KIND="plug",
+    TCA_STATS2=Qdisc(
+        TCA_STATS_QUEUE={"qlen": 3, "drops": 1, "backlog": 180},
+        TCA_STATS_BASIC={"packets": 5},
+    ),
+)
+_CLSACT = Qdisc(index=9, TCA_KIND="clsact")
+_OTHER = Qdisc(index=8, TCA_KIND="fq_codel")
+
+
+class Route:
+    """Its dumps, one after the other."""
+
+    def __init__(self, *dumps: list[Qdisc]) -> None:
+        self.dumps = list(dumps)
+
+    def get_qdiscs(self) -> list[Qdisc]:
+        return self.dumps.pop(0)
+
+
+@pytest.fixture
+def control() -> TrafficControl:
+    return object.__new__(TrafficControl)
+
+
+def answers(control: TrafficControl, *dumps: list[Qdisc]) -> Route:
+    route = Route(*dumps)
+
+    @contextmanager
+    def asked(_action: str) -> Iterator[Route]:
+        yield route
+
+    control._asked = asked  # type: ignore[assignment,method-assign]
+    return route
+
+
+def test_a_plug_that_one_dump_leaves_out_is_there(control: TrafficControl) -> None:
+    """A device that goes in the middle of a dump makes it leave out another one."""
+    found = PlugState(waiting=3, passed=5, dropped=1, waiting_bytes=180)
+    route = answers(control, [_OTHER, _PLUG])
+    assert control.plug_state(7) == found
+    assert not route.dumps, "one look will do where it is found"
+    answers(control, [_OTHER], [_OTHER, _PLUG])
+    assert control.plug_state(7) == found
+    answers(control, [_OTHER], [_OTHER])
+    assert control.plug_state(7) is None
+
+
+def test_a_clsact_that_one_dump_leaves_out_is_not_ours_to_make(control: TrafficControl) -> None:
+    answers(control, [_PLUG], [_PLUG, _CLSACT])
+    assert control.has_ingress(9)
+    answers(control, [_PLUG], [_PLUG])
+    assert not control.has_ingress(9)
