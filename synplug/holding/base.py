@@ -59,10 +59,10 @@ class Backend(ABC):
     def arm(self) -> None:
         """Do all that can fail. Nothing is held yet, and no packet's way changes."""
 
-    def observe(self) -> None:
+    def observe(self, go_on: Callable[[], None] = lambda: None) -> None:
         """One atomic change: from here on SYNs are looked at, and pass.
 
-        As :meth:`observed`, called only where :attr:`can_observe`.
+        As :meth:`observed`, called only where :attr:`can_observe`; *go_on* as of :meth:`hold`.
         """
         raise NotImplementedError
 
@@ -74,8 +74,11 @@ class Backend(ABC):
         return None
 
     @abstractmethod
-    def hold(self) -> None:
-        """One atomic change: from here on SYNs wait."""
+    def hold(self, go_on: Callable[[], None] = lambda: None) -> None:
+        """One atomic change: from here on SYNs wait.
+
+        :param go_on: is called just before, when no lock is waited for any more.
+        """
 
     @abstractmethod
     def fileno(self) -> int:

@@ -6,6 +6,7 @@ Here are the interface and the nftables gate; that of legacy iptables, which few
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from synplug.errors import ReleaseError
@@ -35,8 +36,11 @@ class Gate(Protocol):
     def prepare(self, queues: tuple[int, ...]) -> None:
         """Put in everything but the rule that holds."""
 
-    def hold(self) -> None:
-        """Put that rule in."""
+    def hold(self, go_on: Callable[[], None] = lambda: None) -> None:
+        """Put that rule in.
+
+        :param go_on: is called just before, when no lock is waited for any more.
+        """
 
     def open(self) -> None:
         """Take it out, and nothing else.
@@ -96,7 +100,8 @@ class NftGate:
         spec = self._spec
         self._table.prepare(spec.endpoints, queues, probe_mark=spec.probe_mark, hook=spec.hook)
 
-    def hold(self) -> None:
+    def hold(self, go_on: Callable[[], None] = lambda: None) -> None:
+        go_on()
         self._table.hold(f"synplug run {self._spec.run_id}")
 
     def open(self) -> None:

@@ -18,7 +18,7 @@ bring (``! -i lo``), and OUTPUT for what local clients send.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from synplug.errors import LockError, ReleaseError, SynplugError, UnsupportedError
@@ -107,9 +107,10 @@ class IptablesGate:
                 self._rules[family] = list(self._queue_rules(family, queues))
                 self._create_chain(family, self._rules[family])
 
-    def hold(self) -> None:
+    def hold(self, go_on: Callable[[], None] = lambda: None) -> None:
         """Put the jumps in, of all families or of none."""
         with self._tables.locked(patience_s=_PATIENCE_S):
+            go_on()
             try:
                 for family in self._touched:
                     self._insert_jumps(family)

@@ -214,7 +214,7 @@ class Keeper:
             self._put_in_force(self._backend.observe)
         self._audience.say("observing", able=self._is_in_force)
 
-    def _put_in_force(self, put: Callable[[], None]) -> None:
+    def _put_in_force(self, put: Callable[[Callable[[], None]], None]) -> None:
         """Put the rule in; whatever becomes of us from here on: it will be found, and will end."""
         if self._backend.uses_queues:
             self._guard.share()
@@ -224,9 +224,11 @@ class Keeper:
         )
         self._deadman.set(self._spec.max_hold_s + _DEADMAN_S + self._backend.patience_s)
         self._poll.register(self._backend.fileno(), select.POLLIN)
-        put()
+        put(self._allow_a_hold)  # once no lock is waited for any more
         self._is_in_force = True
-        self._deadman.set(self._spec.max_hold_s + _DEADMAN_S)  # no lock is waited for any more
+
+    def _allow_a_hold(self) -> None:
+        self._deadman.set(self._spec.max_hold_s + _DEADMAN_S)
 
     def _hold(self) -> None:
         if self._is_in_force:
@@ -235,7 +237,7 @@ class Keeper:
             self._put_in_force(self._backend.hold)
         self._held_at_s = self._clock()
         self._deadline_s = self._held_at_s + self._spec.max_hold_s
-        self._deadman.set(self._spec.max_hold_s + _DEADMAN_S)
+        self._allow_a_hold()
         self._audience.say("holding", at_s=self._held_at_s, observed=self._backend.observed())
         self._tell_of_local()
         self._audience.admit()

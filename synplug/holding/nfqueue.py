@@ -64,6 +64,7 @@ class QueueBackend(Backend):
         self._count = nothing_yet()
         self._foreign = 0  # packets that are no SYNs, or go elsewhere
         self._restored = 0
+        self._standing: tuple[str, ...] = ()  # why the rule does, though nothing is held any more
         self._has_local_come = False
         self._refused = 0  # beyond the limit of all; where queues are as long as that, none
         self._peak = 0
@@ -72,7 +73,7 @@ class QueueBackend(Backend):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return (*restored_remark(self._restored), *foreign_remark(self._foreign))
+        return restored_remark(self._restored) + foreign_remark(self._foreign) + self._standing
 
     def traces(self) -> dict[str, str]:
         numbers = self._queues.numbers if self._queues else ()
@@ -91,16 +92,16 @@ class QueueBackend(Backend):
         )
         self._gate.prepare(self._queues.numbers)
 
-    def observe(self) -> None:
+    def observe(self, go_on: Callable[[], None] = lambda: None) -> None:
         self._observation = Observation()
-        self._gate.hold()
+        self._gate.hold(go_on)
 
     def observed(self) -> list[tuple[str, int]] | None:
         return self._observation.found if self._observation else None
 
-    def hold(self) -> None:
+    def hold(self, go_on: Callable[[], None] = lambda: None) -> None:
         if self._observation is None:
-            self._gate.hold()
+            self._gate.hold(go_on)
         self._is_holding = True
 
     def fileno(self) -> int:
@@ -232,20 +233,13 @@ class QueueBackend(Backend):
             if gone <= 0:
                 return 0
         waiting = {state.number: state.waiting for state in states}
-        lost = sum(
-            self._forget_oldest(number, waiting.get(number, 0)) for number in self._bound.numbers
-        )
-        self._count["lost"] += lost
-        return lost
-
-    def _forget_oldest(self, number: int, waiting: int) -> int:
-        """Strike out what a queue no longer holds: what was there when it was flushed."""
-        mine = self._held.of_queue(number)
-        gone = mine[: max(0, len(mine) - waiting)]
-        for flow in gone:
-            self._held.pop(flow)
-            self._sources.leave(flow)
-        return len(gone)
+        gone = 0
+        for number in self._bound.numbers:
+            for flow in self._held.forget_oldest(number, waiting.get(number, 0)):
+                self._sources.leave(flow)
+                gone += 1
+        self._count["lost"] += gone
+        return gone
 
     def open(self, go_on: Callable[[], None] = lambda: None) -> int:
         try:
@@ -260,16 +254,17 @@ class QueueBackend(Backend):
         return self._let_all_go()
 
     def _open_patiently(self, go_on: Callable[[], None]) -> None:
-        """Take the rule out as soon as its lock can be had; meanwhile nothing waits."""
+        """Take the rule out when its lock can be had, or else with the rest; nothing waits."""
         give_up_s = time.monotonic() + self.patience_s
         while True:
             go_on()
             self.absorb()
             try:
                 self._gate.open()
-            except LockError:
+            except LockError as error:
                 if time.monotonic() > give_up_s:
-                    raise
+                    self._standing = (str(error),)
+                    return
                 time.sleep(_LOCK_POLL_S)
             else:
                 return
@@ -310,8 +305,10 @@ class QueueBackend(Backend):
 
     def remove(self) -> None:
         self.absorb()
+        if self._standing:
+            self._bound.close()  # a rule whose queue is nobody's lets all pass
         self._gate.remove()
-        while self.absorb():
+        while not self._standing and self.absorb():
             pass  # what somebody else's rule has sent here meanwhile
         self._bound.close()
 
@@ -328,7 +325,8 @@ class QueueBackend(Backend):
     def _overflowed(self) -> int:
         """Packets that met the rule and found the queue full: matched, but never given an id."""
         taken = sum(state.last_id for state in self._bound.states())
-        return self._refused + max(0, self._gate.matched() - taken + self._foreign)
+        met = 0 if self._standing else self._gate.matched()  # that takes the lock, too
+        return self._refused + max(0, met - taken + self._foreign)
 
     def close(self) -> None:
         # The queues first: a rule whose queue nobody is bound to lets packets pass.

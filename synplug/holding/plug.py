@@ -111,7 +111,8 @@ class PlugBackend(Backend):
 
     # --- holding
 
-    def hold(self) -> None:
+    def hold(self, go_on: Callable[[], None] = lambda: None) -> None:
+        go_on()
         try:
             self._control.close_plug(self._ifb_index)
             self._before = self._last = self._state() or self._before

@@ -76,7 +76,18 @@ class WaitingSyns:
             waiting.clear()
         return places
 
-    def of_queue(self, number: int) -> list[bytes]:
+    def forget_oldest(self, number: int, left: int) -> list[bytes]:
+        """Strike out what a queue no longer holds: what was there when it was flushed.
+
+        :param left: how many it still holds. :returns: the flows of the others.
+        """
+        mine = self._of_queue(number)
+        gone = mine[: max(0, len(mine) - left)]
+        for flow in gone:
+            self.pop(flow)
+        return gone
+
+    def _of_queue(self, number: int) -> list[bytes]:
         """The flows whose SYNs wait in that queue, in its order."""
         mine = [
             (place.packet, flow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -245,6 +246,40 @@ def test_a_busy_lock_of_iptables_at_the_deadline_makes_nobody_wait(
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5), "and newcomers with them"
     busy.wait()
     wait_until(lambda: not _runs(keeper), 5, "the keeper has removed the rest")
+
+
+def test_a_lock_of_iptables_that_stays_busy_holds_nobody_and_is_told(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """Longer than it is waited for; the rule lets all pass meanwhile."""
+    _hold(lab, "--backend", "nfqueue-iptables", max_hold="20s")
+    keeper = holds_in_force(lab.server)[0]["keeper"]
+    waiting = connecting(lab.client, (lab.server_ipv4, 8080), 10)
+    queue = "/proc/net/netfilter/nfnetlink_queue"
+    wait_until(lambda: lab.server.run(["cat", queue]).stdout.split()[2:3] == ["1"], 5, "it waits")
+    busy = lab.server.popen(["flock", "/run/xtables.lock", "sleep", "9"])
+    wait_until(lambda: _is_locked("/run/xtables.lock"), 5, "somebody has the lock")
+    run = shell.start(lab.server, "release", "--name", "web", "--json", "-")
+    assert float(waiting.communicate(timeout=15)[0]) < 3
+    while busy.poll() is None:
+        assert connects_within(lab.client, (lab.server_ipv4, 8080), 0.5)
+        time.sleep(0.1)
+    stdout, stderr = run.communicate(timeout=20)
+    report = json.loads(stdout)
+    assert (run.returncode, report["outcome"]) == (0, "ready"), stderr
+    assert (report["hold"]["lost"], report["hold"]["overflowed"]) == (0, 0)
+    assert report["hold"]["held"] == report["hold"]["released"] >= 1
+    assert "another program has /run/xtables.lock" in " ".join(report["warnings"])
+    wait_until(lambda: not _runs(keeper), 10, "the keeper has removed the rest")
+
+
+def _is_locked(path: str) -> bool:
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @pytest.mark.parametrize(

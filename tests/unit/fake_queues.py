@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from synplug.errors import OverrunError
 from synplug.kernel.nfqueue import NF_ACCEPT, NF_DROP, Notice, QueueState
@@ -39,7 +39,8 @@ class FakeGate:
         self.queues = queues
         self.log.append("prepare")
 
-    def hold(self) -> None:
+    def hold(self, go_on: Callable[[], None] = lambda: None) -> None:
+        go_on()
         self.log.append("hold")
 
     def open(self) -> None:

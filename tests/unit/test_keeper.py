@@ -44,13 +44,15 @@ class Notes:
     def fileno(self) -> int:
         return self.readable
 
-    def observe(self) -> None:
+    def observe(self, go_on: Callable[[], None] = lambda: None) -> None:
+        go_on()
         self.log.append("observe")
 
     def observed(self) -> list[tuple[str, int]] | None:
         return None
 
-    def hold(self) -> None:
+    def hold(self, go_on: Callable[[], None] = lambda: None) -> None:
+        go_on()
         self.log.append("hold")
 
     def absorb(self) -> bool:

@@ -598,6 +598,24 @@ def test_closing_what_was_never_armed_and_cleaning_up_after_death() -> None:
     assert gate.log == ["clean up", "close"]
 
 
+def test_a_gate_whose_lock_stays_taken_lets_all_pass_and_goes_with_the_rest() -> None:
+    """Nobody is bound to its queue while the rest is removed, however long that lock takes."""
+    held = Held()
+    held.backend.patience_s = 0.0
+
+    def open_never() -> None:
+        raise LockError("somebody has the lock")
+
+    held.gate.open = open_never  # type: ignore[method-assign]
+    held.arrive(1)
+    assert held.backend.open() == 1
+    assert held.backend.remarks == ("somebody has the lock",)
+    closed: list[bool] = []
+    held.gate.remove = lambda: closed.append(held.queues.closed)  # type: ignore[method-assign]
+    held.backend.remove()
+    assert closed == [True]
+
+
 def test_a_gate_whose_lock_is_taken_makes_nobody_wait() -> None:
     """What waits goes at once, who comes is let go at once, and the rule goes when it can."""
     held = Held()
