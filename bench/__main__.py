@@ -62,13 +62,13 @@ def measure(cases: Sequence[Case], kernel: Kernel, *, quick: bool) -> Findings:
         contender.require()
     with ClientServer() as lab:
         start_up = machinery.start_up(lab.server, QUICK_ROUNDS if quick else ROUNDS)
+        at_rest = machinery.at_rest(lab.server)  # where it has just run so often
+    at_a_rate = machinery.at_a_rate()
     capacities = [machinery.capacity(count) for count in CAPACITIES]
     rates, released = _releases(quick=quick)
     results = []
     for case in cases:
         results += _played(case, 1 if quick else case.rounds, kernel)
-    with ClientServer() as lab:
-        at_rest = machinery.at_rest(lab.server)
     return Findings(
         quick=quick,
         machine=machine,
@@ -78,6 +78,7 @@ def measure(cases: Sequence[Case], kernel: Kernel, *, quick: bool) -> Findings:
         released=released,
         start_up=start_up,
         capacities=capacities,
+        at_a_rate=at_a_rate,
         at_rest=at_rest,
         imported=machinery.imported(),
     )
@@ -98,7 +99,7 @@ def _releases(*, quick: bool) -> tuple[dict[int, float], list[held.Released]]:
     }
     released: list[held.Released] = []
     for crowd in held.CROWDS:
-        rounds = 1 if quick or len(crowd.modes) == 1 else RELEASE_ROUNDS
+        rounds = 1 if quick else crowd.rounds
         released += held.play(crowd, rounds, rates[crowd.accepts_per_s])
     return rates, released
 

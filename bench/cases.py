@@ -66,7 +66,8 @@ class Case:
             for contender in self.contenders
             if not self.often or contender.name in self.often or number % 2 == 0
         ]
-        first = number % len(chosen)
+        # The same ones play in every second round, where some play seldom.
+        first = (number // 2 if self.often else number) % len(chosen)
         return chosen[first:] + chosen[:first]
 
 

@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from bench.held import Released
-from bench.machinery import Capacity, StartUp
+from bench.machinery import AtARate, Capacity, StartUp
 from bench.restarts import Result, phase_s
 
 
@@ -23,6 +23,7 @@ class Findings:
     released: list[Released]
     start_up: StartUp
     capacities: list[Capacity]
+    at_a_rate: AtARate
     at_rest: list[int]
     imported: str
 
@@ -45,6 +46,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             for name in ("bare", "arguments", "held", "command")
         },
         "capacities": [asdict(capacity) for capacity in findings.capacities],
+        "at_a_rate": asdict(findings.at_a_rate),
         "at_rest": findings.at_rest,
         "imported": findings.imported,
     }
@@ -54,7 +56,10 @@ def _restart(result: Result) -> dict[str, Any]:
     case = result.case
     figures = {
         name: result.samples(attrgetter(name)).as_json()
-        for name in ("connect_max_ms", "gap_ms", "over_ms", "late_p99_ms", "command_ms")
+        for name in (
+            *("connect_max_ms", "gap_ms", "over_ms", "late_p99_ms", "command_ms", "stop_ms"),
+            *("released_ms", "first_served_ms", "last_served_ms"),
+        )
     }
     counts = {
         name: result.samples(attrgetter(name), "").as_json()
@@ -66,7 +71,7 @@ def _restart(result: Result) -> dict[str, Any]:
             "hold": result.of_reports(lambda report: report["hold"]["duration_s"]).as_json(),
             **{
                 name: result.of_reports(phase_s(name)).as_json()
-                for name in ("arm", "drain", "ready", "release")
+                for name in ("arm", "look-ahead", "drain", "ready", "release")
             },
         }
     return {

@@ -46,6 +46,7 @@ class Crowd:
     accepts_per_s: int
     back_off: bool = False
     modes: Sequence[str] = ("paced", "burst")
+    rounds: int = 3
 
     @property
     def title(self) -> str:
@@ -64,7 +65,7 @@ CROWDS = (
         comes_per_s=10_000,
         accepts_per_s=10_000,
         back_off=True,
-        modes=("paced",),
+        rounds=1,  # it lasts for half a minute
     ),
 )
 

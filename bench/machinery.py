@@ -25,12 +25,26 @@ from bench.kernel_state import (
     waiting_packets,
 )
 from bench.samples import Samples
+from netlab.load import Load
 from netlab.program import wait_until
 from netlab.topology import ClientServer, Namespace
 
 _PORT = 9999
 #: A keeper that sleeps at so many looks in a row, 5 ms apart, has read all there is.
 _LOOKS = 10
+_BEFORE_THE_FIRST_COMES_AGAIN_S = 0.95
+#: Prints the median of looks, in seconds.
+_LOOK = f"""
+import statistics, time
+from synplug.kernel.sock_diag import SocketDiagnostics
+from synplug.model import Endpoint
+looks, sockets, wanted = [], SocketDiagnostics(), [Endpoint(port={_PORT})]
+for _ in range(500):
+    began = time.perf_counter()
+    sockets.listeners(wanted)
+    looks.append(time.perf_counter() - began)
+print(statistics.median(looks))
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +102,34 @@ class Capacity:
     release_s: float
     empty_mib: float
     full_mib: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtARate:
+    """What the keeper takes of a processor while clients come, and what a look at listeners costs.
+
+    :param share: processor time over time, before anybody sends again.
+    """
+
+    rate_per_s: int
+    held: int
+    share: float
+    look_us: float
+
+
+def at_a_rate(rate_per_s: int = 10_000) -> AtARate:
+    """Real clients, at so many a second, until the first would send again a second later."""
+    with ClientServer() as lab, _held(lab, 4 * rate_per_s) as (keeper, end):
+        before_s, began_s = cpu_s(keeper), time.monotonic()
+        to = [(lab.server_ipv4, _PORT)]
+        with Load(lab.client, to, rate_per_s=rate_per_s, expect_ready=False) as load:
+            time.sleep(max(0.0, began_s + _BEFORE_THE_FIRST_COMES_AGAIN_S - time.monotonic()))
+            waiting, took_s = waiting_packets(lab.server), time.monotonic() - began_s
+            share = (cpu_s(keeper) - before_s) / took_s
+            end()
+            load.stop()
+        look_us = 1e6 * float(lab.server.run([sys.executable, "-c", _LOOK]).stdout)
+    return AtARate(rate_per_s=rate_per_s, held=waiting, share=share, look_us=look_us)
 
 
 def capacity(count: int) -> Capacity:

@@ -322,8 +322,14 @@ def _costs(findings: Findings) -> list[tuple[str, str]]:
                 f"{cost.empty_mib:.1f} MiB → {cost.full_mib:.1f} MiB",
             ),
         ]
+    rate = findings.at_a_rate
     return [
         *rows,
+        (
+            f"keeper, while {rate.rate_per_s:,} new connections come a second",
+            f"{100 * rate.share:.0f} % of a processor, {rate.held:,} held",
+        ),
+        ("one look at the listeners, while the new one is waited for", f"{rate.look_us:.0f} µs"),
         ("at rest: rules, queues, files, keepers", ", ".join(map(str, findings.at_rest))),
         ("of pyroute2, iptc, tenacity, asyncio imported on wrap's default path", findings.imported),
     ]
