@@ -81,7 +81,8 @@ def _method(findings: Findings) -> list[str]:
         "long lies between them. The column *no listener for* shows what came of it.",
         f"- Of the combinations of service, rate, backlog and outage {len(cases)} were chosen: "
         "HAProxy at 3,000/s, backlog 511 and its own outage is the origin; then the rate alone "
-        "varies, then the outage with the backlog, where it matters most; the other services are "
+        "varies, up to 8,000/s, which is near saturation here; then the outage with the backlog, "
+        "where it matters most; the other services are "
         "there for the reloads of their own.",
         f"- *In the guest* is Linux {findings.guest_kernel} as a program on this machine (User "
         "Mode Linux), since the plug qdisc is not in every kernel: one slow processor, few "
