@@ -136,6 +136,11 @@ KEPT = Steps(Keeper)
 
 #: Of that, what only a hold that is left to its keeper comes to.
 _DETACHED = ("Audience.open_door", "Audience.detach", "RunLocks.drop")
+#: What the keeper does only where more wait than the new listener has room for at once.
+_WHERE_NOT_ALL_FIT = (
+    *("SocketDiagnostics.__init__", "SocketDiagnostics.listeners", "Pacer.step"),
+    *("Backend.release_next", "paced.sysctl", "paced._syn_limit"),
+)
 #: Struck once more after the run has gone: each is the first of a part of what is left to do.
 _ALONE = ("Audience.admit", "Backend.open", "Backend.remove", "Ledger.remove")
 
@@ -207,7 +212,7 @@ def _special(point: Point) -> Point:
     """Those that a plain run does not come to."""
     if point.name == "watcher.start":
         return replace(point, backends=(BackendName.NFQUEUE_IPTABLES, BackendName.PLUG))
-    if point.name in ("Backend.release_next", "paced.sysctl"):
+    if point.name in _WHERE_NOT_ALL_FIT:
         return replace(point, service_options=("--backlog", "12"))
     if point.name in ("FlushGuard.try_alone", "Backend.obstacle"):
         return replace(point, backends=(BackendName.NFQUEUE,))
