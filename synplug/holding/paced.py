@@ -90,13 +90,13 @@ def let_go_in_steps(
     :param is_over: whether to pace no longer. :param turn: sees to whatever happens within so
         many milliseconds.
     """
-    while backend.absorb() and not is_over():
-        pass  # one that was slow must not take what has come before for newcomers
     is_paced = backend.can_pace and spec.release is ReleaseMode.PACED
-    if is_paced and fitting.has_room(backend.waiting_by_port(), clock()):
-        _let_go_in_order(backend, is_over)
-        return Paced()
     try:
+        while backend.absorb() and not is_over():
+            pass  # one that was slow must not take what has come before for newcomers
+        if is_paced and fitting.has_room(backend.waiting_by_port(), clock()):
+            _let_go_in_order(backend, is_over)
+            return Paced()
         with closing(SocketDiagnostics()) as diagnostics:
             pacer = Pacer(
                 endpoints=spec.endpoints,

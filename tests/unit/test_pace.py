@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 from collections import Counter
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from synplug.errors import KernelError
 from synplug.holding.nfqueue import QueueBackend
 from synplug.holding.pace import Pacer, at_once
 from synplug.holding.paced import Fitting, Sighting, let_go_in_steps
@@ -247,6 +249,26 @@ def test_who_comes_while_all_fit_stays_behind_them(
     )
     assert backend.log == gone
     assert (paced.steps, paced.remarks) == (0, ())
+
+
+def test_a_queue_that_cannot_be_read_is_opened_at_once_and_that_is_told() -> None:
+    class Broken(Waiting):
+        def absorb(self) -> bool:
+            raise KernelError("read the netfilter queue", errno.ENOBUFS)
+
+    backend = Broken(30)
+    paced = let_go_in_steps(
+        backend,
+        HoldSpec(endpoints=(HTTP,), run_id="0123abcd"),
+        fitting=Fitting(),
+        clock=lambda: 7.0,
+        is_over=lambda: False,
+        turn=lambda _ms: None,
+    )
+    assert backend.log == []
+    (told,) = paced.remarks
+    assert told.startswith("let go at once")
+    assert "read the netfilter queue" in told
 
 
 def test_what_does_not_fit_goes_in_steps_of_the_room() -> None:
