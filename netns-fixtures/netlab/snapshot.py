@@ -76,7 +76,11 @@ def _lines(namespace: Namespace, argv: Sequence[str]) -> tuple[str, ...]:
 
 def _nft_ruleset(namespace: Namespace) -> tuple[str, ...]:
     """Order carries meaning within a chain, so each rule keeps its position there."""
-    ruleset = json.loads(namespace.run(["nft", "-j", "list", "ruleset"]).stdout)
+    output = namespace.run(["nft", "-j", "list", "ruleset"]).stdout
+    try:
+        ruleset = json.loads(output)
+    except json.JSONDecodeError:  # nft 1.0.6 breaks off at a table that has an owner
+        return tuple(output.splitlines())
     positions: Counter[tuple[object, ...]] = Counter()
     lines = []
     for item in ruleset["nftables"]:
