@@ -299,13 +299,14 @@ class Swap:
             self._outcome = Outcome.COMMAND_FAILED
             self._warnings.append(has_ended_early(command.status))
         has_failed = self._outcome is Outcome.COMMAND_FAILED
+        outcome = Outcome.ERROR if self._error else self._outcome
         return Report(
             run_id=plan.spec.run_id,
-            outcome=self._outcome,
+            outcome=outcome,
             exit_code=exit_code(
                 status=(command.status or SynplugError.exit_code) if has_failed else None,
                 error=self._error,
-                outcome=self._outcome,
+                outcome=outcome,
                 undelivered=self.signals.last,
             ),
             endpoints=plan.spec.endpoints,

@@ -6,6 +6,7 @@ calls besides once; ``make faults`` does the rest.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -134,6 +135,11 @@ def test_somebody_serves_whatever_strikes(
     if party is Party.ORCHESTRATOR:  # without a keeper nobody holds while listeners close
         assert result.failures == 0, (result.summary(), said)
     _is_true(lab, old, (point, party, fault), status, said)
+    is_killed = fault is Fault.SIGKILL and party in (Party.ORCHESTRATOR, Party.BOTH)
+    assert (status == -signal.SIGKILL) is is_killed, (status, said)
+    if not is_killed:
+        lies = _lies_of_the_report(tmp_path, status, said)
+        assert not lies, (lies, status, said)
     assert shell.run(lab.server, "recover").status == 0
 
 
@@ -164,6 +170,23 @@ def _is_true(
     assert connects_within(lab.client, target, 1.0)
 
 
+def _lies_of_the_report(folder: Path, status: int, said: str) -> list[str]:
+    """What the report says and is not so; where there is none, people are told."""
+    path = folder / "report"
+    if not path.exists() or not path.read_text():
+        is_told = status == 125 and "JSON report could not be written" in said
+        return [] if is_told else ["there is no report"]
+    report = json.loads(path.read_text())
+    outcome, error = report["outcome"], report["error"]
+    rules = {
+        "the exit code is the report's": status == report["exit_code"],
+        "ready and 0 go together": (outcome == "ready") == (status == 0),
+        "an error is named, and only then": bool(error) == (outcome == "error"),
+        "people are told the same": error in said,
+    }
+    return [f"not true: {rule} ({report})" for rule, is_so in rules.items() if not is_so]
+
+
 def _swap(
     lab: ClientServer, old: Program, folder: Path, accident: tuple[str, str, str]
 ) -> tuple[int, str]:
@@ -171,6 +194,7 @@ def _swap(
     argv = [sys.executable, str(LAUNCHER), *accident, str(folder / "facts")]
     argv += ["swap", "--old-pid", str(old.pid), "--max-hold", f"{MAX_HOLD_S:g}s"]
     argv += ["--ready-timeout", "5s", "--new-pidfile", str(folder / "new.pid")]
+    argv += ["--json", str(folder / "report")]
     with (folder / "said").open("w") as file:
         child = subprocess.Popen(
             lab.server.command([*argv, "--check", "true", "--", *server()]),

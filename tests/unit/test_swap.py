@@ -647,7 +647,7 @@ def test_what_is_refused_at_the_end_is_told_and_all_else_is_done(
 
     monkeypatch.setattr(f"synplug.handover.pidfile.os.{refused}", refuse)
     report = run(service, new_pidfile=str(tmp_path / "pid"))
-    assert report.exit_code == 125
+    assert (report.outcome, report.exit_code) == (Outcome.ERROR, 125)
     assert str(tmp_path) in report.error
     assert "not permitted" in report.error
     assert report.old_generation is not None
