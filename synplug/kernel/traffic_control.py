@@ -8,6 +8,8 @@ flower: filters are messages of our own (:mod:`synplug.kernel.flower`).
 from __future__ import annotations
 
 import errno
+import select
+import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -87,6 +89,17 @@ def _refused(action: str) -> Iterator[None]:
         raise KernelError(action, error.errno or 0) from error
 
 
+def _see_room_for_an_event_loop() -> None:
+    """Fail at what pyroute2's would: when one is left half made, Python prints more than the error.
+
+    Source: CPython's ``asyncio/selector_events.py`` (an epoll and a pair of sockets) and
+    ``BaseEventLoop.__del__``.
+    """
+    one, other = socket.socketpair()
+    with one, other, select.epoll():
+        pass
+
+
 class TrafficControl:
     """Traffic control in the network namespace of the calling thread.
 
@@ -112,6 +125,7 @@ class TrafficControl:
 
         with _refused(action):
             if self._opened is None:
+                _see_room_for_an_event_loop()
                 self._opened = IPRoute()
             try:
                 yield self._opened

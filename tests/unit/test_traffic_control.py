@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -73,3 +76,27 @@ def test_a_clsact_that_one_dump_leaves_out_is_not_ours_to_make(control: TrafficC
     assert control.has_ingress(9)
     answers(control, [_PLUG], [_PLUG])
     assert not control.has_ingress(9)
+
+
+_WITHOUT_DESCRIPTORS = """
+import os, resource, sys
+from synplug.errors import KernelError
+from synplug.kernel.traffic_control import TrafficControl
+TrafficControl("syn").close()  # what is imported late
+control = TrafficControl("syn")
+control.close()
+free = int(sys.argv[1])
+highest = max(map(int, os.listdir("/proc/self/fd")))
+resource.setrlimit(resource.RLIMIT_NOFILE, (highest + free, highest + free))
+try:
+    control.devices()
+except KernelError as error:
+    print(error.errno)
+"""
+
+
+@pytest.mark.parametrize("free", range(4))
+def test_without_descriptors_only_our_error_is_told(free: int) -> None:
+    argv = [sys.executable, "-c", _WITHOUT_DESCRIPTORS, str(free)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.strip(), done.stderr) == (str(errno.EMFILE), "")
