@@ -143,6 +143,12 @@ _WHERE_NOT_ALL_FIT = (
 )
 #: Struck once more after the run has gone: each is the first of a part of what is left to do.
 _ALONE = ("Audience.admit", "Backend.open", "Backend.remove", "Ledger.remove")
+#: Where the last timer is set anew, and to what end.
+_DEADMAN = (
+    ("Backend.hold", "holding"),
+    ("Backend.waiting", "opening"),
+    ("Backend.open", "open"),
+)
 
 
 def _orchestrator_points() -> Iterator[Point]:
@@ -190,6 +196,11 @@ def _keeper_points() -> Iterator[Point]:
         yield _special(point)
         if name in _ALONE:
             yield replace(point, name=f"{name} alone", keeper_lives=False, is_detached=True)
+    yield from _later_points()
+
+
+def _later_points() -> Iterator[Point]:
+    """What is come to more than once, with something else at stake."""
     for number, state in enumerate(("armed", "holding"), 2):
         yield Point(
             name=f"Ledger.write {state}",
@@ -197,6 +208,14 @@ def _keeper_points() -> Iterator[Point]:
             owner="synplug.holding.ledger:Ledger",
             method="write",
             nth=number,
+        )
+    for after, state in _DEADMAN:
+        yield Point(
+            name=f"Deadman.set {state}",
+            process=Party.KEEPER,
+            owner="synplug.kernel.deadman:Deadman",
+            method="set",
+            after=after,
         )
 
 
