@@ -98,7 +98,7 @@ CROWDS = (
             clients=5000,
             backlog=backlog,
             comes_per_s=2000,
-            accepts_per_s=1000,
+            accepts_per_s=700,  # so that one slow processor is left with something to spare
             round_trip_ms=100,
             patience_s=20.0,
         )
