@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any
@@ -13,13 +14,17 @@ from bench.restarts import Result, phase_s
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """All that was measured. *accept_rates*: by the rate that the service was told."""
+    """All that was measured. *accept_rates*: by the rate that the service was told.
+
+    *guest_accept_rates*: those of the same service in the guest, where some of *released* are from.
+    """
 
     quick: bool
     machine: dict[str, str]
     guest_kernel: str
     results: list[Result]
     accept_rates: dict[int, float]
+    guest_accept_rates: dict[int, float]
     released: list[Released]
     start_up: StartUp
     capacities: list[Capacity]
@@ -37,9 +42,8 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "machine": findings.machine,
         "guest_kernel": findings.guest_kernel,
         "restarts": [_restart(result) for result in findings.results],
-        "accept_rates_per_s": {
-            str(told): round(rate, 1) for told, rate in findings.accept_rates.items()
-        },
+        "accept_rates_per_s": _rates(findings.accept_rates),
+        "guest_accept_rates_per_s": _rates(findings.guest_accept_rates),
         "releases": [_release(result) for result in findings.released],
         "start_up": {
             name: getattr(times, name).as_json()
@@ -89,10 +93,16 @@ def _restart(result: Result) -> dict[str, Any]:
     }
 
 
+def _rates(measured: Mapping[int, float]) -> dict[str, float]:
+    return {str(told): round(rate, 1) for told, rate in measured.items()}
+
+
 def _release(result: Released) -> dict[str, Any]:
     return {
         **asdict(result.crowd),
+        "in_guest": result.crowd.in_guest,
         "mode": result.mode,
+        "backend": result.backend,
         "counters": result.cliff,
         "limits": result.limits,
         **{

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 
 from bench.contenders import DROP_SETTLE_S
 from bench.findings import Findings
-from bench.held import Released
+from bench.page_releases import releases
 from bench.restarts import AFTER_S, BEFORE_S, WINDOW_S, Result, phase_s
 from bench.samples import Samples, number
-from netlab.counters import NO_ROOM
+from bench.table import table
 
 #: A client that is so late itself says little about the service.
 LATE_MS = 5.0
@@ -27,7 +27,7 @@ def page(findings: Findings) -> str:
             *_contenders(findings),
             *_picture(),
             *_restarts(findings),
-            *_release(findings),
+            *releases(findings),
             *_machinery(findings),
             "",
         ]
@@ -46,7 +46,7 @@ def _head(findings: Findings) -> list[str]:
     behind = sum(played.late_p99_ms > LATE_MS for played in late)
     return [
         *lines,
-        *_table(("machine", ""), findings.machine.items()),
+        *table(("machine", ""), findings.machine.items()),
         "",
         f"In {behind} of {len(late)} restarts the load client itself was more than {LATE_MS:g} ms "
         "late (99th percentile): there the machine had more to do than it bears, and latencies "
@@ -85,8 +85,9 @@ def _method(findings: Findings) -> list[str]:
         "where it matters most; the other services are "
         "there for the reloads of their own.",
         f"- *In the guest* is Linux {findings.guest_kernel} as a program on this machine (User "
-        "Mode Linux), since the plug qdisc is not in every kernel: one slow processor, few "
-        "clients, on loopback. Its rows compare with each other only.",
+        "Mode Linux), since neither the plug qdisc nor netem is in every kernel: one slow "
+        "processor; restarts there have few clients, on loopback. Its rows compare with each other "
+        "only.",
         "- A plain TCP client is meant: SYNs that nobody answers are sent again after a second. "
         "Where the outage is longer, clients whose first SYN is held send again, too, and count "
         "as *retransmitted*; synplug drops these duplicates.",
@@ -97,7 +98,7 @@ def _method(findings: Findings) -> list[str]:
 def _contenders(findings: Findings) -> list[str]:
     contenders = {result.contender.name: result.contender for result in findings.results}
     return [
-        *_table(
+        *table(
             ("contender", "how"),
             ((name, contender.how) for name, contender in contenders.items()),
         ),
@@ -125,7 +126,7 @@ def _restarts(findings: Findings) -> list[str]:
     for key in keys:
         results = [result for result in findings.results if result.case.key == key]
         lines += [f"### {results[0].case.title}", ""]
-        lines += _table(
+        lines += table(
             (
                 "contender",
                 "n",
@@ -195,51 +196,13 @@ def _differ(one: Samples, other: Samples) -> bool:
     return abs(one.median - other.median) > max(_SAME_MS, _SAME_SHARE * largest)
 
 
-def _release(findings: Findings) -> list[str]:
-    rates = ", ".join(
-        f"{rate:,.0f}/s where it is told {told:,}/s" for told, rate in findings.accept_rates.items()
-    )
-    lines = [
-        "## Letting many go",
-        "",
-        "A small service accepts slowly. The clients come while nobody listens; when all of them "
-        "wait, it starts. Burst and paced release in turn. How fast it accepts by itself, measured "
-        f"without synplug with an accept queue that is never empty: {rates}.",
-        "",
-        "*Ratio*: the longest connect ÷ (outage + held ÷ that rate), where the outage is what "
-        "the first client saw of it; *last after*: from the listener's appearance to the last "
-        "connect. The counters (of all rounds) are the kernel's, of connections for which there "
-        "was no room.",
-        "",
-    ]
-    lines += _table(
-        ("", "release", "n", "failures", "max ms", "ratio", "last after ms", *NO_ROOM),
-        (_released(result) for result in findings.released),
-    )
-    limits = {limit for result in findings.released for limit in result.limits if limit}
-    return [*lines, "", f"What the reports name as the limit: {'; '.join(sorted(limits))}.", ""]
-
-
-def _released(result: Released) -> tuple[str, ...]:
-    return (
-        result.crowd.title,
-        result.mode,
-        str(len(result.worst.values)),
-        result.failures.short(),
-        result.worst.short(),
-        f"{result.ratio.median:.2f} ({result.ratio.worst:.2f})",
-        result.to_last.short(),
-        *(f"{result.cliff[name]:,}" for name in NO_ROOM),
-    )
-
-
 def _machinery(findings: Findings) -> list[str]:
     return [
         "## The machinery",
         "",
         "Medians, quartiles and the worst; n restarts or runs.",
         "",
-        *_table(("what", "figure"), [*_start_up(findings), *_served(findings), *_costs(findings)]),
+        *table(("what", "figure"), [*_start_up(findings), *_served(findings), *_costs(findings)]),
     ]
 
 
@@ -333,12 +296,4 @@ def _costs(findings: Findings) -> list[tuple[str, str]]:
         ("one look at the listeners, while the new one is waited for", f"{rate.look_us:.0f} µs"),
         ("at rest: rules, queues, files, keepers", ", ".join(map(str, findings.at_rest))),
         ("of pyroute2, iptc, tenacity, asyncio imported on wrap's default path", findings.imported),
-    ]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
     ]

@@ -57,9 +57,11 @@ def findings() -> Findings:
         rounds = [_round(failures=failures, connect_max_ms=longest + n) for n in range(3)]
         results.append(Result(case=case, contender=contender, rounds=rounds))
         results[-1].settle()
-    released = Released(crowd=CROWDS[0], mode="paced")
-    for samples in (released.failures, released.worst, released.to_last, released.ratio):
-        samples.add(1.125)
+    far = next(crowd for crowd in CROWDS if crowd.in_guest)
+    released = [Released(crowd=crowd, mode="paced", backend="any") for crowd in (CROWDS[0], far)]
+    for each in released:
+        for samples in (each.failures, each.worst, each.to_last, each.ratio):
+            samples.add(1.125)
     times = StartUp(
         bare=Samples.of([10]), arguments=Samples.of([20]), held=Samples.of([30]), command=Samples()
     )
@@ -82,7 +84,8 @@ def findings() -> Findings:
         guest_kernel="6.1",
         results=results,
         accept_rates={5000: 4900.0},
-        released=[released],
+        guest_accept_rates={700: 650.0},
+        released=released,
         start_up=times,
         capacities=[cost],
         at_a_rate=AtARate(rate_per_s=10_000, held=9000, share=0.18, look_us=90.0),
@@ -117,6 +120,41 @@ def test_every_round_is_in_the_json(findings: Findings) -> None:
     found = json.loads(json.dumps(as_json(findings)))
     assert found["restarts"][0]["failures"]["values"] == [55, 55, 55]
     assert found["restarts"][1]["connect_max_ms"]["median"] == 78
+
+
+def test_whom_the_guest_let_go_stands_beside_the_others_and_is_marked(findings: Findings) -> None:
+    near, far = (result.crowd.title for result in findings.released)
+    text = page(findings)
+    assert f"| {near} | paced | 1 | 1.1 (1.1) |" in text
+    assert f"| {far} | paced | 1 | 1.1 (1.1) |" in text
+    assert (near in far, far.endswith(", 100 ms away, in the guest")) == (True, True)
+    assert "4,900/s where it is told 5,000/s; in the guest 650/s where it is told 700/s." in text
+    found = json.loads(json.dumps(as_json(findings)))
+    assert [result["in_guest"] for result in found["releases"]] == [False, True]
+    assert [result["round_trip_ms"] for result in found["releases"]] == [0, 100]
+    assert found["guest_accept_rates_per_s"] == {"700": 650.0}
+
+
+def test_the_backlogs_that_meet_far_clients_are_those_that_meet_near_ones() -> None:
+    crowds = [crowd for crowd in CROWDS if crowd.clients == 5000]
+    for far in (False, True):
+        assert {crowd.backlog for crowd in crowds if crowd.in_guest is far} == {128, 511, 4096}
+
+
+@pytest.mark.parametrize(
+    ("round_trip_ms", "accepts_per_s", "bound_ms"),
+    [
+        (0, 1000, 500 + 5000),
+        (100, 1000, 500 + 50 + 5000),  # 1,280 handshakes a second are more than it accepts
+        (100, 5000, 500 + 50 + 3906.25),
+        (200, 1000, 500 + 100 + 7812.5),
+    ],
+)
+def test_a_far_client_takes_a_place_of_the_backlog_for_a_round_trip(
+    round_trip_ms: int, accepts_per_s: float, bound_ms: float
+) -> None:
+    crowd = replace(CROWDS[0], clients=5000, backlog=128, round_trip_ms=round_trip_ms)
+    assert crowd.bound_ms(500, accepts_per_s) == bound_ms
 
 
 def test_only_the_typical_round_keeps_its_points(findings: Findings) -> None:
