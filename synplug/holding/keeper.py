@@ -336,5 +336,5 @@ class Keeper:
 
     def _drop_locks(self) -> None:
         """Give the ports back, where there is no run that will, or none any more."""
-        if self._orphaned or self._audience.is_detached or has_ended(self._run):
+        if self._orphaned or self._audience.is_detached or has_ended(self._run, self._reason):
             self._locks.drop()

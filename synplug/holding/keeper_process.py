@@ -10,8 +10,10 @@ from contextlib import suppress
 from synplug.holding.base import ANY_BACKEND
 from synplug.kernel import procfs
 from synplug.kernel.capabilities import DAC_OVERRIDE, SYS_MODULE, keep_only
+from synplug.model import ReleaseReason
 
 _NICE = -10
+_DYING_MS = 100
 
 
 def become_keeper(keep: tuple[int, ...]) -> None:
@@ -45,8 +47,12 @@ def limit(capabilities: frozenset[int]) -> None:
     keep_only(capabilities if os.geteuid() == 0 else capabilities | {DAC_OVERRIDE})
 
 
-def has_ended(pidfd: int) -> bool:
-    """Whether that process has ended."""
+def has_ended(pidfd: int, reason: ReleaseReason | None = None) -> bool:
+    """Whether that process has ended.
+
+    :param reason: why the hold ends. Where a signal is, the process may have had the same one, and
+        be dying of it: a moment is waited then.
+    """
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(_DYING_MS if reason is ReleaseReason.SIGNAL else 0))

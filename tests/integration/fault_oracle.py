@@ -10,7 +10,14 @@ from typing import Any
 from synplug.model import BackendName, Outcome
 from tests.integration.fault_cases import Case
 from tests.integration.fault_clients import outages
-from tests.integration.fault_points import AFTER_THE_RELEASE, LAST_CALLS, POINTS, Fault, Party
+from tests.integration.fault_points import (
+    AFTER_THE_RELEASE,
+    LAST_CALLS,
+    LAST_CALLS_OF_A_PLUG,
+    POINTS,
+    Fault,
+    Party,
+)
 from tests.integration.fault_run import (
     FREE_AFTER_S,
     STOPPED_ON_S,
@@ -151,7 +158,10 @@ def _of_a_detached_hold(case: Case, seen: Observation) -> list[str]:
 
 
 def _may_pass_by(case: Case) -> bool:
-    return case.point.removesuffix(" alone") in LAST_CALLS.get(case.fault, ())
+    calls = LAST_CALLS.get(case.fault, ())
+    if case.backend is BackendName.PLUG:
+        calls += LAST_CALLS_OF_A_PLUG.get(case.fault, ())
+    return case.point.removesuffix(" alone") in calls
 
 
 def _of_the_report(case: Case, seen: Observation, report: dict[str, Any]) -> list[str]:

@@ -107,10 +107,22 @@ LAST_CALLS: dict[Fault, tuple[str, ...]] = {
     Fault.EPERM: ("Backend.close",),
 }
 
+#: The same with a plug besides: what it asks from there on goes through sockets that are open.
+LAST_CALLS_OF_A_PLUG: dict[Fault, tuple[str, ...]] = {
+    Fault.ENOSPC: ("Audience.detach", "Backend.open"),
+    Fault.EMFILE: ("Backend.open", "Backend.remove"),
+}
+
 #: A run that is killed here may not be gone yet when the keeper ends, and leaves the locks to it.
 AFTER_THE_RELEASE = (
     *("Backend.confirm_empty", "Backend.counts", "Backend.obstacle", "Backend.remove"),
-    *("Backend.close", "Deadman.stop", "FlushGuard.leave", "FlushGuard.try_alone"),
+    *(
+        "Backend.close",
+        "Audience.close_door",
+        "Deadman.stop",
+        "FlushGuard.leave",
+        "FlushGuard.try_alone",
+    ),
     *("Ledger.remove", "clean-up"),
 )
 
