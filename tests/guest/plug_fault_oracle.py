@@ -19,11 +19,15 @@ _PASSES_BY = (
         (
             *("SocketDiagnostics.listeners", "Backend.waiting", "Backend.open"),
             *("Backend.confirm_empty", "Deadman.stop", "Backend.counts", "Audience.close_door"),
-            *("Backend.remove", "Ledger.remove", "Backend.close"),
+            *("Backend.remove", "Ledger.remove", "Backend.close", "keeper.has_ended"),
+            *("Deadman.set opening", "Deadman.set open"),
         ),
     ),
     # Before it a socket is made, and /proc/sys is read: nothing that takes room.
-    ((Fault.ENOSPC,), ("SocketDiagnostics.__init__", "paced._syn_limit", "paced.sysctl")),
+    (
+        (Fault.ENOSPC,),
+        ("Fitting.hear", "SocketDiagnostics.__init__", "paced._syn_limit", "paced.sysctl"),
+    ),
     # The last that the keeper does: to close a socket is nothing that is asked of the kernel.
     (
         (Fault.EPERM, Fault.ENOBUFS),

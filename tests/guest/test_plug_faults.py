@@ -34,6 +34,7 @@ ELSEWHERE = {
     "Backend.observe": "it cannot tell whose SYNs pass",
     "Backend.waiting_by_port": "it opens as a whole",
     "Pacer.step": "it opens as a whole",
+    "Fitting.has_room": "it opens as a whole",
     "Backend.obstacle": "asked only of who flushes queues",
     "FlushGuard.check": "only of who uses queues",
     "FlushGuard.share": "only of who uses queues",

@@ -12,6 +12,7 @@ from tests.integration.fault_cases import Case
 from tests.integration.fault_clients import outages
 from tests.integration.fault_points import (
     AFTER_THE_RELEASE,
+    AT_THE_RELEASE_OF_A_PLUG,
     LAST_CALLS,
     LAST_CALLS_OF_A_PLUG,
     POINTS,
@@ -102,7 +103,10 @@ def _may_stay(case: Case) -> str:
         return files
     if not POINTS[case.point].keeper_lives:
         return _LEFT_OVER
-    return _LOCK if case.point in AFTER_THE_RELEASE else _NOTHING
+    is_late = case.point in AFTER_THE_RELEASE
+    if case.backend is BackendName.PLUG:
+        is_late |= case.point in AT_THE_RELEASE_OF_A_PLUG
+    return _LOCK if is_late else _NOTHING
 
 
 def _of_the_account(case: Case, seen: Observation) -> list[str]:

@@ -109,8 +109,8 @@ LAST_CALLS: dict[Fault, tuple[str, ...]] = {
 
 #: The same with a plug besides: what it asks from there on goes through sockets that are open.
 LAST_CALLS_OF_A_PLUG: dict[Fault, tuple[str, ...]] = {
-    Fault.ENOSPC: ("Audience.detach", "Backend.open"),
-    Fault.EMFILE: ("Backend.open", "Backend.remove"),
+    Fault.ENOSPC: ("Audience.detach", "Backend.open", "RunLocks.drop"),
+    Fault.EMFILE: ("Backend.open", "Backend.remove", "RunLocks.drop"),
 }
 
 #: A run that is killed here may not be gone yet when the keeper ends, and leaves the locks to it.
@@ -124,6 +124,13 @@ AFTER_THE_RELEASE = (
         "FlushGuard.try_alone",
     ),
     *("Ledger.remove", "clean-up"),
+)
+
+#: The same with a plug, which opens as a whole, soon: on one processor its keeper goes before.
+AT_THE_RELEASE_OF_A_PLUG = (
+    *("Fitting.hear", "SocketDiagnostics.__init__", "SocketDiagnostics.listeners"),
+    *("paced.sysctl", "paced._syn_limit", "Backend.waiting", "Backend.open"),
+    *("Deadman.set opening",),
 )
 
 _RUN = "synplug.handover.wrap:_Run"

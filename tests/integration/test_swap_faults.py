@@ -37,6 +37,8 @@ RATE_PER_S = 200
 MAX_HOLD_S = 2.0
 #: New connections work so long after the deadline, at the latest.
 FREE_AFTER_S = 1.0
+#: A keeper that is stopped in its removal is ended after so long (``holding/lingering.py``).
+REMOVAL_S = 5.0
 #: Steps at which there is no keeper that could be struck: before it is forked, and after its end.
 WITHOUT_KEEPER = (Step.CHECK, Step.ARM, SwapStep.LINGER)
 #: The same of the new generation.
@@ -208,20 +210,29 @@ def _swap(
             stdin=subprocess.DEVNULL,
         )
         if accident[2] == Fault.SIGSTOP.value:
-            _let_go_on(lab, folder, child, accident[1])
+            _let_go_on(lab, folder, child, accident)
         return child.wait(60), (folder / "said").read_text()
 
 
-def _let_go_on(lab: ClientServer, folder: Path, child: subprocess.Popen[bytes], party: str) -> None:
+def _let_go_on(
+    lab: ClientServer,
+    folder: Path,
+    child: subprocess.Popen[bytes],
+    accident: tuple[str, str, str],
+) -> None:
     """Who was stopped goes on when nothing is held any more; a generation, when the swap has ended.
 
     New connections pass, although nobody has let them.
     """
     wait_until(lambda: "struck" in _facts(folder), 20, "it struck")
     (line,) = [line for line in _facts(folder).splitlines() if line.startswith("struck")]
+    point, party, _ = accident
     if party in (Party.NEW.value, Party.OLD.value):
         child.wait(60)
     longest_s = MAX_HOLD_S + FREE_AFTER_S
+    if point == f"swap {Step.CLEAN_UP.value}":  # it holds nothing, but its entry says so until then
+        assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0), "a black hole"
+        longest_s += REMOVAL_S
     wait_until(lambda: not holds_in_force(lab.server), longest_s, "nothing is held any more")
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0), "a black hole"
     for pid in map(int, line.split()[1:]):
