@@ -36,11 +36,10 @@ _NOTICE_BYTES = 830
 _RECEIVE_BUFFER_LIMIT_BYTES = 256 << 20
 _FIRST_NUMBER, _LAST_NUMBER = 20_000, 60_000
 _STATE_FILE = "/proc/thread-self/net/netfilter/nfnetlink_queue"
-_EXTENSION_HEADERS = frozenset((0, 43, 60, 135, 139, 140))
-_FRAGMENT_HEADER = 44
+_FRAGMENT_HEADER, _AUTHENTICATION_HEADER = 44, 51
+#: Of IPv6. Behind these the kernel looks for TCP, too (``ipv6_ext_hdr``), and behind some more.
+_EXTENSION_HEADERS = frozenset((0, 43, 44, 51, 60, 135, 139, 140))
 _TCP = 6
-#: Protocols of which a packet is certainly none of ours: ICMP, UDP, DCCP, ICMPv6, SCTP, UDP-Lite.
-_OTHERS = frozenset((1, 17, 33, 58, 132, 136))
 _FIN_SYN_RST_ACK, _SYN = 0x17, 0x02
 #: Stands for the flow of what is no SYN.
 NO_SYN = Flow(b"")
@@ -293,9 +292,11 @@ def flow_of(packet: memoryview) -> tuple[Flow | None, int]:
         addresses = packet[8:40]
     else:
         return None, 0
-    if protocol in _OTHERS:
+    if not start:
+        return None, 0
+    if protocol != _TCP:
         return NO_SYN, 0
-    if protocol != _TCP or start < 20 or len(packet) < start + 14:
+    if start < 20 or len(packet) < start + 14:
         return None, 0
     if packet[start + 13] & _FIN_SYN_RST_ACK != _SYN:
         return NO_SYN, 0
@@ -304,16 +305,16 @@ def flow_of(packet: memoryview) -> tuple[Flow | None, int]:
 
 
 def _transport(packet: memoryview) -> tuple[int, int]:
-    """The transport of an IPv6 packet, and where it begins (RFC 8200); 0, 0: unknown."""
+    """The transport of an IPv6 packet, and where it begins (RFC 8200); 0, 0: beyond its end."""
     header, offset = packet[6], 40
-    while header != _TCP and header not in _OTHERS:
+    while header in _EXTENSION_HEADERS:
         if offset + 2 > len(packet):
             return 0, 0
-        if header in _EXTENSION_HEADERS:
-            size = (packet[offset + 1] + 1) * 8
-        elif header == _FRAGMENT_HEADER:
+        if header == _FRAGMENT_HEADER:
             size = 8
+        elif header == _AUTHENTICATION_HEADER:
+            size = (packet[offset + 1] + 2) * 4
         else:
-            return 0, 0
+            size = (packet[offset + 1] + 1) * 8
         header, offset = packet[offset], offset + size
     return header, offset

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -245,6 +246,57 @@ def test_what_somebody_else_sends_to_our_queue_passes(scene: Scene, backend: str
     told = re.search(r"(\d+) packets that are no SYNs to the endpoints came", seen.stderr)
     assert told is not None, seen.stderr
     assert 2000 < int(told[1]) <= datagrams, "more than the hold has room for"
+
+
+_SEND_RAW = """
+import socket, sys, time
+family, protocol = int(sys.argv[2]), int(sys.argv[3])
+mouth = socket.socket(family, socket.SOCK_RAW, protocol)
+for number in range(int(sys.argv[4])):
+    mouth.sendto(b"x" * 64, (sys.argv[1], 0))
+    if number % 20 == 0:
+        time.sleep(0.005)
+"""
+
+
+@pytest.mark.parametrize("backend", ["nfqueue", "nfqueue-iptables"])
+@pytest.mark.parametrize(
+    ("program", "protocol"),
+    [
+        ("iptables-legacy", 47),  # GRE
+        ("iptables-legacy", 50),  # ESP
+        ("iptables-legacy", 112),  # VRRP
+        ("ip6tables-legacy", 47),
+        ("ip6tables-legacy", 89),  # OSPF
+    ],
+)
+def test_no_protocol_but_tcp_takes_room_of_the_hold(
+    scene: Scene, backend: str, program: str, protocol: int
+) -> None:
+    """Whoever sends it to our queue."""
+    packets = 1500
+    lab = scene.lab
+    address, family = (
+        (lab.server_ipv4, socket.AF_INET)
+        if program == "iptables-legacy"
+        else (lab.server_ipv6, socket.AF_INET6)
+    )
+
+    def fill() -> None:
+        (number,) = scene.queues()
+        rule = ["INPUT", "-p", str(protocol), "-j", "NFQUEUE", "--queue-num", str(number)]
+        scene.do(program, "-w", "-A", *rule, "--queue-bypass")
+        send = [sys.executable, "-S", "-c", _SEND_RAW, address, str(int(family))]
+        lab.client.run([*send, str(protocol), str(packets)], timeout_s=20)
+        scene.do(program, "-w", "-D", *rule, "--queue-bypass")
+
+    seen = scene.play(fill, "--backend", backend, "--max-held", "1000")
+    assert seen.status == 0, seen.stderr
+    assert seen.load.failures == 0, seen.load.summary()
+    assert "beyond" not in seen.stderr
+    told = re.search(r"(\d+) packets that are no SYNs to the endpoints came", seen.stderr)
+    assert told is not None, seen.stderr
+    assert packets * 0.9 < int(told[1]) <= packets
 
 
 # --- devices, settings, clocks

@@ -81,7 +81,6 @@ def attributes(data: bytes) -> list[tuple[int, bytes]]:
 
 
 #: Transports other than TCP, by the numbers of IANA's registry.
-OTHER_PROTOCOLS = {1: "ICMP", 17: "UDP", 33: "DCCP", 58: "ICMPv6", 132: "SCTP", 136: "UDP-Lite"}
 
 
 def flow(packet: bytes) -> tuple[bytes, int] | None:
@@ -93,17 +92,19 @@ def flow(packet: bytes) -> tuple[bytes, int] | None:
     if not packet:
         return None
     if packet[0] // 16 == 4:
-        if len(packet) < 20:
+        if len(packet) < 20 or packet[0] % 16 == 0:
             return None
         number, addresses, segment = packet[9], packet[12:20], packet[packet[0] % 16 * 4 :]
     elif packet[0] // 16 == 6:
         addresses, (number, segment) = packet[8:40], _behind_extensions(packet)
     else:
         return None
-    if number in OTHER_PROTOCOLS:
+    if number == -1:
+        return None
+    if number != 6:
         return b"", 0
     is_impossible = packet[0] // 16 == 4 and packet[0] % 16 < 5
-    if number != 6 or is_impossible or len(segment) < 14:
+    if is_impossible or len(segment) < 14:
         return None
     flags = f"{segment[13]:08b}"  # CWR ECE URG ACK PSH RST SYN FIN
     if flags[3] + flags[5:] != "0010":
@@ -116,9 +117,9 @@ def _behind_extensions(packet: bytes) -> tuple[int, bytes]:
     if len(packet) < 40:
         return -1, b""
     number, rest = packet[6], packet[40:]
-    while number != 6 and number not in OTHER_PROTOCOLS:
-        if len(rest) < 2 or number not in (0, 43, 44, 60, 135, 139, 140):
+    while number in (0, 43, 44, 51, 60, 135, 139, 140):
+        if len(rest) < 2:
             return -1, b""
-        size = 8 if number == 44 else 8 + 8 * rest[1]
+        size = {44: 8, 51: 8 + 4 * rest[1]}.get(number, 8 + 8 * rest[1])
         number, rest = rest[0], rest[size:]
     return number, rest

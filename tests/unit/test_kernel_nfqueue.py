@@ -66,6 +66,13 @@ def test_ipv6_with_several_extension_headers() -> None:
     assert read(ipv6(tcp(), *V6, extensions=chain)) == (FLOW6, 7)
 
 
+@pytest.mark.parametrize("words", [1, 4, 8])
+def test_ipv6_with_an_authentication_header(words: int) -> None:
+    """Its length is in units of its own (RFC 4302)."""
+    content = bytes((words,)) + bytes(2 + 4 * (words + 1))
+    assert read(ipv6(tcp(), *V6, extensions=((51, content),))) == (FLOW6, 7)
+
+
 def test_the_length_byte_of_a_fragment_header_is_reserved() -> None:
     packet = ipv6(tcp(), *V6, extensions=((44, b"\x07" + bytes(6)),))
     assert read(packet) == (FLOW6, 7)
@@ -82,8 +89,6 @@ def test_the_length_byte_of_a_fragment_header_is_reserved() -> None:
         b"\x44" + ipv4(tcp(), *V4)[1:],  # a header of 16 bytes
         b"\x40" + ipv4(tcp(), *V4)[1:],
         b"\x55" + ipv4(tcp(), *V4)[1:],  # no such version
-        ipv6(tcp(), *V6, extensions=((50, extension()),)),  # encrypted
-        ipv6(tcp(), *V6, extensions=((59, extension()),)),  # nothing follows
         ipv6(tcp(), *V6, extensions=((0, b"\xff" + bytes(6)),)),  # beyond the packet
     ],
 )
@@ -106,7 +111,8 @@ def test_a_syn_may_have_other_flags(flags: int) -> None:
     assert read(ipv4(bytes(segment), *V4)) == (FLOW4, 7)
 
 
-@pytest.mark.parametrize("protocol", [1, 17, 33, 58, 132, 136])
+#: ICMP, IGMP, UDP, DCCP, GRE, ESP, ICMPv6, none, OSPF, VRRP, SCTP, UDP-Lite, reserved.
+@pytest.mark.parametrize("protocol", [1, 2, 17, 33, 47, 50, 58, 59, 89, 112, 132, 136, 255])
 def test_another_protocol(protocol: int) -> None:
     packet = bytearray(ipv4(tcp(), *V4))
     packet[9] = protocol

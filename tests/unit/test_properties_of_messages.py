@@ -213,13 +213,13 @@ def packets(draw: st.DrawFn) -> tuple[bytes, int]:
         source, destination = (str(draw(st.ip_addresses(v=4))) for _ in range(2))
         return ipv4(segment, source, destination, options=options), 20 + len(options)
     chain = []
-    for number in draw(st.lists(st.sampled_from((0, 43, 44, 60, 135, 139, 140)), max_size=5)):
-        content = (
-            draw(st.binary(min_size=7, max_size=7))
-            if number == 44
-            else extension(draw(st.integers(0, 4)))
-        )
-        chain.append((number, content))
+    for number in draw(st.lists(st.sampled_from((0, 43, 44, 51, 60, 135, 139, 140)), max_size=5)):
+        words = draw(st.integers(0, 4))
+        contents = {
+            44: draw(st.binary(min_size=7, max_size=7)),
+            51: bytes((words,)) + bytes((words + 2) * 4 - 2),
+        }
+        chain.append((number, contents.get(number, extension(words))))
     source, destination = (str(draw(st.ip_addresses(v=6))) for _ in range(2))
     whole = ipv6(segment, source, destination, extensions=tuple(chain))
     return whole, len(whole) - len(segment)

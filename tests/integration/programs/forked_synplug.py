@@ -27,7 +27,7 @@ from synplug.handover import detached, run_hold  # noqa: F401
 from synplug.handover import wrap as sequence  # noqa: F401
 from synplug.kernel.namespaces import enter_network
 from tests.integration.fault_points import Fault, Party
-from tests.integration.plug_fault_points import PLUG_POINTS
+from tests.integration.plug_fault_points import IN_PARTS, PLUG_POINTS
 from tests.integration.programs.faulty_synplug import Accident, Record
 
 
@@ -51,8 +51,7 @@ def _run_for(pid: int, arguments: list[str]) -> NoReturn:
 
 def _run(point: str, party: str, fault: str, facts: str, *words: str) -> int:
     if not fault:
-        found = [known for known in PLUG_POINTS.values() if known.after and not known.refused]
-        Record(found, facts).prepare()
+        Record(IN_PARTS.values(), facts).prepare()
     elif party != Party.COMMAND.value:
         Accident(PLUG_POINTS[point], Party(party), Fault(fault), facts).prepare()
     return main(list(words))
