@@ -79,7 +79,7 @@ def report_text(report: Report, *, verbose: bool) -> str:
         rows.append(("remedy", report.remedy))
     headline = _headline(report)
     head = f"synplug: {headline}, exit {report.exit_code} (run {report.run_id})"
-    return "\n".join([head, *(f"  {name:<10}{_one_line(value)}" for name, value in rows)])
+    return "\n".join([head, *(f"  {name:<10}{one_line(value)}" for name, value in rows)])
 
 
 def _headline(report: Report) -> str:
@@ -103,7 +103,7 @@ def _headline(report: Report) -> str:
     return "started" if is_first else _HEADLINES[Outcome.READY]
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Text of unknown origin that must not look like a row of its own."""
     return plain(text).replace("\n", "\\x0a")
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from synplug.cli.json_output import JsonOutput
 from synplug.cli.outlets import telemetry_of, tell_complaints, tell_unwritten
-from synplug.cli.render import complain, report_text
+from synplug.cli.render import complain, one_line, report_text
 from synplug.cli.requests import check_url, closing_plans, hold_options
 from synplug.errors import UsageError
 from synplug.handover.assembly import real_tools
@@ -67,11 +67,16 @@ def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:
                 notifier=Notifier(os.environ, clock=time.monotonic, own_pid=os.getpid()),
                 publish=file.write,
                 tell=outlets.tell,
-                complain=complain,
+                complain=_complain,
             )
             return supervise(plan, around, own_pid=os.getpid())
     finally:
         file.close()
+
+
+def _complain(text: str) -> None:
+    """In one line: what checks say, and stop commands, is of unknown origin."""
+    complain(one_line(text))
 
 
 class _Outlets:

@@ -60,7 +60,7 @@ class Notifier:
     def _send(self, *fields: str, patience_s: float = _PATIENCE_S) -> None:
         if not self._address:
             return
-        data = "\n".join(field.replace("\n", " ") for field in fields).encode()
+        data = "\n".join(field.replace("\n", " ") for field in fields)
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
             end.settimeout(patience_s)
-            end.sendto(data, self._address)
+            end.sendto(data.encode(errors="backslashreplace"), self._address)

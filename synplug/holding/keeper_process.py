@@ -9,10 +9,12 @@ from contextlib import suppress
 
 from synplug.holding.base import ANY_BACKEND
 from synplug.kernel import procfs
-from synplug.kernel.capabilities import DAC_OVERRIDE, SYS_MODULE, keep_only
+from synplug.kernel.capabilities import DAC_OVERRIDE, DAC_READ_SEARCH, SYS_MODULE, keep_only
 from synplug.model import ReleaseReason
 
 _NICE = -10
+#: Files of root's, if it is not root: /run/synplug, and the kernel's list of netfilter queues.
+_ANOTHER_USERS = frozenset({DAC_OVERRIDE, DAC_READ_SEARCH})
 _DYING_MS = 100
 
 
@@ -38,13 +40,13 @@ def become_keeper(keep: tuple[int, ...]) -> None:
         os.nice(_NICE)
     # Until it is armed it may have to import what is in a home that only its owner may read, and
     # python-iptables runs modprobe(8) where nobody has used legacy iptables yet.
-    keep_only(ANY_BACKEND | {DAC_OVERRIDE, SYS_MODULE})
+    keep_only(ANY_BACKEND | _ANOTHER_USERS | {SYS_MODULE})
     procfs.set_name("synplug-keeper")
 
 
 def limit(capabilities: frozenset[int]) -> None:
     """Give up what is not needed. Root's files are its own; others may have to override rights."""
-    keep_only(capabilities if os.geteuid() == 0 else capabilities | {DAC_OVERRIDE})
+    keep_only(capabilities if os.geteuid() == 0 else capabilities | _ANOTHER_USERS)
 
 
 def has_ended(pidfd: int, reason: ReleaseReason | None = None) -> bool:

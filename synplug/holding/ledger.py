@@ -182,6 +182,8 @@ def _entry(path: str) -> Entry:
         raise TypeError("a field of another type")
     if not all(type(word) is str for word in (*data["endpoints"], *data["traces"].values())):
         raise TypeError("a part of a field of another type")
+    if f"{data['run_id']}.json" != os.path.basename(path):
+        raise ValueError(f"an entry of another run, {data['run_id']!r}")
     if not 0 < data["keeper"] < _PIDS or data["keeper_start"] < 0:
         raise ValueError("no process that can be")
     if not 0 <= data["deadline_s"] < _CLOCK_END_S:  # and no NaN

@@ -35,6 +35,8 @@ def _folder(path: str) -> None:
     except OSError as error:
         raise SynplugError(f"cannot make {path}: {error.strerror}") from error
     _check(path, (os.geteuid(),))
+    if os.lstat(path).st_mode & 0o700 != 0o700:  # a umask of ours, or of somebody's before
+        os.chmod(path, 0o700)
 
 
 def _check(path: str, owners: tuple[int, ...]) -> None:
@@ -122,9 +124,12 @@ def create(path: str, flags: int) -> int:
         try:
             _folder(ROOT)
             _folder(os.path.dirname(path))
-            return os.open(path, flags | _CREATE, 0o600)
+            descriptor = os.open(path, flags | _CREATE, 0o600)
         except FileNotFoundError:
             continue
         except OSError as error:
             raise SynplugError(f"cannot create {path}: {error.strerror}") from error
+        with suppress(OSError):  # whatever the umask
+            os.fchmod(descriptor, 0o600)
+        return descriptor
     raise SynplugError(f"cannot create {path}: its folder keeps vanishing")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from synplug.errors import KernelError
 
-DAC_OVERRIDE, NET_ADMIN, NET_RAW, SYS_MODULE = 1, 12, 13, 16
+DAC_OVERRIDE, DAC_READ_SEARCH, NET_ADMIN, NET_RAW, SYS_MODULE = 1, 2, 12, 13, 16
 _VERSION_3 = 0x20080522
 _PR_SET_NO_NEW_PRIVS = 38
 

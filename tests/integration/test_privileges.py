@@ -136,6 +136,40 @@ def test_another_user_may_set_it_with_that_capability_alone(
     assert lab.server.run(["cat", _MIGRATE]).stdout == f"{has_it:d}\n"
 
 
+_AS_A_USER = """
+mount -t tmpfs tmpfs /run && mkdir -m 0700 /run/synplug && chown 65534 /run/synplug || exit 99
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "has", "lacks"),
+    [
+        ("nfqueue", ("net_admin", "dac_read_search"), ""),
+        ("nfqueue", ("net_admin",), "CAP_DAC_READ_SEARCH"),
+        ("nfqueue-iptables", ("net_admin", "net_raw", "dac_override"), ""),
+        ("nfqueue-iptables", ("net_admin", "net_raw"), "CAP_DAC_READ_SEARCH"),
+    ],
+)
+def test_what_another_user_needs(
+    lab: ClientServer, simple: SimpleService, backend: str, has: tuple[str, ...], lacks: str
+) -> None:
+    """With a folder of its own; the kernel's list of queues is root's."""
+    kept = "".join(f",+{name}" for name in has)
+    argv = ["unshare", "--mount", "sh", "-c", _AS_A_USER, "sh"]
+    argv += ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
+    argv += [f"--{which}=-all{kept}" for which in ("bounding-set", "inh-caps", "ambient-caps")]
+    argv += [*shell.SYNPLUG, "wrap", "--backend", backend, "-p", "8080", "--", "true"]
+    done = lab.server.run(argv, check=False)
+    said = done.stderr
+    if lacks:
+        assert done.returncode == 125, said
+        assert lacks in said
+    else:
+        assert done.returncode == 0, said
+        assert f"by {backend}" in said
+
+
 def test_swap_says_when_it_may_not_see_the_old_ones_sockets(
     lab: ClientServer, simple: SimpleService
 ) -> None:

@@ -246,6 +246,16 @@ def test_a_first_generation_that_does_not_come_up(app: Supervised) -> None:
     assert outcome.status == 7
 
 
+def test_what_a_check_says_is_nothing_that_a_terminal_obeys(app: Supervised) -> None:
+    check = app.directory / "check"
+    check.write_text(r"printf '\033]0;title\007\033[31mred'; exit 1")
+    argv = ["supervise", "--name", "app", "--ready-cmd", f"sh {check}", "--ready-timeout", "0.5s"]
+    outcome = shell.run(app.lab.server, *argv, "--", "sh", str(app.script), "1")
+    assert outcome.status == 124
+    assert r"\x1b]0;title\x07\x1b[31mred" in outcome.stderr
+    assert "\x1b" not in outcome.stderr
+
+
 def test_sigusr1_goes_to_the_generations_and_ends_nothing(app: Supervised) -> None:
     """By it they open their log files anew; hot-restarter.py passes it on, too."""
     heard = app.directory / "heard"

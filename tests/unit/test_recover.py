@@ -169,7 +169,7 @@ def test_nothing_is_read_or_removed_below_somebody_elses_folder(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"run_id": "../../etc"}, {"run_id": "0123ABCD"}, {"backend": "magic"}],
+    [{"run_id": "../../etc"}, {"run_id": "0123ABCD"}, {"backend": "magic", "run_id": "00000000"}],
 )
 def test_an_entry_that_makes_no_sense_is_told_and_touches_nothing(
     root: Path, remains: Remains, changes: dict[str, str]
@@ -197,7 +197,8 @@ def test_one_failure_does_not_keep_another_run_from_its_clean_up(
 ) -> None:
     Ledger("00000000").write(replace(DEAD, run_id="not hex!"))
     Ledger("ffffffff").write(replace(DEAD, run_id="ffffffff"))
-    assert [bool(found.error) for found in recover()] == [True, False]
+    found = {dead.run_id: bool(dead.error) for dead in recover()}
+    assert found == {"00000000": True, "ffffffff": False}
     assert remains.cleaned == ["ffffffff"]
 
 

@@ -83,6 +83,25 @@ def test_folders_are_ours_alone(root: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("umask", [0o777, 0o277, 0o477])
+def test_folders_are_ours_whatever_the_umask(root: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        Ledger("0123abcd").write(ENTRY)
+    finally:
+        os.umask(before)
+    for path in (root, *root.iterdir()):
+        assert path.stat().st_mode & 0o777 == 0o700
+    (file,) = root.rglob("*.json")
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_of_ours_that_has_lost_its_rights_is_mended(root: Path) -> None:
+    root.mkdir(mode=0)
+    Ledger("0123abcd").write(ENTRY)
+    assert root.stat().st_mode & 0o777 == 0o700
+
+
 def test_the_folder_of_another_run_stays(root: Path) -> None:
     Ledger("0123abcd").write(ENTRY)
     other = Entry(**(ENTRY.__dict__ | {"run_id": "ffffffff"}))
@@ -92,7 +111,7 @@ def test_the_folder_of_another_run_stays(root: Path) -> None:
 
 
 def _document(**changes: Any) -> str:
-    return json.dumps({"format": 1, **ENTRY.__dict__, **changes})
+    return json.dumps({"format": 1, **ENTRY.__dict__, "run_id": "00000000", **changes})
 
 
 @pytest.mark.parametrize(
@@ -102,7 +121,7 @@ def _document(**changes: Any) -> str:
         pytest.param(_document()[:40], id="truncated"),
         pytest.param("\0\xff", id="no text"),
         pytest.param(_document(format=2), id="another format"),
-        pytest.param(json.dumps(ENTRY.__dict__), id="no format"),
+        pytest.param(_document().replace('"format": 1, ', ""), id="no format"),
         pytest.param(_document(surprise=1), id="an unknown field"),
         pytest.param('{"format": 1}', id="missing fields"),
         pytest.param("[]", id="a list"),
@@ -112,6 +131,7 @@ def _document(**changes: Any) -> str:
         pytest.param("[" * 100_000, id="nested without end"),
         pytest.param(_document(endpoints=5), id="endpoints of a wrong type"),
         pytest.param(_document(run_id=5), id="a run id of a wrong type"),
+        pytest.param(_document(run_id="12121212"), id="another run's"),
         pytest.param(_document(keeper="x"), id="a keeper of a wrong type"),
         pytest.param(_document(keeper_start=None), id="a start of a wrong type"),
         pytest.param(_document(deadline_s="soon"), id="a deadline of a wrong type"),
