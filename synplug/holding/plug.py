@@ -276,13 +276,14 @@ class PlugBackend(Backend):
             self._diversion.end()
             self.confirm_empty()
             self.remove()
+            left = self._control.places()
             let_go = f", whose {waiting} SYNs were let go" if waiting else ""
             return [
                 *([f"{filters} tc filters"] if filters else ()),
                 *(
                     f"the clsact of {name}"
                     for index, name in places.items()
-                    if not self._control.has_ingress(index)  # or others use it now
+                    if not left.has(index)  # or others use it now
                 ),
                 *([f"the device {self._ifb_name} with its plug{let_go}"] if device else ()),
             ]

@@ -28,6 +28,7 @@ from synplug.holding.plug import PlugBackend
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, Prefix, SynFilter
 from synplug.kernel.netlink_codec import attributes
+from synplug.kernel.places import Places
 from synplug.kernel.traffic_control import Device, PlugState, TrafficControl
 from synplug.model import BackendName, Endpoint, Flow, HoldSpec, OnFull
 
@@ -43,6 +44,7 @@ class FakeControl:
 
     def __init__(self, _prefix: str = "") -> None:
         self.log: list[str] = []
+        self.dumps = 0
         self.there = {1: "lo", 2: "eth0"}
         self.ingress = {2}
         self.one_sided: set[int] = set()  # of these, those that are no clsact
@@ -110,8 +112,10 @@ class FakeControl:
             raise KernelError("plug-state", 105)
         return self.state
 
-    def has_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
-        return device in self.ingress and (side == flower.INGRESS or device not in self.one_sided)
+    def places(self) -> Places:
+        self.dumps += 1
+        kinds = {True: "ingress", False: "clsact"}
+        return Places((device, kinds[device in self.one_sided]) for device in self.ingress)
 
     def make_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
         if device in self.ingress:
@@ -318,6 +322,31 @@ def test_the_last_run_removes_a_clsact_that_several_use(
     assert second.traces()["clsact"].split() == ["lo:1", "other:5"], "eth0's is somebody else's"
 
 
+def test_another_run_that_takes_its_clsact_away_while_we_arm_is_made_up_for(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends between our look and our first filter there."""
+    control.ingress.add(1)
+    add_filter = FakeControl.add_filter
+    ended: list[int] = []
+
+    def added(self: FakeControl, syns: SynFilter, where: Installed, action: bytes) -> None:
+        if not ended:
+            ended.append(where.device)
+            self.ingress.discard(where.device)
+        if where.device not in self.ingress:
+            raise KernelError("add a filter", errno.EINVAL)
+        add_filter(self, syns, where, action)
+
+    monkeypatch.setattr(FakeControl, "add_filter", added)
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    assert "make-ingress 1" in control.log
+    assert len([one for one in control.installed if one.device == 1]) == AT_LOOPBACK + 1
+    backend.close()
+    assert control.ingress == {2}, "what was made instead goes with the run"
+
+
 def test_more_filters_than_there_are_handles_are_refused(control: FakeControl) -> None:
     at = len(LOCAL) * 2
     ports = MOST_FILTERS // at
@@ -341,6 +370,26 @@ def test_more_filters_than_there_are_handles_are_refused(control: FakeControl) -
     assert "--dev" in refused.value.remedy
     assert "add-filter" not in control.log
     backend.close()
+
+
+@pytest.mark.parametrize("devices", [3, 300])
+def test_qdiscs_are_dumped_as_often_for_many_devices_as_for_few(
+    control: FakeControl, devices: int
+) -> None:
+    """A dump has them all."""
+    control.there |= {100 + number: f"veth{number}" for number in range(devices)}
+    backend = PlugBackend(SPEC)
+    traces = backend.traces()
+    backend.arm()
+    backend.hold()
+    assert control.dumps == 2, "one for the traces, one to spread the filters"
+    control.there[99] = "late"
+    changed(backend)
+    assert control.dumps == 5
+    assert {found.device for found in control.installed} == set(control.there) - {9}
+    PlugBackend(SPEC).clean_up_after_death(traces | backend.traces())
+    assert control.dumps == 8
+    assert control.ingress == {2}
 
 
 def test_marks_are_looked_for_once_a_device(
