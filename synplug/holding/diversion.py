@@ -25,7 +25,7 @@ from synplug.holding.ownership import (
     first_handle,
     places_in,
 )
-from synplug.holding.reach import LOOPBACK, devices_for, syns_by_endpoint
+from synplug.holding.reach import LOOPBACK, brings_own, devices_for, syns_by_endpoint
 from synplug.holding.remains import filters_left, remove_places
 from synplug.holding.surroundings import Surroundings, surroundings
 from synplug.kernel import flower
@@ -50,6 +50,7 @@ class Diversion:
         self._preferences: dict[int, int] = {}
         self._filters: dict[tuple[int, SynFilter | int], Installed] = {}
         self._passing: list[SynFilter] = []
+        self._own_by: list[int] = []
         self._around = Surroundings(places=Places(()))
         self._fitted: set[int] = set()
         self._cuts = 0
@@ -116,6 +117,7 @@ class Diversion:
             self._has_room_for_tagged = 2 * number <= MOST_FILTERS
             self._remarks |= dict.fromkeys(remarks.tagged_remark(self._has_room_for_tagged))
         self._spread, self._target = True, target
+        self._own_by = [device.index for device in devices if brings_own(device)]
         self._forget_others({device.index for device in devices})
         self._around = surroundings(self._control.places(), entries())
         self._look_again({device.index: device for device in devices})
@@ -155,7 +157,7 @@ class Diversion:
             self._add(device.index, syns, flower.redirect(target))
             if brings_tagged and self._has_room_for_tagged:
                 self._add(device.index, replace(syns, is_tagged=True), flower.redirect(target))
-        for syns in self._passing:
+        for syns in self._passing if brings_own(device) else ():
             self._add(device.index, syns, flower.accept())
         if device.name == LOOPBACK:  # a mark does not leave the machine
             self._pass_mark(device.index)
@@ -260,10 +262,14 @@ class Diversion:
         self._filters[device, syns] = where
 
     def let_through(self, syns: SynFilter) -> None:
-        """Divert this one connection no more."""
+        """Divert this one connection of the machine's own no more.
+
+        :raises SynplugError: it is diverted all the same.
+        """
+        check_number(self._next_handle - self._first_handle + len(self._own_by))
         self._passing.append(syns)
-        for device in list(self._preferences):
-            with suppress(SynplugError):
+        for device in self._own_by:
+            if device in self._preferences:
                 self._add(device, syns, flower.accept())
 
     def end(self) -> None:

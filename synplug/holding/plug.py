@@ -158,10 +158,14 @@ class PlugBackend(Backend):
         half = (len(flow) - 4) // 2
         source, destination = (ip_network(ip_address(flow[at : at + half])) for at in (0, half))
         port, to_port = (int.from_bytes(flow[at : at + 2], "big") for at in (-4, -2))
-        self._diversion.let_through(
-            SynFilter(destination=destination, port=to_port, source=(source, port))
-        )
-        self._passing += 1
+        syns = SynFilter(destination=destination, port=to_port, source=(source, port))
+        try:
+            self._diversion.let_through(syns)
+        except SynplugError as error:
+            words = f"connections of the restart's own wait with the others: {error}"
+            self._troubles[words] = None
+        else:
+            self._passing += 1
 
     def waiting(self) -> int:
         try:

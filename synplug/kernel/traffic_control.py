@@ -42,12 +42,14 @@ class Device:
 
     :param is_ours: an ifb of some run of ours.
     :param is_port: of a bridge, a bond or a team, which gets what it brings.
+    :param is_vrf: it is one.
     """
 
     index: int
     name: str
     is_ours: bool = False
     is_port: bool = False
+    is_vrf: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ class TrafficControl:
                 name=link.get_attr("IFLA_IFNAME"),
                 is_ours=link.get_attr("IFLA_IFNAME").startswith(self._prefix),
                 is_port=link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_KIND") in _PORTS,
+                is_vrf=link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "vrf",
             )
             for link in found
         ]
@@ -292,10 +295,8 @@ class TrafficControl:
                 raise
             if self.places().has(device, side):
                 return False
-            raise UnsupportedError(
-                "an ingress qdisc takes the place of the clsact",
-                remedy="leave out --loopback-egress",
-            ) from error
+            words = "an ingress qdisc takes the place of the clsact"
+            raise UnsupportedError(words, remedy="leave out --loopback-egress") from error
         return True
 
     def remove_ingress(self, device: int) -> None:

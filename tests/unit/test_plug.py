@@ -882,11 +882,10 @@ def test_a_connection_of_our_own_is_let_through_before_it_could_be_held(
     control: FakeControl,
 ) -> None:
     backend = held(control)
-    flow = ip_address("127.0.0.1").packed * 2 + (4000).to_bytes(2, "big") + (80).to_bytes(2, "big")
     before = len(control.installed)
-    backend.let_through(Flow(flow))
+    backend.let_through(own(4000))
     added = control.installed[before:]
-    assert len(added) == 2
+    assert [where.device for where in added] == [1], "by lo, whatever the address"
     for where in added:
         held_at = [
             found.preference
@@ -895,6 +894,48 @@ def test_a_connection_of_our_own_is_let_through_before_it_could_be_held(
         ]
         assert where.preference < min(held_at)
         assert b"gact" in control.actions[where.device, where.handle]
+
+
+def own(port: int) -> Flow:
+    """A connection of the machine's to itself."""
+    return Flow(ip_address("127.0.0.1").packed * 2 + struct.pack(">HH", port, 80))
+
+
+def test_many_devices_leave_room_for_many_connections_of_our_own(control: FakeControl) -> None:
+    control.there |= {100 + number: f"cali{number}" for number in range(100)}
+    backend = held(control)
+    for port in range(200):
+        backend.let_through(own(4000 + port))
+    diverted = AT_LOOPBACK + 101 * AT_A_WIRE + 1
+    assert len(control.installed) == 1 + diverted + 200
+    assert (backend.counts().let_through, backend.remarks) == (200, ())
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_connection_of_our_own_that_waits_all_the_same_is_told(
+    control: FakeControl, is_full: bool
+) -> None:
+    backend = held(control)
+    if is_full:
+        backend._diversion._next_handle += MOST_FILTERS
+    else:
+        control.refused.add("add-filter")
+    backend.let_through(own(4000))
+    assert backend.counts().let_through == 0
+    (told,) = backend.remarks
+    assert told.startswith("connections of the restart's own wait with the others: ")
+
+
+def test_a_connection_of_our_own_in_a_vrf_is_let_through(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes by the VRF's device, as others' do by lo."""
+    there = [Device(1, "lo"), Device(2, "eth0"), Device(3, "red", is_vrf=True)]
+    monkeypatch.setattr(FakeControl, "devices", lambda _self: there)
+    backend = held(control)
+    before = len(control.installed)
+    backend.let_through(own(4000))
+    assert [where.device for where in control.installed[before:]] == [1, 3]
 
 
 @pytest.mark.parametrize("stage", ["made", "armed", "held", "opened", "removed"])
