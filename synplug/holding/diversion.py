@@ -23,13 +23,14 @@ from synplug.holding.ownership import (
     PREFERENCES,
     check_number,
     first_handle,
-    is_of,
-    marks_of,
     places_in,
 )
-from synplug.holding.reach import LOOPBACK, devices_for, syns_by_endpoint
+from synplug.holding.reach import LOOPBACK, brings_own, devices_for, syns_by_endpoint
+from synplug.holding.remains import filters_left, remove_places
+from synplug.holding.surroundings import Surroundings, surroundings
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, SynFilter
+from synplug.kernel.places import Places
 from synplug.kernel.traffic_control import Device, TrafficControl
 from synplug.model import Endpoint, HoldSpec
 
@@ -49,6 +50,9 @@ class Diversion:
         self._preferences: dict[int, int] = {}
         self._filters: dict[tuple[int, SynFilter | int], Installed] = {}
         self._passing: list[SynFilter] = []
+        self._own_by: list[int] = []
+        self._around = Surroundings(places=Places(()))
+        self._fitted: set[int] = set()
         self._cuts = 0
         self._elsewhere: tuple[Endpoint, ...] = ()
         self._has_room_for_tagged = True
@@ -75,11 +79,12 @@ class Diversion:
         A device may get another name: its index says which one it was.
         """
         found = {"filters": f"handle {self._first_handle:#x} ff."}
+        around = surroundings(self._control.places(), entries())
         ours = self._ours | {
             device.index: device.name
             for device in self._devices()
             if device.index not in self._preferences
-            and (not self._control.has_ingress(device.index) or _is_of_a_run(device.index))
+            and (not around.places.has(device.index) or device.index in around.of_runs)
         }
         words = [f"{name}:{index}" for index, name in ours.items()]
         return found | ({CLSACT: " ".join(words)} if words else {})
@@ -112,8 +117,11 @@ class Diversion:
             self._has_room_for_tagged = 2 * number <= MOST_FILTERS
             self._remarks |= dict.fromkeys(remarks.tagged_remark(self._has_room_for_tagged))
         self._spread, self._target = True, target
+        self._own_by = [device.index for device in devices if brings_own(device)]
         self._forget_others({device.index for device in devices})
+        self._around = surroundings(self._control.places(), entries())
         self._look_again({device.index: device for device in devices})
+        self._fitted = {index for index, _ in self._filters}
         for device in devices:
             try:
                 self._fit_out(device, wanted, target)
@@ -125,6 +133,23 @@ class Diversion:
         self._remarks |= dict.fromkeys(bypass_remarks(devices, self._side))
 
     def _fit_out(self, device: Device, wanted: Sequence[SynFilter], target: int) -> None:
+        is_new = device.index not in self._preferences
+        try:
+            self._put_in(device, wanted, target)
+        except KernelError:
+            self._around = surroundings(self._control.places(), entries())
+            if self._around.places.has(device.index, self._side):
+                raise
+            # Another run made the place, and has ended since.
+            self._filters = {
+                key: one for key, one in self._filters.items() if key[0] != device.index
+            }
+            self._fitted.discard(device.index)
+            if is_new:
+                self._preferences.pop(device.index, None)
+            self._put_in(device, wanted, target)
+
+    def _put_in(self, device: Device, wanted: Sequence[SynFilter], target: int) -> None:
         if not self._prepare(device):
             return
         brings_tagged = self._side == flower.INGRESS and device.name != LOOPBACK
@@ -132,7 +157,7 @@ class Diversion:
             self._add(device.index, syns, flower.redirect(target))
             if brings_tagged and self._has_room_for_tagged:
                 self._add(device.index, replace(syns, is_tagged=True), flower.redirect(target))
-        for syns in self._passing:
+        for syns in self._passing if brings_own(device) else ():
             self._add(device.index, syns, flower.accept())
         if device.name == LOOPBACK:  # a mark does not leave the machine
             self._pass_mark(device.index)
@@ -167,6 +192,9 @@ class Diversion:
 
     def _look_again(self, devices: Mapping[int, Device]) -> None:
         """Forget the filters that somebody took out, or the qdisc with them; tell of others'."""
+        noted: dict[int, list[tuple[int, SynFilter | int]]] = {}
+        for key in self._filters:
+            noted.setdefault(key[0], []).append(key)
         for device in self._preferences:
             found = self._control.filters(device, self._side)
             if device in devices:
@@ -174,8 +202,8 @@ class Diversion:
             there = {(one.preference, one.handle) for one in found}
             gone = [
                 key
-                for key, one in self._filters.items()
-                if key[0] == device and (one.preference, one.handle) not in there
+                for key in noted.get(device, ())
+                if (self._filters[key].preference, self._filters[key].handle) not in there
             ]
             for key in gone:
                 del self._filters[key]
@@ -188,14 +216,16 @@ class Diversion:
             away, stands none of ours, which would keep them from making it again.
         """
         if device.index in self._preferences:
-            if any(index == device.index for index, _ in self._filters):
+            if device.index in self._fitted:
                 return True
-            is_ours = device.index in self._ours
-            if not is_ours and not self._control.has_ingress(device.index, side=self._side):
+            if device.index not in self._ours and not self._around.places.has(
+                device.index, self._side
+            ):
                 return False
-        if not self._control.has_ingress(device.index) or _is_of_a_run(device.index):
+        if not self._around.places.has(device.index) or device.index in self._around.of_runs:
             self._ours[device.index] = device.name  # before it is made: the answer may be lost
-        self._control.make_ingress(device.index, side=self._side)
+        if not self._around.places.has(device.index, self._side):
+            self._control.make_ingress(device.index, side=self._side)
         found = self._control.filters(device.index, self._side)
         taken = {one.preference for one in found}
         self._preferences[device.index] = next(
@@ -208,18 +238,11 @@ class Diversion:
 
     def _tell_of_others(self, device: Device, found: list[Installed]) -> None:
         """Say which filters of somebody else come before ours there, and which behind."""
-        runs = {self._spec.run_id} | {entry.run_id for entry in entries()}
-        ours = [one for one in found if any(is_of(run_id, one) for run_id in runs)]
-        marks = marks_of(found, self._spec.probe_mark, {one.preference for one in ours})
-        others = {
-            one.preference
-            for one in found
-            if one not in ours and one not in marks and one.protocol in flower.PROTOCOLS
-        }
+        others = self._around.preferences_of_others(found, self._spec.run_id, self._spec.probe_mark)
         first = self._preferences[device.index]
-        before = sorted(preference for preference in others if preference < first)
-        behind = sorted(others.difference(before))
-        self._remarks |= dict.fromkeys(remarks.others_remark(device.name, before, behind))
+        before = [preference for preference in others if preference < first]
+        told = remarks.others_remark(device.name, before, others[len(before) :])
+        self._remarks |= dict.fromkeys(told)
 
     def _add(self, device: int, syns: SynFilter, action: bytes) -> None:
         if (device, syns) in self._filters:
@@ -239,10 +262,14 @@ class Diversion:
         self._filters[device, syns] = where
 
     def let_through(self, syns: SynFilter) -> None:
-        """Divert this one connection no more."""
+        """Divert this one connection of the machine's own no more.
+
+        :raises SynplugError: it is diverted all the same.
+        """
+        check_number(self._next_handle - self._first_handle + len(self._own_by))
         self._passing.append(syns)
-        for device in list(self._preferences):
-            with suppress(SynplugError):
+        for device in self._own_by:
+            if device in self._preferences:
                 self._add(device, syns, flower.accept())
 
     def end(self) -> None:
@@ -288,18 +315,10 @@ class Diversion:
 
         :raises ReleaseError: one is left; it stays noted.
         """
-        left: list[str] = []
-        for device, name in list(self._ours.items()):
-            try:
-                self._control.remove_ingress(device)
-            except SynplugError as error:
-                # Otherwise it is gone, with its device or for an ingress qdisc of somebody else.
-                if self._control.has_ingress(device, side=flower.EGRESS):
-                    left.append(f"the clsact of {name} is still there: {error}")
-                    continue
-            del self._ours[device]
+        left = remove_places(self._control, self._ours)
+        self._ours = {device: name for device, name in self._ours.items() if device in left}
         if left:
-            raise ReleaseError("; ".join(left))
+            raise ReleaseError("; ".join(left.values()))
 
     def find(self, traces: Mapping[str, str], target: int) -> tuple[int, dict[int, str]]:
         """Find what a dead keeper of this run left: how many filters, and on whom a clsact.
@@ -309,31 +328,12 @@ class Diversion:
         """
         self._target = target
         self._find_filters()
-        made_here = places_in(traces)
+        made_here, places = places_in(traces), self._control.places()
         for device in self._control.devices():
-            if device.index in made_here and self._control.has_ingress(device.index):
+            if device.index in made_here and places.has(device.index):
                 self._ours[device.index] = device.name
         return len(self._filters), dict(self._ours)
 
     def _find_filters(self, noted: Collection[tuple[int, int, int]] = ()) -> None:
-        """Note all filters of this run that the kernel has.
-
-        :param noted: others that are known as its, by device, preference and handle: a mark that
-            could not be removed has nothing beside it any more that tells.
-        """
-        for device in self._control.devices():
-            for side in (flower.INGRESS, flower.EGRESS):
-                found = self._control.filters(device.index, side)
-                held = [
-                    one
-                    for one in found
-                    if (is_of(self._spec.run_id, one) and one.target in (0, self._target))
-                    or (one.device, one.preference, one.handle) in noted
-                ]
-                held += marks_of(found, self._spec.probe_mark, {one.preference for one in held})
-                self._filters |= {(device.index, one.handle): one for one in held}
-
-
-def _is_of_a_run(device: int) -> bool:
-    """Whether some run has made the clsact of that device; the last one that goes removes it."""
-    return any(device in places_in(entry.traces) for entry in entries())
+        left = filters_left(self._control, self._spec, self._target, noted)
+        self._filters |= {(one.device, one.handle): one for one in left}

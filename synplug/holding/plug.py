@@ -158,10 +158,14 @@ class PlugBackend(Backend):
         half = (len(flow) - 4) // 2
         source, destination = (ip_network(ip_address(flow[at : at + half])) for at in (0, half))
         port, to_port = (int.from_bytes(flow[at : at + 2], "big") for at in (-4, -2))
-        self._diversion.let_through(
-            SynFilter(destination=destination, port=to_port, source=(source, port))
-        )
-        self._passing += 1
+        syns = SynFilter(destination=destination, port=to_port, source=(source, port))
+        try:
+            self._diversion.let_through(syns)
+        except SynplugError as error:
+            words = f"connections of the restart's own wait with the others: {error}"
+            self._troubles[words] = None
+        else:
+            self._passing += 1
 
     def waiting(self) -> int:
         try:
@@ -276,13 +280,14 @@ class PlugBackend(Backend):
             self._diversion.end()
             self.confirm_empty()
             self.remove()
+            left = self._control.places()
             let_go = f", whose {waiting} SYNs were let go" if waiting else ""
             return [
                 *([f"{filters} tc filters"] if filters else ()),
                 *(
                     f"the clsact of {name}"
                     for index, name in places.items()
-                    if not self._control.has_ingress(index)  # or others use it now
+                    if not left.has(index)  # or others use it now
                 ),
                 *([f"the device {self._ifb_name} with its plug{let_go}"] if device else ()),
             ]

@@ -27,6 +27,15 @@ def devices_for(spec: HoldSpec, control: TrafficControl, *, all_there: bool) -> 
     return [device for device in found if (device.name in named if named else not device.is_port)]
 
 
+def brings_own(device: Device) -> bool:
+    """Whether what the machine sends to an address of its own comes in by that device.
+
+    It does by lo, or by the VRF that has the address (``net/ipv4/route.c``,
+    ip_route_output_key_hash_rcu; ``net/ipv6/route.c``, ip6_rt_get_dev_rcu).
+    """
+    return device.name == LOOPBACK or device.is_vrf
+
+
 def syns_by_endpoint(
     endpoints: Iterable[Endpoint], control: TrafficControl
 ) -> dict[Endpoint, list[SynFilter]]:

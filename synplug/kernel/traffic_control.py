@@ -10,16 +10,18 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
+from itertools import chain
 from typing import Any
 
 from synplug.errors import KernelError, PrivilegeError, UnsupportedError
 from synplug.kernel import flower, routes
 from synplug.kernel.flower import Installed, Prefix, SynFilter
 from synplug.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket
+from synplug.kernel.places import Places
 
 _NETLINK_ROUTE = 0
 _NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
@@ -27,6 +29,9 @@ _NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
 _WITHOUT_IPV6_BYTES = 1000
 #: Kinds of ports whose packets come once more, by the device that they belong to.
 _PORTS = ("bridge", "bond", "team")
+#: The kernel goes on with a dump by position (``net/sched/sch_api.c``, tc_dump_qdisc): where a
+#: device has gone in between, it leaves out another one that is there.
+_LOOKS = 2
 _GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP)
 _REMEDY = "load the modules sch_plug, ifb, act_mirred and cls_flower; or use another backend"
 
@@ -37,12 +42,14 @@ class Device:
 
     :param is_ours: an ifb of some run of ours.
     :param is_port: of a bridge, a bond or a team, which gets what it brings.
+    :param is_vrf: it is one.
     """
 
     index: int
     name: str
     is_ours: bool = False
     is_port: bool = False
+    is_vrf: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +163,7 @@ class TrafficControl:
                 name=link.get_attr("IFLA_IFNAME"),
                 is_ours=link.get_attr("IFLA_IFNAME").startswith(self._prefix),
                 is_port=link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_KIND") in _PORTS,
+                is_vrf=link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "vrf",
             )
             for link in found
         ]
@@ -243,7 +251,7 @@ class TrafficControl:
 
     def plug_state(self, device: int) -> PlugState | None:
         """What the root qdisc of *device* says; None when it is no plug, or the device is gone."""
-        qdisc = self._qdisc("read the plug's statistics", device, ("plug",))
+        qdisc = self._qdisc("read the plug's statistics", device, "plug")
         if qdisc is None:
             return None
         statistics = qdisc.get_attr("TCA_STATS2")
@@ -255,41 +263,40 @@ class TrafficControl:
             waiting_bytes=queue["backlog"],
         )
 
-    def _qdisc(self, action: str, device: int, kinds: Collection[str]) -> Any:
-        """The qdisc of one of these kinds on that device; None: two looks agree that it has none.
-
-        The kernel goes on with a dump by position (``net/sched/sch_api.c``, tc_dump_qdisc): where a
-        device has gone in between, it leaves out another one that is there.
-        """
-        for _ in range(2):
-            with self._asked(action) as route:
-                qdiscs = list(route.get_qdiscs())
-            for qdisc in qdiscs:
-                if qdisc["index"] == device and qdisc.get_attr("TCA_KIND") in kinds:
+    def _qdisc(self, action: str, device: int, kind: str) -> Any:
+        """The qdisc of that kind on that device; None: two looks agree that it has none."""
+        for _ in range(_LOOKS):
+            for qdisc in self._qdiscs(action):
+                if qdisc["index"] == device and qdisc.get_attr("TCA_KIND") == kind:
                     return qdisc
         return None
 
+    def _qdiscs(self, action: str) -> list[Any]:
+        with self._asked(action) as route:
+            return list(route.get_qdiscs())
+
     # --- filters
 
-    def has_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
-        """Whether *device* has a place for filters on that side; an ingress qdisc has but one."""
-        kinds = ("ingress", "clsact") if side == flower.INGRESS else ("clsact",)
-        return self._qdisc("list the qdiscs", device, kinds) is not None
+    def places(self) -> Places:
+        """Where filters have a place now; where two looks see none, there is none."""
+        looks = (self._qdiscs("list the qdiscs") for _ in range(_LOOKS))
+        return Places((one["index"], one.get_attr("TCA_KIND")) for one in chain(*looks))
 
     def make_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
-        """Make sure that it has; False: it had.
+        """Make sure that *device* has a place on that side; False: it had.
 
         :raises UnsupportedError: somebody's ingress qdisc is in the place of a clsact.
         """
-        if self.has_ingress(device, side=side):
-            return False
-        if self.has_ingress(device):
-            raise UnsupportedError(
-                "an ingress qdisc takes the place of the clsact",
-                remedy="leave out --loopback-egress",
-            )
-        with self._asked("make a clsact qdisc") as route:
-            route.tc("add", "clsact", device)
+        try:
+            with self._asked("make a clsact qdisc") as route:
+                route.tc("add", "clsact", device)
+        except KernelError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            if self.places().has(device, side):
+                return False
+            words = "an ingress qdisc takes the place of the clsact"
+            raise UnsupportedError(words, remedy="leave out --loopback-egress") from error
         return True
 
     def remove_ingress(self, device: int) -> None:

@@ -28,6 +28,7 @@ from synplug.holding.plug import PlugBackend
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, Prefix, SynFilter
 from synplug.kernel.netlink_codec import attributes
+from synplug.kernel.places import Places
 from synplug.kernel.traffic_control import Device, PlugState, TrafficControl
 from synplug.model import BackendName, Endpoint, Flow, HoldSpec, OnFull
 
@@ -43,6 +44,7 @@ class FakeControl:
 
     def __init__(self, _prefix: str = "") -> None:
         self.log: list[str] = []
+        self.dumps = 0
         self.there = {1: "lo", 2: "eth0"}
         self.ingress = {2}
         self.one_sided: set[int] = set()  # of these, those that are no clsact
@@ -110,8 +112,10 @@ class FakeControl:
             raise KernelError("plug-state", 105)
         return self.state
 
-    def has_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
-        return device in self.ingress and (side == flower.INGRESS or device not in self.one_sided)
+    def places(self) -> Places:
+        self.dumps += 1
+        kinds = {True: "ingress", False: "clsact"}
+        return Places((device, kinds[device in self.one_sided]) for device in self.ingress)
 
     def make_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
         if device in self.ingress:
@@ -318,6 +322,31 @@ def test_the_last_run_removes_a_clsact_that_several_use(
     assert second.traces()["clsact"].split() == ["lo:1", "other:5"], "eth0's is somebody else's"
 
 
+def test_another_run_that_takes_its_clsact_away_while_we_arm_is_made_up_for(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends between our look and our first filter there."""
+    control.ingress.add(1)
+    add_filter = FakeControl.add_filter
+    ended: list[int] = []
+
+    def added(self: FakeControl, syns: SynFilter, where: Installed, action: bytes) -> None:
+        if not ended:
+            ended.append(where.device)
+            self.ingress.discard(where.device)
+        if where.device not in self.ingress:
+            raise KernelError("add a filter", errno.EINVAL)
+        add_filter(self, syns, where, action)
+
+    monkeypatch.setattr(FakeControl, "add_filter", added)
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    assert "make-ingress 1" in control.log
+    assert len([one for one in control.installed if one.device == 1]) == AT_LOOPBACK + 1
+    backend.close()
+    assert control.ingress == {2}, "what was made instead goes with the run"
+
+
 def test_more_filters_than_there_are_handles_are_refused(control: FakeControl) -> None:
     at = len(LOCAL) * 2
     ports = MOST_FILTERS // at
@@ -341,6 +370,26 @@ def test_more_filters_than_there_are_handles_are_refused(control: FakeControl) -
     assert "--dev" in refused.value.remedy
     assert "add-filter" not in control.log
     backend.close()
+
+
+@pytest.mark.parametrize("devices", [3, 300])
+def test_qdiscs_are_dumped_as_often_for_many_devices_as_for_few(
+    control: FakeControl, devices: int
+) -> None:
+    """A dump has them all."""
+    control.there |= {100 + number: f"veth{number}" for number in range(devices)}
+    backend = PlugBackend(SPEC)
+    traces = backend.traces()
+    backend.arm()
+    backend.hold()
+    assert control.dumps == 2, "one for the traces, one to spread the filters"
+    control.there[99] = "late"
+    changed(backend)
+    assert control.dumps == 5
+    assert {found.device for found in control.installed} == set(control.there) - {9}
+    PlugBackend(SPEC).clean_up_after_death(traces | backend.traces())
+    assert control.dumps == 8
+    assert control.ingress == {2}
 
 
 def test_marks_are_looked_for_once_a_device(
@@ -833,11 +882,10 @@ def test_a_connection_of_our_own_is_let_through_before_it_could_be_held(
     control: FakeControl,
 ) -> None:
     backend = held(control)
-    flow = ip_address("127.0.0.1").packed * 2 + (4000).to_bytes(2, "big") + (80).to_bytes(2, "big")
     before = len(control.installed)
-    backend.let_through(Flow(flow))
+    backend.let_through(own(4000))
     added = control.installed[before:]
-    assert len(added) == 2
+    assert [where.device for where in added] == [1], "by lo, whatever the address"
     for where in added:
         held_at = [
             found.preference
@@ -846,6 +894,48 @@ def test_a_connection_of_our_own_is_let_through_before_it_could_be_held(
         ]
         assert where.preference < min(held_at)
         assert b"gact" in control.actions[where.device, where.handle]
+
+
+def own(port: int) -> Flow:
+    """A connection of the machine's to itself."""
+    return Flow(ip_address("127.0.0.1").packed * 2 + struct.pack(">HH", port, 80))
+
+
+def test_many_devices_leave_room_for_many_connections_of_our_own(control: FakeControl) -> None:
+    control.there |= {100 + number: f"cali{number}" for number in range(100)}
+    backend = held(control)
+    for port in range(200):
+        backend.let_through(own(4000 + port))
+    diverted = AT_LOOPBACK + 101 * AT_A_WIRE + 1
+    assert len(control.installed) == 1 + diverted + 200
+    assert (backend.counts().let_through, backend.remarks) == (200, ())
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_connection_of_our_own_that_waits_all_the_same_is_told(
+    control: FakeControl, is_full: bool
+) -> None:
+    backend = held(control)
+    if is_full:
+        backend._diversion._next_handle += MOST_FILTERS
+    else:
+        control.refused.add("add-filter")
+    backend.let_through(own(4000))
+    assert backend.counts().let_through == 0
+    (told,) = backend.remarks
+    assert told.startswith("connections of the restart's own wait with the others: ")
+
+
+def test_a_connection_of_our_own_in_a_vrf_is_let_through(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes by the VRF's device, as others' do by lo."""
+    there = [Device(1, "lo"), Device(2, "eth0"), Device(3, "red", is_vrf=True)]
+    monkeypatch.setattr(FakeControl, "devices", lambda _self: there)
+    backend = held(control)
+    before = len(control.installed)
+    backend.let_through(own(4000))
+    assert [where.device for where in control.installed[before:]] == [1, 3]
 
 
 @pytest.mark.parametrize("stage", ["made", "armed", "held", "opened", "removed"])

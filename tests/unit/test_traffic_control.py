@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from synplug.errors import KernelError, UnsupportedError
+from synplug.kernel import flower
 from synplug.kernel.traffic_control import PlugState, TrafficControl
 
 
@@ -73,9 +75,30 @@ def test_a_plug_that_one_dump_leaves_out_is_there(control: TrafficControl) -> No
 
 def test_a_clsact_that_one_dump_leaves_out_is_not_ours_to_make(control: TrafficControl) -> None:
     answers(control, [_PLUG], [_PLUG, _CLSACT])
-    assert control.has_ingress(9)
+    assert control.places().has(9)
     answers(control, [_PLUG], [_PLUG])
-    assert not control.has_ingress(9)
+    assert not control.places().has(9)
+
+
+class Taken(Route):
+    """There is one already."""
+
+    def tc(self, *_: object) -> None:
+        raise KernelError("make a clsact qdisc", errno.EEXIST)
+
+
+def test_a_place_that_came_since_the_look_is_used(
+    control: TrafficControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "Route", Taken)
+    answers(control, [_CLSACT], [_CLSACT])
+    assert not control.make_ingress(9, side=flower.EGRESS)
+    one_sided = Qdisc(index=9, TCA_KIND="ingress")
+    answers(control, [one_sided], [one_sided])
+    with pytest.raises(UnsupportedError, match="takes the place of the clsact"):
+        control.make_ingress(9, side=flower.EGRESS)
+    answers(control, [one_sided], [one_sided])
+    assert not control.make_ingress(9)
 
 
 _WITHOUT_DESCRIPTORS = """
