@@ -8,6 +8,7 @@ and a retransmit cannot be told from the SYN that it repeats.
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -157,7 +158,7 @@ class PlugBackend(Backend):
         """A SYN that waits already stays; its retransmit passes."""
         half = (len(flow) - 4) // 2
         source, destination = (ip_network(ip_address(flow[at : at + half])) for at in (0, half))
-        port, to_port = (int.from_bytes(flow[at : at + 2], "big") for at in (-4, -2))
+        port, to_port = struct.unpack("!HH", flow[-4:])
         syns = SynFilter(destination=destination, port=to_port, source=(source, port))
         try:
             self._diversion.let_through(syns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from netlab.snapshot import NetworkState
 from netlab.topology import ClientServer
 from tests.guest.plug import PLUG, device, hold, ifb, listen_at, waits
 from tests.integration import shell
+from tests.integration.conftest import SimpleService
 from tests.integration.connect import connect_s, connecting, connects_within, holds_in_force
 
 pytestmark = [pytest.mark.guests_only, pytest.mark.usefixtures("simple")]
@@ -31,6 +33,7 @@ with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as ours:
     ours.connect((host, 8080))
     print(time.monotonic() - began)
 """
+_CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 8080), 60)"
 _IP, _IP_OPTIONS = 0, 4
 _IPV6, _IPV6_HOP_OPTIONS, _IPV6_DESTINATION_OPTIONS = 41, 54, 59
 #: Two no-operations and the end of the list (RFC 791); a header of padding (RFC 8200, 4.2).
@@ -218,3 +221,17 @@ def _let_go(lab: ClientServer) -> int:
     outcome = shell.run(lab.server, "release", "--name", "web", "--json", "-")
     assert outcome.status == 0, outcome
     return int(outcome.report["hold"]["released"])
+
+
+@_ON_EVERY_KERNEL
+@pytest.mark.parametrize("to", ["127.0.0.1", "::1", "a wire's"])
+def test_a_check_of_the_restarts_own_passes_the_hold(
+    lab: ClientServer, simple: SimpleService, to: str
+) -> None:
+    """At its second SYN: the first one waits already. With each there would be a deadline."""
+    host = lab.server_ipv4 if to == "a wire's" else to
+    check = [sys.executable, "-S", "-c", _CONNECT, host]
+    options = ["-p", "8080", *PLUG, "--max-hold", "20s", "--ready-cmd", shlex.join(check)]
+    outcome = shell.wrap(lab.server, options, simple.restart_argv("--delay", "0.3"))
+    assert outcome.status == 0, outcome
+    assert outcome.report["hold"]["let_through"] >= 1

@@ -50,6 +50,7 @@ class FakeControl:
         self.one_sided: set[int] = set()  # of these, those that are no clsact
         self.installed = [Installed(2, flower.INGRESS, 1, 3 << 16, flower.FLOWER)]
         self.actions: dict[tuple[int, int], bytes] = {}
+        self.sought: dict[tuple[int, int], SynFilter] = {}
         self.state: PlugState | None = PlugState(0, 0, 0, 0)
         self.in_flight = self.stranded = 0
         self.ports: set[int] = set()
@@ -135,9 +136,10 @@ class FakeControl:
             found for found in self.installed if (found.device, found.parent) == (device, parent)
         ]
 
-    def add_filter(self, _syns: SynFilter, where: Installed, action: bytes) -> None:
+    def add_filter(self, syns: SynFilter, where: Installed, action: bytes) -> None:
         self._do("add-filter")
         self.installed.append(where)
+        self.sought[where.device, where.handle] = syns
         self.actions[where.device, where.handle] = action
 
     def pass_mark(self, where: Installed) -> None:
@@ -894,6 +896,9 @@ def test_a_connection_of_our_own_is_let_through_before_it_could_be_held(
         ]
         assert where.preference < min(held_at)
         assert b"gact" in control.actions[where.device, where.handle]
+        sought = control.sought[where.device, where.handle]
+        assert sought.source == (ip_network("127.0.0.1"), 4000)
+        assert (sought.destination, sought.port) == (ip_network("127.0.0.1"), 80)
 
 
 def own(port: int) -> Flow:
