@@ -104,7 +104,9 @@ def test_a_foreign_delay_filters_and_marks_stay_and_work(
         outcome = shell.run(lab.server, "release", "--name", "web", "--json", "-")
         assert (outcome.status, outcome.report["warnings"]) == (0, []), outcome
         assert float(waiting.communicate(timeout=60)[0]) < 60
-        assert _marked(lab) == 1 + outcome.report["hold"]["released"], "with its mark"
+        # Its SYN may be sent once more after the release, before it hears the delayed answer.
+        sent_since = _marked(lab) - 1 - outcome.report["hold"]["released"]
+        assert sent_since in (0, 1), "each with its mark"
         assert connect_s(lab.client, (lab.server_ipv4, 8080)) > delay_s
         assert not before.difference(NetworkState.capture(lab.server))
     finally:
