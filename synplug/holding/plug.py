@@ -55,7 +55,7 @@ class PlugBackend(Backend):
         self._last = self._before
         self._is_held = False
         self._peak = self._peak_bytes = 0
-        self._lost = 0
+        self._lost = self._untold_loss = 0
         self._passing = 0
         self._stranded = 0
         self._troubles: dict[str, None] = {}
@@ -137,6 +137,9 @@ class PlugBackend(Backend):
         if self._ifb is None or not self._is_held:
             return False
         with suppress(SynplugError):  # a device that is gone again: the next change tells
+            self._count_loss()  # while it is down: then what comes stands in for what was dropped
+            if self._ifb is None:
+                return False
             self._control.set_up(self._ifb)  # to one that is down nothing can be sent
             if self._enter_into_ledger():
                 self._diversion.spread(self._ifb)
@@ -184,8 +187,13 @@ class PlugBackend(Backend):
         return state
 
     def check_for_loss(self) -> int:
+        self._count_loss()
+        untold, self._untold_loss = self._untold_loss, 0
+        return untold
+
+    def _count_loss(self) -> None:
         if self._ifb is None or not self._is_held:
-            return 0
+            return
         before = self._last
         now = self._state()
         if now is None:  # somebody removed it, or its plug: what is diverted does not wait any more
@@ -195,7 +203,7 @@ class PlugBackend(Backend):
         # A device that goes down drops what waits; what it takes when it is up again, waits.
         lost = max(0, before.waiting + before.passed - now.waiting - now.passed)
         self._lost += lost
-        return lost
+        self._untold_loss += lost
 
     # --- the end
 

@@ -576,6 +576,20 @@ def test_the_device_is_set_up_again(control: FakeControl) -> None:
     assert "set-up" in control.log
 
 
+def test_what_it_drops_is_counted_before_it_is_set_up_and_more_come(control: FakeControl) -> None:
+    backend = held(control)
+    control.state = PlugState(waiting=1, passed=0, dropped=0, waiting_bytes=74)
+    assert backend.check_for_loss() == 0
+    control.state = EMPTY
+    control.set_up = lambda _: setattr(control, "state", replace(EMPTY, waiting=1))  # type: ignore[method-assign]
+    assert isinstance(backend._changes, FakeChanges)
+    backend._changes.changed = True
+    backend.absorb()
+    assert backend.check_for_loss() == 1
+    assert backend.check_for_loss() == 0
+    assert backend.counts().lost == 1
+
+
 def test_a_new_device_gets_its_filters_and_is_entered_into_the_ledger(
     control: FakeControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
