@@ -26,6 +26,6 @@ def bypass_remarks(devices: Iterable[Device], side: int) -> Iterator[str]:
         with suppress(SynplugError):  # without nf_tables nobody has one
             chains = ingress_chains()
     for device in devices:
-        names = sorted(chain.name for chain in chains if device.name in chain.devices)
+        names = sorted(chain.name for chain in chains if chain.sees(device.name))
         yield from ingress_hook_remark(device.name, names)
         yield from tcx_remark(device.name, tcx_programs(device.index, side))

@@ -17,6 +17,7 @@ from synplug.kernel.netlink_codec import attributes
 _GETCHAIN = 10 << 8 | 4
 _TABLE, _NAME, _HOOK = 1, 3, 4
 _HOOKNUM, _DEVICE, _DEVICES = 1, 3, 4
+_DEVICE_PREFIX = 2  # among the devices, besides their names; Linux 6.17
 #: By family, the number of its ingress hook: NF_INET_INGRESS, NF_NETDEV_INGRESS.
 _INGRESS_HOOKS = {1: 5, 5: 0}
 _FAMILIES = {1: "inet", 5: "netdev"}
@@ -32,10 +33,16 @@ class IngressChain:
     """A chain of nftables that sees what devices bring.
 
     :param name: as nft(8) has it: family, table and chain.
+    :param devices: their names. :param prefixes: of the names of more, as nft(8)'s ``"eth*"``.
     """
 
     name: str
     devices: frozenset[str]
+    prefixes: tuple[str, ...] = ()
+
+    def sees(self, device: str) -> bool:
+        """Whether that one is among them."""
+        return device in self.devices or device.startswith(self.prefixes)
 
 
 def ingress_chains() -> list[IngressChain]:
@@ -65,10 +72,17 @@ def _ingress_chain(family: int, body: memoryview) -> IngressChain | None:
         return None
     if int.from_bytes(hook.get(_HOOKNUM, b""), "big") != _INGRESS_HOOKS[family]:
         return None
-    devices = [hook[_DEVICE]] if _DEVICE in hook else []
-    devices += [name for _, name in attributes(hook.get(_DEVICES, b""))]
+    found = [(_DEVICE, hook[_DEVICE])] if _DEVICE in hook else []
+    found += attributes(hook.get(_DEVICES, b""))
+    names, prefixes = set(), []
+    for kind, name in found:
+        # Linux 6.16 has a prefix as a name without an end (``net/netfilter/nf_tables_api.c``).
+        if kind == _DEVICE_PREFIX or bytes(name[-1:]) != b"\0":
+            prefixes.append(_text(name))
+        else:
+            names.add(_text(name))
     words = (_FAMILIES[family], _text(parts.get(_TABLE, b"")), _text(parts.get(_NAME, b"")))
-    return IngressChain(" ".join(words), frozenset(map(_text, devices)))
+    return IngressChain(" ".join(words), frozenset(names), tuple(prefixes))
 
 
 def _text(payload: memoryview | bytes) -> str:

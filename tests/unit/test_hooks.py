@@ -15,7 +15,7 @@ from synplug.holding.bypass import bypass_remarks
 from synplug.kernel import hooks
 from synplug.kernel.flower import EGRESS, INGRESS
 from synplug.kernel.hooks import IngressChain, ingress_chains, tcx_programs
-from synplug.kernel.netlink_codec import be32, nested, text
+from synplug.kernel.netlink_codec import attribute, be32, nested, text
 from synplug.kernel.traffic_control import Device
 
 INET, NETDEV = 1, 5
@@ -70,6 +70,25 @@ def test_chains_of_the_ingress_hook_are_known_with_their_devices(
         "inet fw inet": {"eth1"},
     }
     assert tables.closed == 1
+
+
+def test_a_prefix_stands_for_all_devices_whose_names_begin_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A kind of attribute of its own, or, in Linux 6.16, a name without an end."""
+    with_kind = nested(4, text(1, "lo"), text(2, "eth"))
+    without_end = nested(4, attribute(1, b"wan"))
+    tables = Tables(
+        chain(NETDEV, "one", be32(1, 0), with_kind), chain(NETDEV, "two", be32(1, 0), without_end)
+    )
+    monkeypatch.setattr(hooks, "NetlinkSocket", tables)
+    seen = {
+        found.name.split()[-1]: [
+            name for name in ("lo", "eth0", "wan7", "eno1") if found.sees(name)
+        ]
+        for found in ingress_chains()
+    }
+    assert seen == {"one": ["lo", "eth0"], "two": ["wan7"]}
 
 
 DEVICES = [Device(1, "lo"), Device(2, "eth0")]
