@@ -9,7 +9,7 @@ and must not be diverted twice.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -25,8 +25,14 @@ from synplug.holding.ownership import (
     first_handle,
     places_in,
 )
-from synplug.holding.reach import LOOPBACK, brings_own, devices_for, syns_by_endpoint
-from synplug.holding.remains import filters_left, remove_places
+from synplug.holding.reach import (
+    LOOPBACK,
+    brings_own,
+    devices_for,
+    has_index,
+    syns_by_endpoint,
+)
+from synplug.holding.remains import Key, filters_left, remove_filters, remove_places
 from synplug.holding.surroundings import Surroundings, surroundings
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, SynFilter
@@ -48,11 +54,12 @@ class Diversion:
         self._ours: dict[int, str] = {}
         #: By device, the first of its preferences.
         self._preferences: dict[int, int] = {}
-        self._filters: dict[tuple[int, SynFilter | int], Installed] = {}
+        self._filters: dict[Key, Installed] = {}
         self._passing: list[SynFilter] = []
         self._own_by: list[int] = []
         self._around = Surroundings(places=Places(()))
         self._fitted: set[int] = set()
+        self._entered: set[int] = set()
         self._cuts = 0
         self._elsewhere: tuple[Endpoint, ...] = ()
         self._has_room_for_tagged = True
@@ -79,10 +86,11 @@ class Diversion:
         A device may get another name: its index says which one it was.
         """
         found = {"filters": f"handle {self._first_handle:#x} ff."}
-        around = surroundings(self._control.places(), entries())
+        around, devices = surroundings(self._control.places(), entries()), self._devices()
+        self._entered = {device.index for device in devices}
         ours = self._ours | {
             device.index: device.name
-            for device in self._devices()
+            for device in devices
             if device.index not in self._preferences
             and (not around.places.has(device.index) or device.index in around.of_runs)
         }
@@ -99,15 +107,16 @@ class Diversion:
         return devices_for(self._spec, self._control, all_there=not self._spread)
 
     def spread(self, target: int) -> None:
-        """Give every device the filters that it lacks.
+        """Give every device that the traces know the filters that it lacks.
 
-        Once all had theirs, one that cannot have any does not keep the others from it.
+        One that has come since is the next change. One that goes meanwhile keeps the others from
+        nothing; nor, once all had theirs, does one that cannot have any.
 
         :param target: index of the device that the SYNs are sent to.
         :raises UnsupportedError: that takes more filters than a run has handles.
         """
         is_first = not self._spread
-        devices = self._devices()
+        devices = [device for device in self._devices() if device.index in self._entered]
         found = syns_by_endpoint(self._spec.endpoints, self._control)
         self._elsewhere = tuple(endpoint for endpoint, syns in found.items() if not syns)
         wanted = [syns for filters in found.values() for syns in filters]
@@ -126,9 +135,10 @@ class Diversion:
             try:
                 self._fit_out(device, wanted, target)
             except SynplugError as error:
-                if is_first:
+                is_there = has_index(self._control, device.index)
+                if is_first and (is_there or self._spec.devices):
                     raise
-                if self._control.index_of(device.name) is not None:  # or it is gone again
+                if is_there:
                     self._remarks |= dict.fromkeys(remarks.unheld_remark(device.name, str(error)))
         self._remarks |= dict.fromkeys(bypass_remarks(devices, self._side))
 
@@ -192,7 +202,7 @@ class Diversion:
 
     def _look_again(self, devices: Mapping[int, Device]) -> None:
         """Forget the filters that somebody took out, or the qdisc with them; tell of others'."""
-        noted: dict[int, list[tuple[int, SynFilter | int]]] = {}
+        noted: dict[int, list[Key]] = {}
         for key in self._filters:
             noted.setdefault(key[0], []).append(key)
         for device in self._preferences:
@@ -274,22 +284,10 @@ class Diversion:
 
     def end(self) -> None:
         """Divert nothing any more: remove the filters."""
-        self._remove_filters(list(self._filters))
+        self._remove_filters(self._filters)
 
-    def _remove_filters(self, keys: list[tuple[int, SynFilter | int]]) -> None:
-        """Remove these, all that can be: a mark before the filters that tell whose it is.
-
-        :raises KernelError: one could not; it stays noted.
-        """
-        error: KernelError | None = None
-        for key in sorted(keys, key=lambda key: self._filters[key].handle != self._spec.probe_mark):
-            try:
-                self._control.remove_filter(self._filters[key])
-                del self._filters[key]
-            except KernelError as failure:
-                error = failure
-        if error is not None:
-            raise error
+    def _remove_filters(self, keys: Iterable[Key]) -> None:
+        remove_filters(self._control, self._filters, keys, self._spec.probe_mark)
 
     def remove_filters(self) -> None:
         """Remove them all, wherever they are.

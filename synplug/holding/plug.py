@@ -8,6 +8,7 @@ and a retransmit cannot be told from the SYN that it repeats.
 
 from __future__ import annotations
 
+import re
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -17,12 +18,14 @@ from ipaddress import ip_address, ip_network
 from synplug.errors import ReleaseError, SynplugError, UnsupportedError
 from synplug.holding.base import ANY_BACKEND, Backend
 from synplug.holding.diversion import Diversion
-from synplug.holding.remarks import full_remark, stranded_remark
+from synplug.holding.reach import has_index
+from synplug.holding.remarks import behind_remark, full_remark, stranded_remark
 from synplug.kernel.capabilities import NET_RAW
 from synplug.kernel.changes import Changes
 from synplug.kernel.flower import SynFilter
 from synplug.kernel.namespaces import wait_for_packets_in_flight
-from synplug.kernel.traffic_control import PlugState, TrafficControl, load_library
+from synplug.kernel.route_socket import load_library
+from synplug.kernel.traffic_control import PlugState, TrafficControl
 from synplug.model import Flow, HoldCounts, HoldSpec, OnFull
 
 #: Of the names of the devices; a run id fills what is left of a name (IFNAMSIZ, 15).
@@ -30,6 +33,7 @@ PREFIX = "synplug"
 #: The limit of a plug is one of bytes, and this is what a SYN of ``--max-held`` is given. Linux
 #: sends 74 with the Ethernet header over IPv4, 94 over IPv6; with more options they are more.
 BYTES_PER_SYN = 128
+_FOLLOW_AGAIN_S = 0.5
 _SETTLE_LIMIT_S, _SETTLE_POLL_S = 2.0, 0.002
 
 
@@ -48,6 +52,7 @@ class PlugBackend(Backend):
         self._spec = spec
         self._ifb_name = PREFIX + spec.run_id
         self._ifb: int | None = None
+        self._made_index: int | None = None
         self._made: TrafficControl | None = None
         self._diverted: Diversion | None = None
         self._changes: Changes | None = None
@@ -57,6 +62,8 @@ class PlugBackend(Backend):
         self._peak = self._peak_bytes = 0
         self._lost = self._untold_loss = 0
         self._passing = 0
+        self._followed_at_s = 0.0
+        self._behind = ""  # why what has changed is not followed yet
         self._stranded = 0
         self._troubles: dict[str, None] = {}
 
@@ -86,6 +93,7 @@ class PlugBackend(Backend):
         is_full = self._last.dropped > self._before.dropped
         return (
             *self._troubles,
+            *behind_remark(self._behind),
             *stranded_remark(self._stranded),
             *(full_remark(self._limit_bytes, self._peak, self._peak_bytes) if is_full else ()),
             *(self._diverted.remarks if self._diverted is not None else ()),
@@ -94,7 +102,8 @@ class PlugBackend(Backend):
     # --- arming
 
     def traces(self) -> dict[str, str]:
-        return {"ifb device": self._ifb_name} | self._diversion.traces()
+        index = "" if self._made_index is None else f":{self._made_index}"
+        return {"ifb device": self._ifb_name + index} | self._diversion.traces()
 
     def arm(self) -> None:
         if self._spec.on_full is OnFull.PASS:
@@ -105,10 +114,15 @@ class PlugBackend(Backend):
             raise UnsupportedError(
                 "a plug knows no sources", remedy="leave out --max-held-per-source"
             )
-        self._changes = Changes()
-        self._ifb = self._control.make_ifb(self._ifb_name)
+        self._changes = Changes()  # before the devices are looked at that get filters now
+        self._ifb = self._made_index = self._control.make_ifb(self._ifb_name)
         self._control.make_plug(self._ifb, self._limit_bytes)
-        self._diversion.spread(self._ifb)
+        self._spread()
+
+    def _spread(self) -> None:
+        """Divert what all devices bring; the ledger knows of a place for filters beforehand."""
+        self._diversion.enter_into_ledger(self.traces())
+        self._diversion.spread(self._ifb_index)
 
     # --- holding
 
@@ -128,34 +142,29 @@ class PlugBackend(Backend):
         return self._changes.fileno()
 
     def absorb(self) -> bool:
-        """Divert what new devices bring, and to new addresses; put back what somebody removed.
-
-        Nothing once the plug is open.
-        """
-        if self._changes is None or not self._changes.take():
-            return False
-        if self._ifb is None or not self._is_held:
-            return False
-        with suppress(SynplugError):  # a device that is gone again: the next change tells
-            self._count_loss()  # while it is down: then what comes stands in for what was dropped
-            if self._ifb is None:
-                return False
-            self._control.set_up(self._ifb)  # to one that is down nothing can be sent
-            if self._enter_into_ledger():
-                self._diversion.spread(self._ifb)
-                self._enter_into_ledger()  # another run was faster with a clsact that we share
+        if self._changes is not None and self._changes.take():
+            self._follow_changes()
         return False
 
-    def _enter_into_ledger(self) -> bool:
-        """Before the kernel is changed; if that cannot be, nothing is changed, and it is told."""
-        traces = self.traces()
+    def _follow_changes(self) -> None:
+        """Divert what new devices bring, and to new addresses; put back what somebody removed.
+
+        What cannot be done now is tried again. Nothing once the plug is open.
+        """
+        if self._ifb is None or not self._is_held:
+            return
+        self._followed_at_s = time.monotonic()
         try:
-            self._diversion.enter_into_ledger(traces)
+            self._count_loss()  # while it may be down: later what has come since may stand for it
+            if self._ifb is not None:
+                self._control.set_up(self._ifb)  # to one that is down nothing can be sent
+                self._spread()
+                # Another run may have been faster with a clsact that we share.
+                self._diversion.enter_into_ledger(self.traces())
         except SynplugError as error:
-            words = f"what devices bring that came during the hold is not held: {error}"
-            self._troubles[words] = None
-            return False
-        return True
+            self._behind = str(error)
+        else:
+            self._behind = ""
 
     def let_through(self, flow: Flow) -> None:
         """A SYN that waits already stays; its retransmit passes."""
@@ -187,6 +196,8 @@ class PlugBackend(Backend):
         return state
 
     def check_for_loss(self) -> int:
+        if self._behind and time.monotonic() - self._followed_at_s > _FOLLOW_AGAIN_S:
+            self._follow_changes()
         self._count_loss()
         untold, self._untold_loss = self._untold_loss, 0
         return untold
@@ -242,12 +253,22 @@ class PlugBackend(Backend):
         finally:
             self._remove_ifb()
 
+    def _still_there(self) -> int | None:
+        """The run's device: by its name, since it may have lost its plug; by its index, with it."""
+        index = self._control.index_of(self._ifb_name)
+        if index is not None or self._made_index is None:
+            return index
+        is_renamed = has_index(self._control, self._made_index) and self._control.plug_state(
+            self._made_index
+        )
+        return self._made_index if is_renamed else None
+
     def _remove_ifb(self) -> None:
-        left = self._control.index_of(self._ifb_name)  # by name: it may have lost its plug
+        left = self._still_there()
         if left is not None:
             self._control.remove_device(left)
         self._ifb = None
-        if self._control.index_of(self._ifb_name) is not None:
+        if self._still_there() is not None:
             raise ReleaseError(f"the device {self._ifb_name} is still there")
 
     def counts(self) -> HoldCounts:
@@ -280,7 +301,8 @@ class PlugBackend(Backend):
     def clean_up_after_death(self, traces: Mapping[str, str]) -> list[str]:
         """Open what is still there, let it run empty, and remove it."""
         try:
-            self._ifb = device = self._control.index_of(self._ifb_name)
+            self._made_index = _index_in(traces)
+            self._ifb = device = self._still_there()
             waiting = self.waiting()
             if device is not None:
                 with suppress(SynplugError):  # without its plug nothing waits
@@ -304,3 +326,9 @@ class PlugBackend(Backend):
             if self._made is not None:
                 self._made.close()
                 self._made = None
+
+
+def _index_in(traces: Mapping[str, str]) -> int | None:
+    """The index of the run's device, where its traces have it; they can say anything."""
+    _, _, index = traces.get("ifb device", "").partition(":")
+    return int(index) if re.fullmatch("[0-9]{1,10}", index) else None

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from synplug.errors import SynplugError
+from synplug.errors import KernelError, SynplugError
 from synplug.holding.ownership import is_of, marks_of
 from synplug.kernel import flower
-from synplug.kernel.flower import Installed
+from synplug.kernel.flower import Installed, SynFilter
 from synplug.kernel.traffic_control import TrafficControl
 from synplug.model import HoldSpec
+
+#: Of a filter: its device, and what it matches, or the mark that it lets pass.
+Key = tuple[int, SynFilter | int]
+
+
+def remove_filters(
+    control: TrafficControl, filters: dict[Key, Installed], keys: Iterable[Key], mark: int
+) -> None:
+    """Remove these, all that can be: a mark before the filters that tell whose it is.
+
+    :param filters: those that are noted; one that is gone is so no more.
+    :raises KernelError: one could not be removed.
+    """
+    error: KernelError | None = None
+    for key in sorted(keys, key=lambda key: filters[key].handle != mark):
+        try:
+            control.remove_filter(filters[key])
+            del filters[key]
+        except KernelError as failure:
+            error = failure
+    if error is not None:
+        raise error
 
 
 def filters_left(

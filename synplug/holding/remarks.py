@@ -25,6 +25,13 @@ def stranded_remark(lost: int) -> tuple[str, ...]:
     return (f"{lost} held SYNs were lost: the device that had brought them was gone",)
 
 
+def behind_remark(why: str) -> tuple[str, ...]:
+    """On changes of devices and addresses that could not be followed."""
+    if not why:
+        return ()
+    return (f"what devices bring that came during the hold is not held: {why}",)
+
+
 def full_remark(limit_bytes: int, peak: int, peak_bytes: int) -> tuple[str, ...]:
     """On a limit of bytes that was reached."""
     return (

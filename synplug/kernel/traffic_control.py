@@ -1,27 +1,23 @@
 """Devices, qdiscs and filters: what the plug backend needs of traffic control, through pyroute2.
 
 Source: tc(8), ``net/sched/sch_plug.c``, ``net/sched/act_mirred.c``, ``drivers/net/ifb.c``.
-Importing pyroute2 takes a third of a second, so only what uses this does it. pyroute2 has no
-flower: filters are messages of our own (:mod:`synplug.kernel.flower`).
+pyroute2 has no flower: filters are messages of our own (:mod:`synplug.kernel.flower`).
 """
 
 from __future__ import annotations
 
 import errno
-import select
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
 from itertools import chain
 from typing import Any
 
-from synplug.errors import KernelError, PrivilegeError, UnsupportedError
+from synplug.errors import KernelError, UnsupportedError
 from synplug.kernel import flower, routes
 from synplug.kernel.flower import Installed, Prefix, SynFilter
 from synplug.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket
 from synplug.kernel.places import Places
+from synplug.kernel.route_socket import RouteSocket, load_library, refused
 
 _NETLINK_ROUTE = 0
 _NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
@@ -33,7 +29,6 @@ _PORTS = ("bridge", "bond", "team")
 #: device has gone in between, it leaves out another one that is there.
 _LOOKS = 2
 _GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP)
-_REMEDY = "load the modules sch_plug, ifb, act_mirred and cls_flower; or use another backend"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,47 +61,6 @@ class PlugState:
     waiting_bytes: int
 
 
-def load_library() -> None:
-    """Import pyroute2, if it is not yet.
-
-    :raises UnsupportedError: it is not installed.
-    """
-    try:
-        import pyroute2  # noqa: F401
-    except ImportError as error:
-        raise UnsupportedError(
-            "pyroute2 is not installed", remedy="pip install 'synplug[plug]'"
-        ) from error
-
-
-@contextmanager
-def _refused(action: str) -> Iterator[None]:
-    """Turn pyroute2's errors into ours."""
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    try:
-        yield
-    except NetlinkError as error:
-        if error.code == errno.EPERM:
-            raise PrivilegeError(f"{action}: not permitted", capability="CAP_NET_ADMIN") from error
-        if error.code in (errno.EOPNOTSUPP, errno.ENOENT) and action.startswith("make"):
-            raise UnsupportedError(f"{action}: this kernel cannot", remedy=_REMEDY) from error
-        raise KernelError(action, error.code or 0) from error
-    except OSError as error:
-        raise KernelError(action, error.errno or 0) from error
-
-
-def _see_room_for_an_event_loop() -> None:
-    """Fail at what pyroute2's would: when one is left half made, Python prints more than the error.
-
-    Source: CPython's ``asyncio/selector_events.py`` (an epoll and a pair of sockets) and
-    ``BaseEventLoop.__del__``.
-    """
-    one, other = socket.socketpair()
-    with one, other, select.epoll():
-        pass
-
-
 class TrafficControl:
     """Traffic control in the network namespace of the calling thread.
 
@@ -117,46 +71,20 @@ class TrafficControl:
     def __init__(self, prefix: str) -> None:
         load_library()
         self._prefix = prefix
-        self._opened: Any = None
-        with self._asked("open a routing socket"):
+        self._route = RouteSocket()
+        with refused("open a routing socket"):
             self._filters = NetlinkSocket(_NETLINK_ROUTE)
-
-    @contextmanager
-    def _asked(self, action: str) -> Iterator[Any]:
-        """The routing socket; what is refused there is our error.
-
-        One that could not be read once refuses everything from then on (pyroute2's
-        ``netlink/core.py``, error_received), its own end too: then the next one is a new one.
-        """
-        from pyroute2 import IPRoute
-
-        with _refused(action):
-            if self._opened is None:
-                _see_room_for_an_event_loop()
-                self._opened = IPRoute()
-            try:
-                yield self._opened
-            except OSError:
-                self._close_route()
-                raise
-
-    def _close_route(self) -> None:
-        route, self._opened = self._opened, None
-        if route is not None:
-            with suppress(OSError):
-                route.close()
 
     def close(self) -> None:
         """Close the sockets; everything in the kernel stays."""
         self._filters.close()
-        self._close_route()
+        self._route.close()
 
     # --- devices
 
     def devices(self) -> list[Device]:
         """All of them that are up, or may be later."""
-        with self._asked("list the network devices") as route:
-            found = route.get_links()
+        found = self._route.dump("list the network devices", lambda route: route.get_links())
         return [
             Device(
                 index=link["index"],
@@ -180,7 +108,7 @@ class TrafficControl:
 
         :raises UnsupportedError: this kernel has none.
         """
-        with self._asked(f"make the ifb device {name}") as route:
+        with self._route.asked(f"make the ifb device {name}") as route:
             route.link("add", ifname=name, kind="ifb", mtu=_WITHOUT_IPV6_BYTES)
         index = self.index_of(name)
         assert index is not None, "it has just been made"
@@ -189,12 +117,12 @@ class TrafficControl:
 
     def set_up(self, index: int) -> None:
         """Set it up; nothing happens if it is."""
-        with self._asked("set the ifb device up") as route:
+        with self._route.asked("set the ifb device up") as route:
             route.link("set", index=index, state="up")
 
     def remove_device(self, index: int) -> None:
         """Remove it; what waits in its qdisc is dropped."""
-        with self._asked("remove the ifb device") as route:
+        with self._route.asked("remove the ifb device") as route:
             route.link("del", index=index)
 
     def ifb_in_flight(self, index: int) -> int:
@@ -212,7 +140,7 @@ class TrafficControl:
         return int(self._counters(index)["tx_dropped"])
 
     def _counters(self, index: int) -> Any:
-        with self._asked("read the counters of the ifb device") as route:
+        with self._route.asked("read the counters of the ifb device") as route:
             (link,) = route.get_links(index)
         return link.get_attr("IFLA_STATS64")
 
@@ -222,8 +150,7 @@ class TrafficControl:
 
     def addresses(self) -> set[Prefix]:
         """Those that its devices have; of one in a VRF the table *local* does not tell."""
-        with self._asked("list the addresses of the devices") as route:
-            found = list(route.get_addr())
+        found = self._route.dump("list the addresses", lambda route: route.get_addr())
         names = (one.get_attr("IFA_LOCAL") or one.get_attr("IFA_ADDRESS") for one in found)
         return {ip_network(name) for name in names}
 
@@ -235,18 +162,18 @@ class TrafficControl:
         A new one is plugged, takes only the limit from its options, and with any other action
         than a limit would get a limit of 0 (``net/sched/sch_plug.c``, plug_init).
         """
-        with self._asked("make a plug qdisc") as route:
+        with self._route.asked("make a plug qdisc") as route:
             route.tc("add", "plug", device, action="TCQ_PLUG_LIMIT", limit=limit_bytes)
         self.open_plug(device)
 
     def close_plug(self, device: int) -> None:
         """From here on packets wait."""
-        with self._asked("close the plug") as route:
+        with self._route.asked("close the plug") as route:
             route.tc("change", "plug", device, action="TCQ_PLUG_BUFFER")
 
     def open_plug(self, device: int) -> None:
         """Everything that waits goes, in order, and nothing waits any more."""
-        with self._asked("open the plug") as route:
+        with self._route.asked("open the plug") as route:
             route.tc("change", "plug", device, action="TCQ_PLUG_RELEASE_INDEFINITE")
 
     def plug_state(self, device: int) -> PlugState | None:
@@ -272,8 +199,7 @@ class TrafficControl:
         return None
 
     def _qdiscs(self, action: str) -> list[Any]:
-        with self._asked(action) as route:
-            return list(route.get_qdiscs())
+        return self._route.dump(action, lambda route: route.get_qdiscs())
 
     # --- filters
 
@@ -288,7 +214,7 @@ class TrafficControl:
         :raises UnsupportedError: somebody's ingress qdisc is in the place of a clsact.
         """
         try:
-            with self._asked("make a clsact qdisc") as route:
+            with self._route.asked("make a clsact qdisc") as route:
                 route.tc("add", "clsact", device)
         except KernelError as error:
             if error.errno != errno.EEXIST:
@@ -303,7 +229,7 @@ class TrafficControl:
         """Remove the clsact that was made, unless somebody else has put filters there."""
         if any(self.filters(device, parent) for parent in (flower.INGRESS, flower.EGRESS)):
             return
-        with self._asked("remove the clsact qdisc") as route:
+        with self._route.asked("remove the clsact qdisc") as route:
             route.tc("del", "clsact", device)
 
     def filters(self, device: int, parent: int = flower.INGRESS) -> list[Installed]:

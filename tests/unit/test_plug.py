@@ -111,7 +111,7 @@ class FakeControl:
     def plug_state(self, _device: int) -> PlugState | None:
         if "plug-state" in self.refused:
             raise KernelError("plug-state", 105)
-        return self.state
+        return self.state if _device in self.there else None
 
     def places(self) -> Places:
         self.dumps += 1
@@ -384,13 +384,13 @@ def test_qdiscs_are_dumped_as_often_for_many_devices_as_for_few(
     traces = backend.traces()
     backend.arm()
     backend.hold()
-    assert control.dumps == 2, "one for the traces, one to spread the filters"
+    assert control.dumps == 3, "for the traces, when others may be there, and to spread the filters"
     control.there[99] = "late"
     changed(backend)
-    assert control.dumps == 5
+    assert control.dumps == 6
     assert {found.device for found in control.installed} == set(control.there) - {9}
     PlugBackend(SPEC).clean_up_after_death(traces | backend.traces())
-    assert control.dumps == 8
+    assert control.dumps == 9
     assert control.ingress == {2}
 
 
@@ -581,7 +581,11 @@ def test_what_it_drops_is_counted_before_it_is_set_up_and_more_come(control: Fak
     control.state = PlugState(waiting=1, passed=0, dropped=0, waiting_bytes=74)
     assert backend.check_for_loss() == 0
     control.state = EMPTY
-    control.set_up = lambda _: setattr(control, "state", replace(EMPTY, waiting=1))  # type: ignore[method-assign]
+
+    def set_up(index: int) -> None:
+        control.state = replace(EMPTY, waiting=1)
+
+    control.set_up = set_up  # type: ignore[method-assign]
     assert isinstance(backend._changes, FakeChanges)
     backend._changes.changed = True
     backend.absorb()
@@ -645,6 +649,79 @@ def test_a_port_keeps_no_clsact_of_ours(control: FakeControl) -> None:
     backend.open()
     backend.remove()
     assert control.ingress == {2}
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_device_that_goes_while_it_gets_its_filters_keeps_the_others_from_nothing(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch, is_named: bool
+) -> None:
+    """Unless it was asked for by its name."""
+    add_filter = FakeControl.add_filter
+
+    def added(self: FakeControl, syns: SynFilter, where: Installed, action: bytes) -> None:
+        if where.device == 3:
+            self.there.pop(3, None)
+            raise KernelError("add a filter", errno.ENODEV)
+        add_filter(self, syns, where, action)
+
+    monkeypatch.setattr(FakeControl, "add_filter", added)
+    control.there |= {3: "veth7", 4: "veth8"}
+    backend = PlugBackend(replace(SPEC, devices=("veth7", "veth8") if is_named else ()))
+    with pytest.raises(KernelError, match="ENODEV") if is_named else nullcontext():
+        backend.arm()
+    if not is_named:
+        backend.hold()
+        assert {one.device for one in control.installed} == {1, 2, 4}
+        assert backend.remarks == ()
+    backend.close()
+    assert control.ingress == {2}
+
+
+def test_a_device_of_which_the_ledger_does_not_know_yet_is_the_next_change(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is put on it must be found after a crash."""
+    monkeypatch.setattr(
+        Diversion, "enter_into_ledger", lambda *_: control.there.setdefault(3, "eth1")
+    )
+    backend = held(control)
+    assert 3 not in control.ingress
+    changed(backend)
+    assert 3 in control.ingress
+    backend.close()
+
+
+def test_changes_that_could_not_be_followed_are_tried_again(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = held(control)
+    control.there[3] = "eth1"
+    control.refused.add("set-up")
+    changed(backend)
+    assert [told for told in backend.remarks if "is not held: set-up" in told]
+    control.refused.clear()
+    backend.check_for_loss()
+    assert 3 not in control.ingress, "not at once"
+    monkeypatch.setattr(plug, "_FOLLOW_AGAIN_S", 0.0)
+    backend.check_for_loss()
+    assert 3 in control.ingress
+    assert backend.remarks == ()
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_a_device_of_the_runs_that_somebody_has_renamed_is_removed(
+    control: FakeControl, is_dead: bool
+) -> None:
+    backend = held(control)
+    traces = backend.traces()
+    control.there[9] = "theirs"
+    if is_dead:
+        PlugBackend(SPEC).clean_up_after_death(traces)
+    else:
+        backend.open()
+        backend.remove()
+    assert control.there == {1: "lo", 2: "eth0"}
+    assert "open-plug" in control.log
 
 
 def test_a_device_that_goes_is_forgotten(control: FakeControl) -> None:

@@ -13,11 +13,15 @@ import pytest
 
 from synplug.errors import KernelError, UnsupportedError
 from synplug.kernel import flower
+from synplug.kernel.route_socket import RouteSocket
 from synplug.kernel.traffic_control import PlugState, TrafficControl
 
 
 class Qdisc(dict[str, Any]):
     """As pyroute2 gives them."""
+
+    def __init__(self, *, flags: int = 0, **fields: Any) -> None:
+        super().__init__(fields, header={"flags": flags})
 
     def get_attr(self, name: str) -> Any:
         return self[name]
@@ -47,7 +51,9 @@ class Route:
 
 @pytest.fixture
 def control() -> TrafficControl:
-    return object.__new__(TrafficControl)
+    made = object.__new__(TrafficControl)
+    made._route = RouteSocket()
+    return made
 
 
 def answers(control: TrafficControl, *dumps: list[Qdisc]) -> Route:
@@ -57,7 +63,7 @@ def answers(control: TrafficControl, *dumps: list[Qdisc]) -> Route:
     def asked(_action: str) -> Iterator[Route]:
         yield route
 
-    control._asked = asked  # type: ignore[assignment,method-assign]
+    control._route.asked = asked  # type: ignore[assignment,method-assign]
     return route
 
 
@@ -78,6 +84,18 @@ def test_a_clsact_that_one_dump_leaves_out_is_not_ours_to_make(control: TrafficC
     assert control.places().has(9)
     answers(control, [_PLUG], [_PLUG])
     assert not control.places().has(9)
+
+
+def test_a_dump_that_changed_meanwhile_is_asked_for_anew(control: TrafficControl) -> None:
+    """The kernel marks it (NLM_F_DUMP_INTR): it may have left out what is there."""
+    marked = Qdisc(flags=0x12, index=8, TCA_KIND="fq_codel")
+    whole = [_PLUG, _CLSACT]
+    route = answers(control, [marked], whole, whole)
+    assert control.places().has(9)
+    assert not route.dumps
+    answers(control, *[[marked]] * 10)
+    with pytest.raises(KernelError, match="changed meanwhile"):
+        control.plug_state(7)
 
 
 class Taken(Route):
