@@ -16,8 +16,8 @@ from tests.integration.connect import connects_within, holds_in_force
 
 PLUG = ["--backend", "plug", "--max-hold", "60s"]
 _LISTEN = (
-    "import socket, sys, time; ours = socket.socket(); ours.bind(('', int(sys.argv[1]))); "
-    "ours.listen(100); time.sleep(300)"
+    "import socket, sys, time; at = ('', int(sys.argv[1])); family = socket.AF_INET6; "
+    "ours = socket.create_server(at, family=family, dualstack_ipv6=True); time.sleep(300)"
 )
 
 

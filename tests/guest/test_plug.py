@@ -84,6 +84,21 @@ def test_everything_is_killed_and_recover_lets_go(lab: ClientServer, simple: Sim
 
 
 @pytest.mark.kernels
+def test_recover_finds_the_device_of_a_dead_run_by_whatever_name(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    hold(lab)
+    name = ifb(lab)
+    kill_everything(lab)
+    for words in (f"{name} down", f"{name} name theirs", "theirs up"):
+        lab.server.run(["ip", "link", "set", *words.split()])
+    assert not connects_within(lab.client, (lab.server_ipv4, 8080), 2), "the control: it holds"
+    assert "with its plug" in shell.run(lab.server, "recover").stdout
+    assert connects_within(lab.client, (lab.server_ipv4, 8080), 5)
+    assert "theirs" not in lab.server.run(["ip", "link", "show"]).stdout
+
+
+@pytest.mark.kernels
 def test_what_holds_needs_one_capability_and_so_does_recover(
     lab: ClientServer, simple: SimpleService
 ) -> None:

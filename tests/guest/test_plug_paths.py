@@ -204,6 +204,34 @@ def test_the_device_of_the_run_goes_down_and_holds_again(lab: ClientServer) -> N
     assert float(client.communicate(timeout=60)[0]) > 0.9
 
 
+def test_several_ports_and_addresses_behind_an_ingress_qdisc_of_somebody_else(
+    lab: ClientServer,
+) -> None:
+    """It stays, and its filter; no clsact can stand beside it."""
+    wire, (host4, host6) = device(lab), lab.server_addresses
+    for port in (9090, 9091):
+        listen_at(lab.server, port)
+    lab.server.run(f"tc qdisc add dev {wire} ingress".split())
+    try:
+        drop = "u32 match ip dport 9 0xffff action drop"
+        lab.server.run(f"tc filter add dev {wire} parent ffff: protocol ip pref 7 {drop}".split())
+        before = NetworkState.capture(lab.server)
+        hold(lab, "-p", "9090", "-p", f"[{host6}]:9091")
+        targets = [(host, port) for host in (host4, host6) for port in (8080, 9090)]
+        clients = [connecting(lab.client, target, 60) for target in [*targets, (host6, 9091)]]
+        waits(lab, len(clients))
+        assert connects_within(lab.client, (host4, 9091), 5), "it was not named"
+        assert all(client.poll() is None for client in clients)
+        outcome = shell.run(lab.server, "release", "--name", "web", "--json", "-")
+        assert outcome.status == 0, outcome
+        assert outcome.report["hold"]["released"] >= len(clients)
+        for client in clients:
+            assert float(client.communicate(timeout=60)[0]) < 60
+        assert not before.difference(NetworkState.capture(lab.server))
+    finally:
+        lab.server.run(["tc", "qdisc", "del", "dev", wire, "ingress"])
+
+
 @_ON_EVERY_KERNEL
 @pytest.mark.parametrize("first", ["one", "two"])
 def test_two_runs_share_what_was_made_for_one(lab: ClientServer, first: str) -> None:
