@@ -214,7 +214,7 @@ def test_several_ports_and_addresses_behind_an_ingress_qdisc_of_somebody_else(
     lab.server.run(f"tc qdisc add dev {wire} ingress".split())
     try:
         drop = "u32 match ip dport 9 0xffff action drop"
-        lab.server.run(f"tc filter add dev {wire} parent ffff: protocol ip pref 7 {drop}".split())
+        lab.server.run(f"tc filter add dev {wire} ingress protocol ip pref 7 {drop}".split())
         before = NetworkState.capture(lab.server)
         hold(lab, "-p", "9090", "-p", f"[{host6}]:9091")
         targets = [(host, port) for host in (host4, host6) for port in (8080, 9090)]
@@ -227,7 +227,8 @@ def test_several_ports_and_addresses_behind_an_ingress_qdisc_of_somebody_else(
         assert outcome.report["hold"]["released"] >= len(clients)
         for client in clients:
             assert float(client.communicate(timeout=60)[0]) < 60
-        assert not before.difference(NetworkState.capture(lab.server))
+        left = before.difference(NetworkState.capture(lab.server))
+        assert not left, "\n".join(left)
     finally:
         lab.server.run(["tc", "qdisc", "del", "dev", wire, "ingress"])
 
