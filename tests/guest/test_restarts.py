@@ -25,7 +25,9 @@ from tests.integration import shell
 RATE_PER_S = 60
 #: A hold lasts for seconds where the processor is emulated.
 PATIENCE_S = 60.0
-#: A SYN that was lost is sent again after a second.
+#: A SYN that was lost is sent again after a second. Of those that waited and were lost at the
+#: release, whose next one was due at any time since the last, this sees a part: enough to see a
+#: backend that loses them. One by one they are in the report's counts.
 SPARE_MS = 900
 #: The report's time of a release is taken when the rule is out, too, which takes a guest a while.
 STAMP_NS = 1_000_000_000
