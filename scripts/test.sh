@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 python=.venv/bin/python
 beside="tests/unit"
 for name in faults release_faults supervise_faults swap_faults config install privileges \
-    live systemd_files telemetry targets hold_release cron drop_in; do
+    live systemd_files telemetry targets hold_release cron drop_in ansible podman; do
     beside="$beside tests/integration/test_$name.py"
 done
 done_before="--ignore=tests/guest"
