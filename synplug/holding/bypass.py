@@ -12,12 +12,11 @@ from synplug.kernel.hooks import IngressChain, ingress_chains, tcx_programs
 from synplug.kernel.traffic_control import Device
 
 
-def bypass_remarks(devices: Iterable[Device], side: int) -> Iterator[str]:
-    """What the operator should know of it.
+def hook_remarks(devices: Iterable[Device], side: int) -> Iterator[str]:
+    """On the ingress hook of netfilter: SYNs pass it by.
 
-    What ifb lets go skips the filters of the device that it came by, and with them the hook behind
-    them: netfilter's ingress (``net/core/dev.c``, __netif_receive_skb_core, skip_classify). The
-    programs of tcx come before all filters (``tcx_run``).
+    What ifb lets go skips the filters of the device that it came by, and with them that hook behind
+    them (``net/core/dev.c``, __netif_receive_skb_core, skip_classify).
 
     :param side: on which the filters stand.
     """
@@ -28,4 +27,9 @@ def bypass_remarks(devices: Iterable[Device], side: int) -> Iterator[str]:
     for device in devices:
         names = sorted(chain.name for chain in chains if chain.sees(device.name))
         yield from ingress_hook_remark(device.name, names)
+
+
+def tcx_remarks(devices: Iterable[Device], side: int) -> Iterator[str]:
+    """On the programs of tcx, which come before all filters (``net/core/dev.c``, tcx_run)."""
+    for device in devices:
         yield from tcx_remark(device.name, tcx_programs(device.index, side))

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from synplug.errors import KernelError, ReleaseError, SynplugError
 from synplug.holding import remarks
-from synplug.holding.bypass import bypass_remarks
+from synplug.holding.bypass import hook_remarks, tcx_remarks
 from synplug.holding.ledger import Ledger, entries
 from synplug.holding.ownership import (
     CLSACT,
@@ -63,8 +63,9 @@ class Diversion:
         self._cuts = 0
         self._elsewhere: tuple[Endpoint, ...] = ()
         self._has_room_for_tagged = True
-        #: What the operator is to know, each once.
+        #: What the operator is to know, each once; and what of others' held SYNs pass by.
         self._remarks: dict[str, None] = {}
+        self.passed_by: dict[str, None] = {}
         self._next_handle = self._first_handle
 
     @property
@@ -76,6 +77,7 @@ class Diversion:
         """What the operator should know: of others' filters, and of what is not held."""
         return (
             *self._remarks,
+            *self.passed_by,
             *remarks.elsewhere_remark(self._elsewhere),
             *remarks.cut_remark(self._cuts),
         )
@@ -140,7 +142,8 @@ class Diversion:
                     raise
                 if is_there:
                     self._remarks |= dict.fromkeys(remarks.unheld_remark(device.name, str(error)))
-        self._remarks |= dict.fromkeys(bypass_remarks(devices, self._side))
+        self.passed_by |= dict.fromkeys(hook_remarks(devices, self._side))
+        self._remarks |= dict.fromkeys(tcx_remarks(devices, self._side))
 
     def _fit_out(self, device: Device, wanted: Sequence[SynFilter], target: int) -> None:
         is_new = device.index not in self._preferences
@@ -249,10 +252,10 @@ class Diversion:
     def _tell_of_others(self, device: Device, found: list[Installed]) -> None:
         """Say which filters of somebody else come before ours there, and which behind."""
         others = self._around.preferences_of_others(found, self._spec.run_id, self._spec.probe_mark)
-        first = self._preferences[device.index]
-        before = [preference for preference in others if preference < first]
-        told = remarks.others_remark(device.name, before, others[len(before) :])
-        self._remarks |= dict.fromkeys(told)
+        ours = self._preferences[device.index]
+        before, behind = [n for n in others if n < ours], [n for n in others if n > ours]
+        self._remarks |= dict.fromkeys(remarks.before_remark(device.name, before))
+        self.passed_by |= dict.fromkeys(remarks.passed_by_remark(device.name, behind))
 
     def _add(self, device: int, syns: SynFilter, action: bytes) -> None:
         if (device, syns) in self._filters:

@@ -26,7 +26,7 @@ from synplug.kernel.flower import SynFilter
 from synplug.kernel.namespaces import wait_for_packets_in_flight
 from synplug.kernel.route_socket import load_library
 from synplug.kernel.traffic_control import PlugState, TrafficControl
-from synplug.model import Flow, HoldCounts, HoldSpec, OnFull
+from synplug.model import BackendName, Flow, HoldCounts, HoldSpec, OnFull
 
 #: Of the names of the devices; a run id fills what is left of a name (IFNAMSIZ, 15).
 PREFIX = "synplug"
@@ -118,6 +118,11 @@ class PlugBackend(Backend):
         self._ifb = self._made_index = self._control.make_ifb(self._ifb_name)
         self._control.make_plug(self._ifb, self._limit_bytes)
         self._spread()
+        if self._spec.backend is BackendName.AUTO and self._diversion.passed_by:
+            raise UnsupportedError(
+                next(iter(self._diversion.passed_by)),
+                remedy="if that may be, --backend plug; or hold elsewhere, with --dev",
+            )
 
     def _spread(self) -> None:
         """Divert what all devices bring; the ledger knows of a place for filters beforehand."""

@@ -71,20 +71,25 @@ def cut_remark(times: int) -> tuple[str, ...]:
     )
 
 
-def others_remark(device: str, before: Collection[int], behind: Collection[int]) -> tuple[str, ...]:
-    """On filters of somebody else, by their preferences: what comes first has its way."""
-    found = []
-    if before:
-        found.append(
-            f"on {device} filters of somebody else come before those of the hold (preference "
-            f"{_listed(before)}): SYNs that they accept, redirect or drop are not held"
-        )
-    if behind:
-        found.append(
-            f"on {device} filters of somebody else come behind those of the hold (preference "
-            f"{_listed(behind)}): held SYNs pass them by, and are neither dropped nor marked there"
-        )
-    return tuple(found)
+def before_remark(device: str, preferences: Collection[int]) -> tuple[str, ...]:
+    """On filters of somebody else that have their way first."""
+    if not preferences:
+        return ()
+    return (
+        f"on {device} filters of somebody else come before those of the hold (preference "
+        f"{_listed(preferences)}): SYNs that they accept, redirect or drop are not held",
+    )
+
+
+def passed_by_remark(device: str, preferences: Collection[int]) -> tuple[str, ...]:
+    """On filters of somebody else that do not see a held SYN."""
+    if not preferences:
+        return ()
+    return (
+        f"on {device} filters of somebody else come behind those of the hold (preference "
+        f"{_listed(preferences)}): held SYNs pass them by, and are neither dropped nor marked "
+        "there",
+    )
 
 
 def ingress_hook_remark(device: str, chains: Collection[str]) -> tuple[str, ...]:

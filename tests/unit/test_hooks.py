@@ -11,7 +11,7 @@ import pytest
 
 from synplug.errors import UnsupportedError
 from synplug.holding import bypass
-from synplug.holding.bypass import bypass_remarks
+from synplug.holding.bypass import hook_remarks, tcx_remarks
 from synplug.kernel import hooks
 from synplug.kernel.flower import EGRESS, INGRESS
 from synplug.kernel.hooks import IngressChain, ingress_chains, tcx_programs
@@ -98,7 +98,7 @@ def told(monkeypatch: pytest.MonkeyPatch, side: int, programs: dict[int, int]) -
     found = [IngressChain("netdev fw in", frozenset({"eth0", "eth9"}))]
     monkeypatch.setattr(bypass, "ingress_chains", lambda: found)
     monkeypatch.setattr(bypass, "tcx_programs", lambda device, _side: programs.get(device, 0))
-    return list(bypass_remarks(DEVICES, side))
+    return [*hook_remarks(DEVICES, side), *tcx_remarks(DEVICES, side)]
 
 
 def test_what_is_passed_by_and_what_comes_before_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +118,7 @@ def test_a_kernel_without_tables_holds_all_the_same(monkeypatch: pytest.MonkeyPa
 
     assert told(monkeypatch, INGRESS, {2: 1})[1:]
     monkeypatch.setattr(bypass, "ingress_chains", none)
-    (tcx,) = bypass_remarks(DEVICES, INGRESS)
-    assert "tcx" in tcx
+    assert list(hook_remarks(DEVICES, INGRESS)) == []
 
 
 class Libc:

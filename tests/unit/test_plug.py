@@ -174,7 +174,8 @@ def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeControl]:
     monkeypatch.setattr(plug, "TrafficControl", lambda _prefix: made)
     monkeypatch.setattr(plug, "Changes", FakeChanges)
     monkeypatch.setattr(diversion, "entries", list)
-    monkeypatch.setattr(diversion, "bypass_remarks", lambda _devices, _side: ())
+    for told in ("hook_remarks", "tcx_remarks"):
+        monkeypatch.setattr(diversion, told, lambda _devices, _side: ())
     monkeypatch.setattr(plug, "wait_for_packets_in_flight", lambda: True)
     monkeypatch.setattr(plug, "_SETTLE_LIMIT_S", 0.02)
     yield made
@@ -898,9 +899,9 @@ def test_filters_of_others_before_and_behind_ours_are_told(
         traces={"clsact": "eth0:x lo:"},
     )
     monkeypatch.setattr(diversion, "entries", lambda: [impossible])
-    backend = PlugBackend(SPEC)
+    backend = PlugBackend(replace(SPEC, backend=BackendName.PLUG))
     backend.arm()
-    behind, before = backend.remarks
+    before, behind = backend.remarks
     assert "on lo " in behind
     assert "behind those of the hold (preference 9)" in behind
     assert "on eth0 " in before
@@ -910,15 +911,27 @@ def test_filters_of_others_before_and_behind_ours_are_told(
 def test_what_comes_before_the_filters_or_is_passed_by_is_told(
     control: FakeControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        diversion,
-        "bypass_remarks",
-        lambda devices, side: [f"{device.name} {side == flower.INGRESS}" for device in devices],
-    )
-    backend = held(control)
-    assert backend.remarks == ("lo True", "eth0 True")
+    for told in ("hook_remarks", "tcx_remarks"):
+        monkeypatch.setattr(
+            diversion,
+            told,
+            lambda devices, side, told=told: [
+                f"{told} {device.name} {side == flower.INGRESS}" for device in devices
+            ],
+        )
+    backend = PlugBackend(replace(SPEC, backend=BackendName.PLUG))
+    backend.arm()
+    backend.hold()
+    assert set(backend.remarks) == {
+        f"{told} {name} True" for told in ("hook_remarks", "tcx_remarks") for name in ("lo", "eth0")
+    }
     changed(backend)
-    assert len(backend.remarks) == 2, "each is told once"
+    assert len(backend.remarks) == 4, "each is told once"
+    unasked = PlugBackend(SPEC)
+    with pytest.raises(UnsupportedError, match="hook_remarks lo") as refused:
+        unasked.arm()
+    assert "--backend plug" in refused.value.remedy
+    unasked.close()
 
 
 def test_what_changes_after_the_release_is_not_diverted(control: FakeControl) -> None:
