@@ -134,6 +134,8 @@ class _PortPacer:
         self._backlog = 0
         self._lowest: int | None = None
         self._lowest_at_s = 0.0
+        self._looked_at_s = 0.0
+        self._going_s = 0.0  # since then, the time in which some went
         self._occupied = 0  # at the most: in a queue when it was counted, or let go since
         self._has_begun = False
         self._has_queued = False
@@ -211,21 +213,26 @@ class _PortPacer:
             self.limit += _STUCK
 
     def _debt(self, waiting: int) -> str:
-        """Why to pace no longer: what waits has not become less for a while, though some still go.
+        """Why to pace no longer: what waits has not become less for a while in which some went.
+
+        The time in which a service stands still does not count: those who come meanwhile are no
+        sign that it is slower than they come.
 
         A flood of SYNs with forged sources leaves handshakes that nobody completes: they fill
         the room for a minute, and a client that is there completes its own within a round trip.
         """
         now = self._clock()
+        goes_on = now - self._released_at_s < _DEBT_WINDOW_S / 2
+        self._going_s += now - self._looked_at_s if goes_on else 0.0
+        self._looked_at_s = now
         if self._lowest is None or waiting < self._lowest:
-            self._lowest, self._lowest_at_s = waiting, now
-        since_s = now - self._lowest_at_s
+            self._lowest, self._lowest_at_s, self._going_s = waiting, now, 0.0
         if self._has_given_up:
             return ""
-        if self._awaits_clients and since_s > _HANDSHAKE_WINDOW_S:
+        if self._awaits_clients and now - self._lowest_at_s > _HANDSHAKE_WINDOW_S:
             return "clients did not complete their handshakes"
-        goes_on = now - self._released_at_s < _DEBT_WINDOW_S / 2
-        return "newcomers outpaced the service" if goes_on and since_s > _DEBT_WINDOW_S else ""
+        is_debt = goes_on and self._going_s > _DEBT_WINDOW_S
+        return "newcomers outpaced the service" if is_debt else ""
 
 
 def _queued(listeners: Iterable[Listener]) -> int:

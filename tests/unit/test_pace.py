@@ -424,12 +424,26 @@ def test_a_burst_is_not_paced() -> None:
 def test_newcomers_that_outpace_the_service_end_the_pacing() -> None:
     world, rooms = World(0.0), Listening(listener(1, backlog=10))
     paced = pacer(rooms, world)
-    assert step(paced, 100) == 10
-    world.now_s = 0.4
-    assert step(paced, 100) == 10
-    world.now_s = 0.501
+    for tenth in range(6):
+        world.now_s = tenth / 10
+        assert step(paced, 100) == 10
+    world.now_s = 0.601
     assert step(paced, 100) is None
     assert "newcomers outpaced" in paced.limit
+
+
+def test_those_who_came_while_the_service_stood_still_are_no_debt() -> None:
+    world, rooms = World(0.0), Listening(listener(1, backlog=10))
+    paced = pacer(rooms, world)
+    assert step(paced, 100) == 10
+    for world.now_s in (0.2, 0.4, 0.6, 0.8):
+        rooms.requests = 10
+        assert step(paced, 150) == 0
+    rooms.requests = 0
+    for tenth, waiting in enumerate((150, 130, 110, 95)):
+        world.now_s = 0.9 + tenth / 10
+        assert step(paced, waiting) == 10
+    assert "outpaced" not in paced.limit
 
 
 def test_a_service_that_has_stopped_accepting_is_no_debt() -> None:
