@@ -44,6 +44,7 @@ def arm_first(
         since somebody does not end his removal; nothing was made.
     """
     passed_over: list[str] = []
+    remedy = ""  # of the last one: whoever it cannot be is told what would help
     for make in makers:
         try:
             backend = make(spec)
@@ -70,10 +71,12 @@ def arm_first(
             if len(makers) == 1:
                 raise
             passed_over.append(f"backend {backend.name} is not available: {error.message}")
+            remedy = error.remedy or remedy
         else:
             return backend, passed_over + ([] if is_safe else [unwatched_remark(backend)])
     raise UnsupportedError(
-        "; ".join(passed_over), remedy="'synplug doctor' says what each would need"
+        "; ".join(passed_over),
+        remedy="; ".join(filter(None, (remedy, "'synplug doctor' says what each would need"))),
     )
 
 

@@ -19,19 +19,14 @@ from synplug.holding.bypass import hook_remarks, tcx_remarks
 from synplug.holding.ledger import Ledger, entries
 from synplug.holding.ownership import (
     CLSACT,
+    HELD_AT,
     MOST_FILTERS,
     PREFERENCES,
     check_number,
     first_handle,
     places_in,
 )
-from synplug.holding.reach import (
-    LOOPBACK,
-    brings_own,
-    devices_for,
-    has_index,
-    syns_by_endpoint,
-)
+from synplug.holding.reach import LOOPBACK, brings_own, devices_for, syns_by_endpoint
 from synplug.holding.remains import Key, filters_left, remove_filters, remove_places
 from synplug.holding.surroundings import Surroundings, surroundings
 from synplug.kernel import flower
@@ -137,7 +132,7 @@ class Diversion:
             try:
                 self._fit_out(device, wanted, target)
             except SynplugError as error:
-                is_there = has_index(self._control, device.index)
+                is_there = self._control.has_index(device.index)
                 if is_first and (is_there or self._spec.devices):
                     raise
                 if is_there:
@@ -252,8 +247,9 @@ class Diversion:
     def _tell_of_others(self, device: Device, found: list[Installed]) -> None:
         """Say which filters of somebody else come before ours there, and which behind."""
         others = self._around.preferences_of_others(found, self._spec.run_id, self._spec.probe_mark)
-        ours = self._preferences[device.index]
-        before, behind = [n for n in others if n < ours], [n for n in others if n > ours]
+        held_at = self._preferences[device.index] + HELD_AT
+        before = [preference for preference in others if preference < held_at]
+        behind = others[len(before) :]
         self._remarks |= dict.fromkeys(remarks.before_remark(device.name, before))
         self.passed_by |= dict.fromkeys(remarks.passed_by_remark(device.name, behind))
 
@@ -262,7 +258,7 @@ class Diversion:
             return
         check_number(self._next_handle - self._first_handle + 1)
         is_v6 = syns.destination.version == 6
-        order = 5 if syns.is_tagged else (1 if syns.source else 3) + is_v6
+        order = 5 if syns.is_tagged else (1 if syns.source else HELD_AT) + is_v6
         where = flower.place(
             syns,
             device=device,

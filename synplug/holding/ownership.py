@@ -13,6 +13,8 @@ _HANDLES = 1 << 12
 MOST_FILTERS = _HANDLES - 2
 #: For a mark, a connection, and SYNs to be held; the latter two by IP version, and tagged ones.
 PREFERENCES = 6
+#: The first of these for SYNs to be held.
+HELD_AT = 3
 CLSACT = "clsact"
 _RUN_ID, _INDEX = re.compile(r"[0-9a-f]{8}"), re.compile(r"[0-9]{1,10}")
 

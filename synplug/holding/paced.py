@@ -92,7 +92,7 @@ def let_go_in_steps(
     """
     is_paced = backend.can_pace and spec.release is ReleaseMode.PACED
     try:
-        while backend.absorb() and not is_over():
+        while backend.can_pace and backend.absorb() and not is_over():
             pass  # one that was slow must not take what has come before for newcomers
         if is_paced and fitting.has_room(backend.waiting_by_port(), clock()):
             _let_go_in_order(backend, is_over)

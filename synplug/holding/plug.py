@@ -18,7 +18,6 @@ from ipaddress import ip_address, ip_network
 from synplug.errors import ReleaseError, SynplugError, UnsupportedError
 from synplug.holding.base import ANY_BACKEND, Backend
 from synplug.holding.diversion import Diversion
-from synplug.holding.reach import has_index
 from synplug.holding.remarks import behind_remark, full_remark, stranded_remark
 from synplug.kernel.capabilities import NET_RAW
 from synplug.kernel.changes import Changes
@@ -33,7 +32,8 @@ PREFIX = "synplug"
 #: The limit of a plug is one of bytes, and this is what a SYN of ``--max-held`` is given. Linux
 #: sends 74 with the Ethernet header over IPv4, 94 over IPv6; with more options they are more.
 BYTES_PER_SYN = 128
-_FOLLOW_AGAIN_S = 0.5
+#: Soon, but the keeper has other things to do: it pauses for so many times as long as it took.
+_FOLLOW_AGAIN_S, _PAUSES = 0.5, 5
 _SETTLE_LIMIT_S, _SETTLE_POLL_S = 2.0, 0.002
 
 
@@ -62,7 +62,7 @@ class PlugBackend(Backend):
         self._peak = self._peak_bytes = 0
         self._lost = self._untold_loss = 0
         self._passing = 0
-        self._followed_at_s = 0.0
+        self._follow_again_s = 0.0
         self._behind = ""  # why what has changed is not followed yet
         self._stranded = 0
         self._troubles: dict[str, None] = {}
@@ -158,7 +158,7 @@ class PlugBackend(Backend):
         """
         if self._ifb is None or not self._is_held:
             return
-        self._followed_at_s = time.monotonic()
+        began_s = time.monotonic()
         try:
             self._count_loss()  # while it may be down: later what has come since may stand for it
             if self._ifb is not None:
@@ -170,6 +170,8 @@ class PlugBackend(Backend):
             self._behind = str(error)
         else:
             self._behind = ""
+        now_s = time.monotonic()
+        self._follow_again_s = now_s + max(_FOLLOW_AGAIN_S, _PAUSES * (now_s - began_s))
 
     def let_through(self, flow: Flow) -> None:
         """A SYN that waits already stays; its retransmit passes."""
@@ -201,7 +203,7 @@ class PlugBackend(Backend):
         return state
 
     def check_for_loss(self) -> int:
-        if self._behind and time.monotonic() - self._followed_at_s > _FOLLOW_AGAIN_S:
+        if self._behind and time.monotonic() > self._follow_again_s:
             self._follow_changes()
         self._count_loss()
         untold, self._untold_loss = self._untold_loss, 0
@@ -213,8 +215,8 @@ class PlugBackend(Backend):
         before = self._last
         now = self._state()
         if now is None:  # somebody removed it, or its plug: what is diverted does not wait any more
-            self._ifb = None
             self._diversion.end()
+            self._ifb = None
             now = self._last = PlugState(0, before.passed, before.dropped, 0)
         # A device that goes down drops what waits; what it takes when it is up again, waits.
         lost = max(0, before.waiting + before.passed - now.waiting - now.passed)
@@ -263,10 +265,7 @@ class PlugBackend(Backend):
         index = self._control.index_of(self._ifb_name)
         if index is not None or self._made_index is None:
             return index
-        is_renamed = has_index(self._control, self._made_index) and self._control.plug_state(
-            self._made_index
-        )
-        return self._made_index if is_renamed else None
+        return self._made_index if self._control.is_renamed_ifb(self._made_index) else None
 
     def _remove_ifb(self) -> None:
         left = self._still_there()

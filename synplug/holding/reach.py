@@ -27,11 +27,6 @@ def devices_for(spec: HoldSpec, control: TrafficControl, *, all_there: bool) -> 
     return [device for device in found if (device.name in named if named else not device.is_port)]
 
 
-def has_index(control: TrafficControl, index: int) -> bool:
-    """Whether a device is there, by whatever name."""
-    return any(device.index == index for device in control.devices())
-
-
 def brings_own(device: Device) -> bool:
     """Whether what the machine sends to an address of its own comes in by that device.
 

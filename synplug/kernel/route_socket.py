@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -18,7 +19,9 @@ _REMEDY = "load the modules sch_plug, ifb, act_mirred and cls_flower; or use ano
 #: The kernel's mark on a dump of something that changed meanwhile (netlink(7)); pyroute2 defines
 #: it, and does not look.
 _NLM_F_DUMP_INTR = 0x10
-_DUMP_TRIES = 10
+#: Before 0.9 pyroute2 raised an error for it, of that number (``netlink/exceptions.py``).
+_DUMP_INTERRUPTED = -1
+_DUMP_TRIES, _DUMP_LIMIT_S = 10, 0.2
 
 
 def load_library() -> None:
@@ -92,12 +95,33 @@ class RouteSocket:
 
         :raises KernelError: what the kernel answered; EINTR: every answer was marked.
         """
+        give_up_s = time.monotonic() + _DUMP_LIMIT_S
         for _ in range(_DUMP_TRIES):
-            with self.asked(action) as route:
-                found = list(ask(route))
-            if not any(one["header"]["flags"] & _NLM_F_DUMP_INTR for one in found):
-                return found
-        raise KernelError(action, errno.EINTR, detail=f"changed meanwhile, {_DUMP_TRIES} times")
+            try:
+                with self.asked(action) as route:
+                    found = list(ask(route))
+            except KernelError as error:
+                if error.errno != _DUMP_INTERRUPTED:
+                    raise
+            else:
+                if not any(one["header"]["flags"] & _NLM_F_DUMP_INTR for one in found):
+                    return found
+            if time.monotonic() > give_up_s:
+                break
+        raise KernelError(action, errno.EINTR, detail="changed meanwhile, each time")
+
+    def link(self, action: str, **key: object) -> Any:
+        """The device that is named by its ``index`` or ``ifname``; None: there is none."""
+        with self.asked(action) as route:
+            from pyroute2.netlink.exceptions import NetlinkError
+
+            try:
+                (found,) = route.link("get", **key)
+            except NetlinkError as error:
+                if error.code != errno.ENODEV:
+                    raise
+                return None
+        return found
 
     def close(self) -> None:
         """Close it, if it is open."""

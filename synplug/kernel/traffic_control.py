@@ -98,7 +98,20 @@ class TrafficControl:
 
     def index_of(self, name: str) -> int | None:
         """The index of the device of that name."""
-        return next((device.index for device in self.devices() if device.name == name), None)
+        link = self._route.link("look for a network device", ifname=name)
+        return None if link is None else int(link["index"])
+
+    def has_index(self, index: int) -> bool:
+        """Whether a device is there, by whatever name."""
+        return self._route.link("look for a network device", index=index) is not None
+
+    def is_renamed_ifb(self, index: int) -> bool:
+        """Whether it is an ifb with a plug that has none of our names."""
+        link = self._route.link("look for a network device", index=index)
+        if link is None or link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "ifb":
+            return False
+        has_our_name = link.get_attr("IFLA_IFNAME").startswith(self._prefix)
+        return not has_our_name and self.plug_state(index) is not None
 
     def make_ifb(self, name: str) -> int:
         """Make an ifb device, up; its index.

@@ -75,6 +75,12 @@ class FakeControl:
     def index_of(self, name: str) -> int | None:
         return next((index for index, own in self.there.items() if own == name), None)
 
+    def has_index(self, index: int) -> bool:
+        return index in self.there
+
+    def is_renamed_ifb(self, index: int) -> bool:
+        return not self.there.get(index, "synplug").startswith("synplug")
+
     def make_ifb(self, name: str) -> int:
         self._do("make-ifb")
         self.there[9] = name
@@ -703,7 +709,7 @@ def test_changes_that_could_not_be_followed_are_tried_again(
     control.refused.clear()
     backend.check_for_loss()
     assert 3 not in control.ingress, "not at once"
-    monkeypatch.setattr(plug, "_FOLLOW_AGAIN_S", 0.0)
+    monkeypatch.setattr(backend, "_follow_again_s", 0.0)
     backend.check_for_loss()
     assert 3 in control.ingress
     assert backend.remarks == ()
