@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from synplug.errors import KernelError, LockError, ReleaseError
+from synplug.errors import KernelError, LockError, ReleaseError, UnsupportedError
 from synplug.holding import locks, runtime, watcher
 from synplug.holding.arming import arm_first
 from synplug.holding.ledger import Ledger, entries
@@ -65,6 +65,18 @@ def test_what_could_not_be_undone_stays_in_the_ledger_and_is_told() -> None:
         _arm(Refused("the clsact of lo is still there"), Refused())
     assert "synplug recover" in told.value.remedy
     assert [entry.traces for entry in entries()] == [{"ifb device": "synplug0123abcd"}]
+
+
+def test_what_would_help_the_last_one_is_told_where_none_could_be_armed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def arm(_: Refused) -> None:
+        raise UnsupportedError("held SYNs pass by a firewall", remedy="--backend plug")
+
+    monkeypatch.setattr(Refused, "arm", arm)
+    with pytest.raises(UnsupportedError, match="pass by a firewall") as told:
+        _arm(Refused(), Refused())
+    assert told.value.remedy.startswith("--backend plug; 'synplug doctor'")
 
 
 @pytest.mark.parametrize("uses_queues", [True, False])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from synplug.errors import KernelError, UnsupportedError
-from synplug.kernel import flower
+from synplug.kernel import flower, route_socket
 from synplug.kernel.route_socket import RouteSocket
 from synplug.kernel.traffic_control import PlugState, TrafficControl
 
@@ -96,6 +96,34 @@ def test_a_dump_that_changed_meanwhile_is_asked_for_anew(control: TrafficControl
     answers(control, *[[marked]] * 10)
     with pytest.raises(KernelError, match="changed meanwhile"):
         control.plug_state(7)
+
+
+def test_a_dump_that_pyroute2_itself_gives_up_is_asked_for_anew(control: TrafficControl) -> None:
+    """Before 0.9 it raised an error that the kernel does not know."""
+    route = answers(control, [_CLSACT], [_CLSACT])
+    dumped = route.get_qdiscs
+    refusals = [KernelError("list", -1), KernelError("list", errno.EPERM)]
+
+    def get_qdiscs() -> list[Qdisc]:
+        if refusals:
+            raise refusals.pop(0)
+        return dumped()
+
+    route.get_qdiscs = get_qdiscs  # type: ignore[method-assign]
+    with pytest.raises(KernelError, match="EPERM"):
+        control.places()
+    assert control.places().has(9)
+
+
+def test_a_dump_is_not_asked_for_for_ever(
+    control: TrafficControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keeper has a deadline."""
+    monkeypatch.setattr(route_socket, "_DUMP_LIMIT_S", 0.0)
+    route = answers(control, *[[Qdisc(flags=0x10)]] * 9)
+    with pytest.raises(KernelError, match="changed meanwhile"):
+        control.plug_state(7)
+    assert len(route.dumps) >= 7, "once, or twice by a clock that stands still"
 
 
 class Taken(Route):
