@@ -87,10 +87,9 @@ def _filters(spec: HoldSpec, devices: Sequence[str], ifb: str) -> Iterator[tuple
         for family in endpoint.families:
             protocol, example = ("ip", "ADDRESS") if family.value == 4 else ("ipv6", "ADDRESS6")
             kinds = {protocol: ours}
-            if not spec.loopback_egress:
-                kinds["802.1Q"] = f"{ours} vlan_id 0 vlan_ethtype {protocol}"
+            tagged = {"802.1Q": f"{ours} vlan_id 0 vlan_ethtype {protocol}"}
             for device in devices:
-                for kind, keys in kinds.items():
+                for kind, keys in (kinds | (tagged if device != "lo" else {})).items():
                     where = f"dev {device} {side} protocol {kind}"
                     yield (
                         f"tc filter add {where} {keys} ip_proto tcp "
@@ -101,23 +100,27 @@ def _filters(spec: HoldSpec, devices: Sequence[str], ifb: str) -> Iterator[tuple
 
 
 def _plug(spec: HoldSpec) -> list[str]:
-    from synplug.holding.plug import BYTES_PER_SYN
+    from synplug.holding.plug_limits import limit_bytes
 
     ifb = f"synplug{spec.run_id}"
     devices = ("lo",) if spec.loopback_egress else spec.devices or ("DEV",)
     filters = list(_filters(spec, devices, ifb))
-    limit_bytes = spec.max_held_packets * BYTES_PER_SYN
+    side = "egress" if spec.loopback_egress else "ingress"
+    # DEV stands for lo, too: a mark that a probe carries does not leave the machine.
+    marked = [f"dev lo {side} pref N protocol all"] if {"lo", "DEV"} & set(devices) else []
     return [
         "# prepare; for each network device DEV, and each address of this machine; N is free there",
         f"ip link add {ifb} mtu 1000 type ifb && ip link set {ifb} up",
-        f"tc qdisc add dev {ifb} root plug limit {limit_bytes} "
+        f"tc qdisc add dev {ifb} root plug limit {limit_bytes(spec)} "
         f"&& tc qdisc change dev {ifb} root plug release_indefinite",
         *(f"tc qdisc add dev {device} clsact  # unless it has one" for device in devices),
+        *(f"tc filter add {where} handle {spec.probe_mark:#x} fw action pass" for where in marked),
         *(added for added, _ in filters),
         "# hold",
         f"tc qdisc change dev {ifb} root plug block",
         "# release; remove the filters; when the plug is empty, remove the rest",
         f"tc qdisc change dev {ifb} root plug release_indefinite",
+        *(f"tc filter del {where} handle {spec.probe_mark:#x} fw" for where in marked),
         *dict.fromkeys(removed for _, removed in filters),
         f"ip link del {ifb}",
         "# then remove each clsact that was made above and that is empty",

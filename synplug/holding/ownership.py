@@ -1,4 +1,4 @@
-"""Whose a filter or a qdisc is: filters by kind, handle and target, qdiscs by the ledger."""
+"""Whose a filter, a qdisc or a device is: by kind, handle and target, or by the ledger."""
 
 from __future__ import annotations
 
@@ -62,3 +62,9 @@ def places_in(traces: Mapping[str, str]) -> set[int]:
     """The indices of the devices that got a clsact, by a run's traces; these can say anything."""
     ends = (word.rpartition(":")[2] for word in traces.get(CLSACT, "").split())
     return {int(end) for end in ends if _INDEX.fullmatch(end)}
+
+
+def ifb_index(traces: Mapping[str, str]) -> int | None:
+    """The index of a run's device, where its traces have it; they can say anything."""
+    _, _, index = traces.get("ifb device", "").partition(":")
+    return int(index) if _INDEX.fullmatch(index) else None

@@ -8,32 +8,39 @@ and a retransmit cannot be told from the SYN that it repeats.
 
 from __future__ import annotations
 
-import re
+import errno
 import struct
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 
-from synplug.errors import ReleaseError, SynplugError, UnsupportedError
+from synplug.errors import KernelError, ReleaseError, SynplugError, UnsupportedError
 from synplug.holding.base import ANY_BACKEND, Backend
 from synplug.holding.diversion import Diversion
-from synplug.holding.remarks import behind_remark, full_remark, stranded_remark
+from synplug.holding.ownership import ifb_index
+from synplug.holding.plug_account import PlugAccount
+from synplug.holding.plug_limits import limit_bytes, refuse_what_it_cannot
+from synplug.holding.remarks import (
+    behind_remark,
+    full_remark,
+    gone_words,
+    loss_remark,
+    stranded_remark,
+)
 from synplug.kernel.capabilities import NET_RAW
 from synplug.kernel.changes import Changes
 from synplug.kernel.flower import SynFilter
 from synplug.kernel.namespaces import wait_for_packets_in_flight
 from synplug.kernel.route_socket import load_library
 from synplug.kernel.traffic_control import PlugState, TrafficControl
-from synplug.model import BackendName, Flow, HoldCounts, HoldSpec, OnFull
+from synplug.model import BackendName, Flow, HoldCounts, HoldSpec
 
 #: Of the names of the devices; a run id fills what is left of a name (IFNAMSIZ, 15).
 PREFIX = "synplug"
-#: The limit of a plug is one of bytes, and this is what a SYN of ``--max-held`` is given. Linux
-#: sends 74 with the Ethernet header over IPv4, 94 over IPv6; with more options they are more.
-BYTES_PER_SYN = 128
 #: Soon, but the keeper has other things to do: it pauses for so many times as long as it took.
 _FOLLOW_AGAIN_S, _PAUSES = 0.5, 5
+#: A plug that is open, and from which nothing has gone for so long, does not run empty.
 _SETTLE_LIMIT_S, _SETTLE_POLL_S = 2.0, 0.002
 
 
@@ -50,21 +57,19 @@ class PlugBackend(Backend):
         with suppress(UnsupportedError):  # it is told when it is needed
             load_library()  # before the watcher is forked: after a crash there is no time for it
         self._spec = spec
+        self._limit_bytes = limit_bytes(spec)
         self._ifb_name = PREFIX + spec.run_id
         self._ifb: int | None = None
         self._made_index: int | None = None
         self._made: TrafficControl | None = None
         self._diverted: Diversion | None = None
         self._changes: Changes | None = None
-        self._before = PlugState(0, 0, 0, 0)
-        self._last = self._before
-        self._is_held = False
-        self._peak = self._peak_bytes = 0
-        self._lost = self._untold_loss = 0
+        self._account = PlugAccount()
+        self._is_held = self._is_over = False
+        self._is_stale = False  # the filters, since something has changed before it held
         self._passing = 0
         self._follow_again_s = 0.0
         self._behind = ""  # why what has changed is not followed yet
-        self._stranded = 0
         self._troubles: dict[str, None] = {}
 
     @property
@@ -80,22 +85,14 @@ class PlugBackend(Backend):
         return self._diverted
 
     @property
-    def _ifb_index(self) -> int:
-        assert self._ifb is not None, "arm() comes first"
-        return self._ifb
-
-    @property
-    def _limit_bytes(self) -> int:
-        return self._spec.max_held_packets * BYTES_PER_SYN
-
-    @property
     def remarks(self) -> tuple[str, ...]:
-        is_full = self._last.dropped > self._before.dropped
+        account, limit = self._account, self._limit_bytes
+        is_full = account.was_full
         return (
             *self._troubles,
             *behind_remark(self._behind),
-            *stranded_remark(self._stranded),
-            *(full_remark(self._limit_bytes, self._peak, self._peak_bytes) if is_full else ()),
+            *stranded_remark(account.stranded),
+            *(full_remark(limit, account.peak, account.peak_bytes) if is_full else ()),
             *(self._diverted.remarks if self._diverted is not None else ()),
         )
 
@@ -106,14 +103,7 @@ class PlugBackend(Backend):
         return {"ifb device": self._ifb_name + index} | self._diversion.traces()
 
     def arm(self) -> None:
-        if self._spec.on_full is OnFull.PASS:
-            raise UnsupportedError(
-                "a plug drops what does not fit", remedy="leave out --on-full pass"
-            )
-        if self._spec.max_held_per_source:
-            raise UnsupportedError(
-                "a plug knows no sources", remedy="leave out --max-held-per-source"
-            )
+        refuse_what_it_cannot(self._spec)
         self._changes = Changes()  # before the devices are looked at that get filters now
         self._ifb = self._made_index = self._control.make_ifb(self._ifb_name)
         self._control.make_plug(self._ifb, self._limit_bytes)
@@ -126,19 +116,28 @@ class PlugBackend(Backend):
 
     def _spread(self) -> None:
         """Divert what all devices bring; the ledger knows of a place for filters beforehand."""
+        assert self._ifb is not None, "arm() comes first"
         self._diversion.enter_into_ledger(self.traces())
-        self._diversion.spread(self._ifb_index)
+        self._diversion.spread(self._ifb)
 
     # --- holding
 
     def hold(self, go_on: Callable[[], None] = lambda: None) -> None:
         go_on()
+        if self._ifb is not None and (self._has_changed() or self._is_stale):
+            self._follow_changes()
+        gone = KernelError(gone_words(self._ifb_name), errno.ENODEV, remedy="see who does that")
+        if self._ifb is None:
+            raise gone
         try:
-            self._control.close_plug(self._ifb_index)
-            self._before = self._last = self._state() or self._before
+            self._control.close_plug(self._ifb)
+            state = self._state()
+            if state is None:
+                raise gone
+            self._account.begin(state)
         except SynplugError:  # it may be closed: what was lost is the answer
             with suppress(SynplugError):
-                self._control.open_plug(self._ifb_index)
+                self._control.open_plug(self._ifb)
             raise
         self._is_held = True
 
@@ -147,22 +146,30 @@ class PlugBackend(Backend):
         return self._changes.fileno()
 
     def absorb(self) -> bool:
-        if self._changes is not None and self._changes.take():
-            self._follow_changes()
+        if self._has_changed() and not self._is_over:
+            self._is_stale = True
+            self._follow_changes(spreads=self._is_held)
         return False
 
-    def _follow_changes(self) -> None:
+    def _has_changed(self) -> bool:
+        return self._changes is not None and self._changes.take(self._ifb)
+
+    def _follow_changes(self, *, spreads: bool = True) -> None:
         """Divert what new devices bring, and to new addresses; put back what somebody removed.
 
-        What cannot be done now is tried again. Nothing once the plug is open.
+        What cannot be done now is tried again.
+
+        :param spreads: False: that has time until it holds; but SYNs pass by the device already,
+            and where they cannot, nobody connects.
         """
-        if self._ifb is None or not self._is_held:
+        if self._ifb is None:
             return
         began_s = time.monotonic()
         try:
             self._count_loss()  # while it may be down: later what has come since may stand for it
             if self._ifb is not None:
                 self._control.set_up(self._ifb)  # to one that is down nothing can be sent
+            if self._ifb is not None and spreads:
                 self._spread()
                 # Another run may have been faster with a clsact that we share.
                 self._diversion.enter_into_ledger(self.traces())
@@ -191,37 +198,33 @@ class PlugBackend(Backend):
         try:
             state = self._state()
         except SynplugError:  # whoever waits must be let go all the same
-            state = self._last
+            state = self._account.last
         return state.waiting if state is not None else 0
 
     def _state(self) -> PlugState | None:
         state = None if self._ifb is None else self._control.plug_state(self._ifb)
         if state is not None:
-            self._last = state
-            self._peak = max(self._peak, state.waiting)
-            self._peak_bytes = max(self._peak_bytes, state.waiting_bytes)
+            self._account.note(state)
         return state
 
     def check_for_loss(self) -> int:
-        if self._behind and time.monotonic() > self._follow_again_s:
+        if self._is_held and self._behind and time.monotonic() > self._follow_again_s:
             self._follow_changes()
         self._count_loss()
-        untold, self._untold_loss = self._untold_loss, 0
-        return untold
+        return self._account.take_loss()
 
     def _count_loss(self) -> None:
-        if self._ifb is None or not self._is_held:
+        if self._ifb is None or self._is_over:
             return
-        before = self._last
+        before = self._account.last
         now = self._state()
         if now is None:  # somebody removed it, or its plug: what is diverted does not wait any more
             self._diversion.end()
             self._ifb = None
-            now = self._last = PlugState(0, before.passed, before.dropped, 0)
-        # A device that goes down drops what waits; what it takes when it is up again, waits.
-        lost = max(0, before.waiting + before.passed - now.waiting - now.passed)
-        self._lost += lost
-        self._untold_loss += lost
+            if self._is_held:
+                self._troubles[gone_words(self._ifb_name)] = None
+        if self._is_held:
+            self._account.count_loss(before, now)
 
     # --- the end
 
@@ -230,25 +233,34 @@ class PlugBackend(Backend):
         try:
             if self._ifb is not None:
                 self._control.open_plug(self._ifb)
+        except SynplugError:
+            self._count_loss()
+            if self._ifb is not None:
+                raise
         finally:  # what is not diverted does not wait
-            self._is_held = False
+            self._troubles |= dict.fromkeys(loss_remark(self._account.take_loss()))
+            self._is_held, self._is_over = False, True
             self._diversion.end()
         return burst
 
-    def confirm_empty(self) -> None:
+    def confirm_empty(self, go_on: Callable[[], None] = lambda: None) -> None:
         wait_for_packets_in_flight()
-        if self._ifb is None:
-            return
-        give_up_s = time.monotonic() + _SETTLE_LIMIT_S
-        while time.monotonic() < give_up_s:
-            state = self._state()
-            if state is None:
+        least: int | None = None
+        moved_s = time.monotonic()
+        while self._ifb is not None and (state := self._state()) is not None:
+            left = state.waiting + self._control.ifb_in_flight(self._ifb)
+            if not left:
+                self._account.stranded = self._control.ifb_stranded(self._ifb)
                 return
-            if not (state.waiting or self._control.ifb_in_flight(self._ifb)):
-                self._stranded = self._control.ifb_stranded(self._ifb)
-                return
+            if least is None or left < least:
+                least, moved_s = left, time.monotonic()
+                go_on()
+            elif time.monotonic() - moved_s > _SETTLE_LIMIT_S:
+                break
             time.sleep(_SETTLE_POLL_S)
-        raise ReleaseError(f"{self._last.waiting} packets still wait in {self._ifb_name}")
+        else:
+            return
+        raise ReleaseError(f"{self._account.last.waiting} packets still wait in {self._ifb_name}")
 
     def obstacle(self) -> str:
         return ""
@@ -276,17 +288,7 @@ class PlugBackend(Backend):
             raise ReleaseError(f"the device {self._ifb_name} is still there")
 
     def counts(self) -> HoldCounts:
-        released = self._last.passed - self._before.passed - self._stranded
-        lost = self._lost + self._stranded
-        return HoldCounts(
-            held=released + self._last.waiting + lost,
-            released=released,
-            let_through=self._passing,
-            overflowed=self._last.dropped - self._before.dropped,
-            lost=lost,
-            waiting=self._last.waiting,
-            peak=self._peak,
-        )
+        return self._account.counts(let_through=self._passing)
 
     def close(self) -> None:
         if self._made is None:
@@ -305,7 +307,7 @@ class PlugBackend(Backend):
     def clean_up_after_death(self, traces: Mapping[str, str]) -> list[str]:
         """Open what is still there, let it run empty, and remove it."""
         try:
-            self._made_index = _index_in(traces)
+            self._made_index = ifb_index(traces)
             self._ifb = device = self._still_there()
             waiting = self.waiting()
             if device is not None:
@@ -330,9 +332,3 @@ class PlugBackend(Backend):
             if self._made is not None:
                 self._made.close()
                 self._made = None
-
-
-def _index_in(traces: Mapping[str, str]) -> int | None:
-    """The index of the run's device, where its traces have it; they can say anything."""
-    _, _, index = traces.get("ifb device", "").partition(":")
-    return int(index) if re.fullmatch("[0-9]{1,10}", index) else None

@@ -13,9 +13,14 @@ def loss_remark(lost: int) -> tuple[str, ...]:
     if not lost:
         return ()
     return (
-        f"{lost} held SYNs were dropped by somebody else, who removed a netfilter hook or a "
-        "device; their clients retransmit",
+        f"{lost} held SYNs were dropped by somebody else, who removed a netfilter hook, or removed "
+        "a device or set it down; their clients retransmit",
     )
+
+
+def gone_words(device: str) -> str:
+    """On the device of a plug that is not there any more."""
+    return f"somebody has removed {device}, or its plug: new connections do not wait there"
 
 
 def stranded_remark(lost: int) -> tuple[str, ...]:
@@ -48,6 +53,16 @@ def burst_remark(released: int, listeners: Collection[Listener]) -> tuple[str, .
     return (
         f"{released} SYNs were let go at once, and a listener has a backlog of {backlog}: "
         "some may wait a second more (raise its backlog, and net.core.somaxconn)",
+    )
+
+
+def hurried_remark(left: int, why: str) -> tuple[str, ...]:
+    """On those who had to go before the listeners had room for them; *why* as for who asks."""
+    if not (left and why):
+        return ()
+    return (
+        f"{left} SYNs that still waited for room at the listeners were let go at once, since "
+        f"{why}: some may wait a second more (raise --max-hold, or what bounds the pace)",
     )
 
 

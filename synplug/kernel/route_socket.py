@@ -33,7 +33,8 @@ def load_library() -> None:
         import pyroute2  # noqa: F401
     except ImportError as error:
         raise UnsupportedError(
-            "pyroute2 is not installed", remedy="pip install 'synplug[plug]'"
+            "pyroute2 is not installed",
+            remedy="install it beside synplug (pipx inject synplug pyroute2, or pip)",
         ) from error
 
 

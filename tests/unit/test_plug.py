@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -25,12 +26,13 @@ from synplug.holding.diversion import Diversion
 from synplug.holding.ledger import Entry
 from synplug.holding.ownership import MOST_FILTERS
 from synplug.holding.plug import PlugBackend
+from synplug.holding.plug_limits import BYTES_PER_SYN
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, Prefix, SynFilter
 from synplug.kernel.netlink_codec import attributes
 from synplug.kernel.places import Places
 from synplug.kernel.traffic_control import Device, PlugState, TrafficControl
-from synplug.model import BackendName, Endpoint, Flow, HoldSpec, OnFull
+from synplug.model import BackendName, Endpoint, Flow, HoldCounts, HoldSpec, OnFull
 
 SPEC = HoldSpec(endpoints=(Endpoint(port=80),), run_id="0123abcd", max_held_packets=100)
 LOCAL: set[Prefix] = {ip_network("127.0.0.0/8"), ip_network("10.0.0.1/32"), ip_network("::1/128")}
@@ -166,7 +168,8 @@ class FakeChanges:
     def fileno(self) -> int:
         return 7
 
-    def take(self) -> bool:
+    def take(self, own_plug: int | None = None) -> bool:
+        assert own_plug is not None, "the notices of the run's own plug are no news"
         was, self.changed = self.changed, False
         return was
 
@@ -205,7 +208,7 @@ def test_all_is_there_before_anything_waits(control: FakeControl) -> None:
         "clsact": "lo:1",
     }
     backend.arm()
-    assert control.log[:2] == ["make-ifb", f"make-plug {100 * plug.BYTES_PER_SYN}"]
+    assert control.log[:2] == ["make-ifb", f"make-plug {100 * BYTES_PER_SYN}"]
     assert control.log.count("add-filter") == AT_LOOPBACK + AT_A_WIRE
     assert "close-plug" not in control.log
     control.log.clear()
@@ -503,6 +506,29 @@ def test_what_cannot_go_back_to_its_device_is_lost(control: FakeControl) -> None
     counts = backend.counts()
     assert (counts.held, counts.released, counts.lost) == (3, 1, 2)
     assert "2 held SYNs were lost" in backend.remarks[0]
+
+
+def test_a_plug_that_runs_empty_slowly_is_waited_for(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as some go: removing it would drop the others."""
+    backend = held(control)
+    backend.open()
+    monkeypatch.setattr(plug, "_SETTLE_LIMIT_S", 2.0)
+    now_s, signs = [0.0], list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+
+    def pass_on(seconds: float) -> None:  # a hundred SYNs, one in 0.1 s
+        now_s[0] += seconds
+        gone = min(100, int(now_s[0] * 10))
+        control.state = PlugState(100 - gone, passed=gone, dropped=0, waiting_bytes=0)
+
+    monkeypatch.setattr(time, "sleep", pass_on)
+    pass_on(0.0)
+    backend.confirm_empty(lambda: signs.append(now_s[0]))
+    assert backend.counts().waiting == 0
+    assert len(signs) == 100, "the keeper hears that it goes on"
+    assert now_s[0] > 4 * 2.0
 
 
 def test_what_stays_in_the_plug_is_told(control: FakeControl) -> None:
@@ -954,9 +980,86 @@ def test_what_has_changed_before_the_hold_is_diverted_in_it(control: FakeControl
     assert isinstance(backend._changes, FakeChanges)
     control.there[3] = "eth1"
     backend._changes.changed = True
+    control.log.clear()
     backend.hold()
-    backend.absorb()
+    assert 3 in {found.device for found in control.installed}, "when it is said that SYNs wait"
+    assert control.log[-1] == "close-plug", "what it brings does not wait for the others"
+
+
+def test_the_device_is_set_up_again_before_it_holds(control: FakeControl) -> None:
+    """SYNs pass by the device then: nobody connects if it is down."""
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    control.there[3] = "eth1"
+    control.log.clear()
+    changed(backend)
+    assert control.log == ["set-up"]
+    backend.hold()
+    assert 3 in {found.device for found in control.installed}, "that has had time"
+
+
+def test_what_could_not_be_followed_before_it_holds_is_followed_then(control: FakeControl) -> None:
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    control.there[3] = "eth1"
+    control.refused.add("set-up")
+    changed(backend)
+    control.refused.clear()
+    backend.hold()
     assert 3 in {found.device for found in control.installed}
+    assert not backend.remarks
+
+
+def test_a_device_that_goes_before_it_holds_is_no_black_hole_and_no_hold(
+    control: FakeControl,
+) -> None:
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    control.state = None
+    changed(backend)
+    assert len(control.installed) == 1, "nothing is redirected to nowhere"
+    with pytest.raises(KernelError, match="removed synplug0123abcd, or its plug"):
+        backend.hold()
+    assert backend.counts() == HoldCounts()
+
+
+def test_a_device_that_goes_while_it_is_told_to_hold_is_no_hold(control: FakeControl) -> None:
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    control.state = None
+    with pytest.raises(KernelError, match="removed synplug0123abcd, or its plug"):
+        backend.hold()
+    backend.close()
+    assert len(control.installed) == 1
+
+
+def test_a_device_that_goes_when_nobody_waits_is_told(control: FakeControl) -> None:
+    """Who comes from there on does not wait."""
+    backend = held(control)
+    control.state = None
+    changed(backend)
+    backend.open()
+    assert backend.counts().lost == 0
+    assert any("new connections do not wait there" in told for told in backend.remarks)
+
+
+@pytest.mark.parametrize("is_noticed", [True, False])
+def test_a_device_that_goes_just_before_the_release_is_a_loss_that_is_told(
+    control: FakeControl, is_noticed: bool
+) -> None:
+    """By its notice, or since its plug does not open."""
+    backend = held(control)
+    control.state = PlugState(waiting=4, passed=0, dropped=0, waiting_bytes=296)
+    backend.check_for_loss()
+    control.state = None
+    control.refused.add("open-plug")
+    if is_noticed:
+        changed(backend)
+    backend.open()
+    backend.confirm_empty()
+    assert len(control.installed) == 1
+    assert backend.counts().lost == 4
+    assert any("4 held SYNs were dropped by somebody else" in told for told in backend.remarks)
 
 
 def test_filters_are_removed_that_are_not_noted_any_more(control: FakeControl) -> None:
@@ -1261,6 +1364,21 @@ def test_the_words_of_it_remove_nobody_elses_clsact(at_loopback: bool) -> None:
     assert lines.count(f"tc filter del dev {where} protocol ipv6 pref N handle N flower") == 1
     tagged = [line for line in lines if "protocol 802.1Q" in line]
     assert len(tagged) == (0 if at_loopback else 2 * 2 + 1), "two ports, two families"
+    marked = [line for line in lines if line.startswith("tc filter add dev lo") and " fw " in line]
+    assert len(marked) == 1, "a probe does not wait for its own release"
+
+
+def test_the_words_of_it_for_named_devices_have_what_befits_each() -> None:
+    def lines_of(*devices: str) -> str:
+        spec = HoldSpec(
+            endpoints=SPEC.endpoints, run_id="0123abcd", backend=BackendName.PLUG, devices=devices
+        )
+        return "\n".join(equivalent_commands(spec))
+
+    assert "802.1Q" not in lines_of("lo")
+    assert "fw action pass" in lines_of("lo")
+    assert "802.1Q" in lines_of("eth0")
+    assert "fw action pass" not in lines_of("eth0")
 
 
 class Refusing:
