@@ -135,6 +135,7 @@ class Listener:
     :param backlog: the limit of its accept queue, in connections.
     :param accept_queue: connections waiting there.
     :param v6only: an IPv6 socket that does not serve IPv4.
+    :param device: the index of the interface that it is bound to (SO_BINDTODEVICE); 0: none.
     """
 
     address: Address
@@ -144,6 +145,7 @@ class Listener:
     backlog: int
     accept_queue: int
     v6only: bool = False
+    device: int = 0
 
     def __str__(self) -> str:
         return str(Endpoint(port=self.port, address=self.address))

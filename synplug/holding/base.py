@@ -2,7 +2,7 @@
 
 A backend lives in the keeper and nowhere else. It is driven in this order::
 
-    load_libraries() → arm() → [ observe() → { absorb() }* ] → hold()
+    load_libraries() → arm() → { absorb() }* → [ observe() → { absorb() }* ] → hold()
     → { absorb(), let_through(), release_next() }* → open() → confirm_empty() → remove() → close()
 
 ``close()`` alone must be safe at any point: it undoes what the kernel does not undo by itself.
@@ -11,10 +11,11 @@ A backend lives in the keeper and nowhere else. It is driven in this order::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+from synplug.holding.waiting import Lane
 from synplug.kernel.capabilities import NET_ADMIN, NET_RAW
-from synplug.model import Flow, HoldCounts
+from synplug.model import Endpoint, Flow, HoldCounts
 
 #: What a keeper needs that does not know its backend yet.
 ANY_BACKEND = frozenset({NET_ADMIN, NET_RAW})
@@ -57,7 +58,7 @@ class Backend(ABC):
 
     @abstractmethod
     def arm(self) -> None:
-        """Do all that can fail. Nothing is held yet, and no packet's way changes."""
+        """Do all that can fail. Nothing is held yet; a packet's way may change, not its fate."""
 
     def observe(self, go_on: Callable[[], None] = lambda: None) -> None:
         """One atomic change: from here on SYNs are looked at, and pass.
@@ -103,19 +104,26 @@ class Backend(ABC):
     def waiting(self) -> int:
         """How many connections wait."""
 
-    def waiting_by_port(self) -> dict[int, int]:
-        """The same by destination port; 0 stands for packets whose headers cannot be read.
+    def waiting_by_lane(self) -> dict[Lane, int]:
+        """The same by lane: a destination port, unless that has been divided.
 
-        As :meth:`release_next`, asked only where :attr:`can_pace`.
+        As :meth:`divide` and :meth:`release_next`, called only where :attr:`can_pace`.
         """
         raise NotImplementedError
 
-    def release_next(self, port: int, limit: int) -> int:
-        """Let go up to *limit* connections to *port* in the order of their arrival.
+    def divide(self, port: int, endpoints: Iterable[Endpoint]) -> None:
+        """From here on each of these endpoints, which have an address, is a lane of its own.
+
+        The port's own keeps the others; no port is divided twice.
+        """
+        raise NotImplementedError(f"opens as a whole, not port {port} by {endpoints}")
+
+    def release_next(self, lane: Lane, limit: int) -> int:
+        """Let go up to *limit* connections of a lane in the order of their arrival.
 
         :returns: how many.
         """
-        raise NotImplementedError(f"opens as a whole, not {limit} of port {port}")
+        raise NotImplementedError(f"opens as a whole, not {limit} of {lane}")
 
     @abstractmethod
     def check_for_loss(self) -> int:
@@ -134,9 +142,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def confirm_empty(self) -> None:
+    def confirm_empty(self, go_on: Callable[[], None] = lambda: None) -> None:
         """Verify that nothing waits any more, packets that were on their way included.
 
+        :param go_on: is called again and again if that takes long, as a sign of life.
         :raises ReleaseError: something does.
         """
 

@@ -12,7 +12,7 @@ older one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from synplug.errors import LockError, OverrunError, ReleaseError, SynplugError
@@ -22,17 +22,10 @@ from synplug.holding.observation import LIMIT, Observation
 from synplug.holding.queue_plan import queue_plan
 from synplug.holding.remarks import foreign_remark, restored_remark
 from synplug.holding.sources import Sources
-from synplug.holding.waiting import Place, WaitingSyns, nothing_yet, unreadable
+from synplug.holding.waiting import Lane, Place, WaitingSyns, nothing_yet, unreadable
 from synplug.kernel.namespaces import wait_for_packets_in_flight
-from synplug.kernel.nfqueue import (
-    LOOPBACK,
-    NF_ACCEPT,
-    NF_DROP,
-    Notice,
-    PacketQueues,
-    queue_states,
-)
-from synplug.model import Flow, HoldCounts, HoldSpec, Hook, OnFull
+from synplug.kernel.nfqueue import LOOPBACK, NF_ACCEPT, NF_DROP, Notice, PacketQueues, queue_states
+from synplug.model import Endpoint, Flow, HoldCounts, HoldSpec, Hook, OnFull
 
 _NOTICES_PER_TURN = 4096
 _SETTLE_ROUNDS = 200
@@ -197,12 +190,15 @@ class QueueBackend(Backend):
     def waiting(self) -> int:
         return len(self._held)
 
-    def waiting_by_port(self) -> dict[int, int]:
-        return self._held.by_port()
+    def waiting_by_lane(self) -> dict[Lane, int]:
+        return self._held.by_lane()
 
-    def release_next(self, port: int, limit: int) -> int:
-        is_alone = self._held.is_all_for(port)
-        gone = self._held.take(port, limit)
+    def divide(self, port: int, endpoints: Iterable[Endpoint]) -> None:
+        self._held.divide(port, endpoints)
+
+    def release_next(self, lane: Lane, limit: int) -> int:
+        is_alone = self._held.is_all_in(lane)
+        gone = self._held.take(lane, limit)
         for flow, _ in gone:
             self._sources.leave(flow)
         self._accept([place for _, place in gone], alone=is_alone)
@@ -212,8 +208,8 @@ class QueueBackend(Backend):
     def _accept(self, places: list[Place], *, alone: bool) -> None:
         """Let these go, in their order.
 
-        :param alone: no other port's wait in between. Then a queue needs one verdict for all: it
-            settles whatever stands before the last, moved ones too.
+        :param alone: nobody of another lane waits in between. Then a queue needs one verdict for
+            all: it settles whatever stands before the last, moved ones too.
         """
         upto: dict[int, int] = {}
         if alone:
@@ -282,7 +278,7 @@ class QueueBackend(Backend):
         self.absorb()
         return len(places)
 
-    def confirm_empty(self) -> None:
+    def confirm_empty(self, go_on: Callable[[], None] = lambda: None) -> None:  # noqa: ARG002
         wait_for_packets_in_flight()
         for _ in range(_SETTLE_ROUNDS):
             self.absorb()

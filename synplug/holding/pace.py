@@ -7,39 +7,43 @@ rest, and their clients wait a second or more (docs/adr/0005-paced-release.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import NamedTuple, Protocol
+from copy import copy
+from typing import NamedTuple
 
-from synplug.holding.room import Room, Stuck, room_of
+from synplug.holding.room import (
+    Apart,
+    Part,
+    Room,
+    Rooms,
+    Stuck,
+    opening,
+    queued,
+    room_beside,
+    room_of,
+)
+from synplug.holding.waiting import Lane
 from synplug.model import Endpoint, Listener, ReleaseMode
 
 _DEBT_WINDOW_S = 0.5
+#: Who has let nobody in for so long stands still, for a while.
+_STANDSTILL_S = 0.25
 #: Round trips are shorter; a SYN-ACK that got lost is sent again after a second.
 _HANDSHAKE_WINDOW_S = 1.5
 #: The pace where nobody tells how far the listener is: what any backlog in use takes, and what
 #: most services accept (docs/containers.md).
 _BLIND_STEP, _BLIND_EVERY_S = 64, 0.01
-#: Room for newcomers that is enough, while nobody has had to wait for a place yet: a service that
-#: bears its load has none of its queue left in the time that so many take to come.
-_RESERVE = 128
 _SYN_BACKLOG = "by net.ipv4.tcp_max_syn_backlog, since SYN cookies are off"
 _STUCK = "; a listener that accepts nothing was left out"
 _HANDSHAKES = ", filled by handshakes that wait for their clients"
 
 
-class Rooms(Protocol):
-    """What pacing asks the kernel; :class:`synplug.kernel.sock_diag.SocketDiagnostics` answers."""
-
-    def listeners(self, endpoints: Iterable[Endpoint] | None = None) -> list[Listener]:
-        """The listening sockets that serve the endpoints."""
-
-    def request_sockets(self, endpoints: Iterable[Endpoint]) -> int:
-        """Connections to the endpoints that are in SYN_RECV."""
-
-
 class Pacer:
     """Decides how many may go next, for each port by itself.
 
+    Where an endpoint of a port accepts nothing, while another one does, for each of them by itself.
+
     :param clock: monotonic seconds.
+    :param divide: tells who counts what waits that these endpoints of a port are lanes now.
     :param somaxconn: reads the kernel's limit of a backlog; 0: not known.
     :param syn_limit: how many request sockets a listener may have, where that is not its backlog.
     :param is_blind: the listeners cannot be seen; steps of 64 go, one every 10 ms.
@@ -52,43 +56,65 @@ class Pacer:
         mode: ReleaseMode,
         rooms: Rooms,
         clock: Callable[[], float],
+        divide: Callable[[int, Collection[Endpoint]], None],
         somaxconn: Callable[[], int] = lambda: 0,
         syn_limit: int = 0,
         is_blind: bool = False,
     ) -> None:
         self._mode = mode
-        self._ports: dict[int, _PortPacer] = {}
+        self._divide = divide
+        self._divided: set[int] = set()
+        make = _BlindLanePacer if is_blind else _LanePacer
+        self._lanes: dict[Lane, _LanePacer] = {}
         for port in sorted({endpoint.port for endpoint in endpoints}):
             wanted = tuple(endpoint for endpoint in endpoints if endpoint.port == port)
-            make = _BlindPortPacer if is_blind else _PortPacer
-            self._ports[port] = make(wanted, rooms, clock, somaxconn, syn_limit)
+            self._lanes[port] = make(wanted, rooms, clock, somaxconn, syn_limit)
         self.steps = 0
 
     @property
     def limit(self) -> str:
         """What bounded the pace, for the report; empty when everything fitted at once."""
-        limits = {port: pacer.limit for port, pacer in self._ports.items() if pacer.limit}
-        if len(self._ports) == 1:
+        limits = {lane: pacer.limit for lane, pacer in self._lanes.items() if pacer.limit}
+        if len(self._lanes) == 1:
             return "".join(limits.values())
-        return ", ".join(f"port {port}: {limit}" for port, limit in limits.items())
+        return ", ".join(
+            f"port {lane}: {limit}" if isinstance(lane, int) else f"{lane}: {limit}"
+            for lane, limit in limits.items()
+        )
 
-    def step(self, waiting: Mapping[int, int]) -> dict[int, int] | None:
-        """How many of those *waiting* may go now, by port; None: open, there is nothing to pace.
+    def step(self, waiting: Mapping[Lane, int]) -> dict[Lane, int] | None:
+        """How many of those *waiting* may go now, by lane; None: open, there is nothing to pace.
 
-        Port 0 stands for those whose port could not be read.
-        A port whose SYNs all fit does not wait for another's: they go, and whoever comes queues
+        Lane 0 stands for those whose port could not be read.
+        A lane whose SYNs all fit does not wait for another's: they go, and whoever comes queues
         up and goes at the next step.
         """
         if self._mode is ReleaseMode.BURST:
             return None
-        steps = {port: pacer.step(waiting.get(port, 0)) for port, pacer in self._ports.items()}
+        steps = {lane: pacer.step(waiting.get(lane, 0)) for lane, pacer in self._lanes.items()}
         if all(step.fits for step in steps.values()):
             return None
-        released = {port: step.released for port, step in steps.items()}
+        released = {lane: step.released for lane, step in steps.items()}
+        for lane, step in steps.items():
+            if isinstance(lane, int) and not step.fits and self._divide_where_apart(lane):
+                released[lane] = 0
         released[0] = waiting.get(0, 0)  # few, and nobody knows whose
         if any(released.values()):
             self.steps += 1
         return released
+
+    def _divide_where_apart(self, port: int) -> bool:
+        """Whether each of its endpoints has a pace of its own from the next step on."""
+        whole = self._lanes[port]
+        apart = whole.apart
+        if not apart or port in self._divided:
+            return False
+        self._divided.add(port)
+        self._divide(port, apart)
+        self._lanes |= {one: whole.narrowed(one, apart) for one in apart}
+        self._lanes[port] = whole.narrowed(None, apart)
+        self._lanes[port].limit = whole.limit
+        return True
 
 
 def at_once(
@@ -102,20 +128,24 @@ def at_once(
     found = {}
     for port in sorted({endpoint.port for endpoint in wanted}):
         mine = [one for one in listeners if one.port == port and any(map(one.serves, wanted))]
-        room = _room_beside(mine, _queued(mine), syn_limit) if mine else Room(free=0, total=0)
-        found[port] = _opening(room, has_queued=False)
+        room = room_beside(mine, queued(mine), syn_limit) if mine else Room(free=0, total=0)
+        found[port] = opening(room, has_queued=False)
     return found
 
 
 class _Step(NamedTuple):
-    """How many of a port may go now. *fits*: nothing would be gained by pacing it any more."""
+    """How many of a lane may go now. *fits*: nothing would be gained by pacing it any more."""
 
     released: int
     fits: bool
 
 
-class _PortPacer:
-    """Decides for one port; *limit* as :attr:`Pacer.limit`."""
+class _LanePacer:
+    """Decides for one lane.
+
+    *limit* as :attr:`Pacer.limit`. *apart*: its endpoints that have an address, if one of all
+    has had no room for long while another one has.
+    """
 
     def __init__(
         self,
@@ -131,6 +161,7 @@ class _PortPacer:
         self._somaxconn = somaxconn
         self._syn_limit = syn_limit
         self._stuck = Stuck()
+        self._apart = Apart()
         self._backlog = 0
         self._lowest: int | None = None
         self._lowest_at_s = 0.0
@@ -139,10 +170,21 @@ class _PortPacer:
         self._occupied = 0  # at the most: in a queue when it was counted, or let go since
         self._has_begun = False
         self._has_queued = False
+        self._kept_at_s = clock()  # somebody, for want of room
         self._released_at_s = float("-inf")
         self._awaits_clients = False
+        self._are_far = False  # the clients: their handshakes have filled the room
         self._has_given_up = False
         self.limit = ""
+        self.apart: tuple[Endpoint, ...] = ()
+
+    def narrowed(self, own: Endpoint | None, parts: Collection[Endpoint]) -> _LanePacer:
+        """One that knows as much, for a part; *own* and *parts* as for :class:`Part`."""
+        one = copy(self)
+        one._rooms = Part(self._rooms, own, parts)  # noqa: SLF001 -- it is of this class
+        one._stuck = self._stuck.copy()  # noqa: SLF001
+        one.limit = ""
+        return one
 
     def step(self, waiting: int) -> _Step:
         """How many of the *waiting* may go now.
@@ -156,20 +198,41 @@ class _PortPacer:
         room = None if self._has_given_up else self._look(waiting)
         if room is None:  # nothing to wait for
             return _Step(waiting, fits=True)
-        self._awaits_clients = room.awaits_clients
-        if self._may_open(room, waiting):
+        if self._may_open(room, waiting) or self._goes_by_itself(room, waiting):
             return _Step(waiting, fits=True)
+        awaited_clients, self._awaits_clients = self._awaits_clients, room.awaits_clients
+        self._are_far |= room.awaits_clients
         self._note_limit()
         released = min(waiting, room.free)
-        self._has_queued |= released < waiting
+        if released < waiting:
+            self._has_queued, self._kept_at_s = True, self._clock()
         if released:
-            self._has_begun = True
-            self._occupied += released
-            self._released_at_s = self._clock()
+            self._note(released, waiting, stood_still=not awaited_clients)
         return _Step(released, fits=False)
 
     def _may_open(self, room: Room, waiting: int) -> bool:
-        return waiting <= _opening(room, has_queued=self._has_queued)
+        return waiting <= opening(room, has_queued=self._has_queued)
+
+    def _goes_by_itself(self, room: Room, waiting: int) -> bool:
+        """Whether all who came have gone at once for a while: what fills the room, stays in it."""
+        return waiting <= room.free > 0 and self._clock() - self._kept_at_s > _HANDSHAKE_WINDOW_S
+
+    def _note(self, released: int, waiting: int, *, stood_still: bool) -> None:
+        """So many of the *waiting* go now.
+
+        :param stood_still: if nobody went for a while, it was the service that let nobody in.
+        """
+        now = self._clock()
+        stood_still &= now - self._released_at_s >= _STANDSTILL_S
+        if stood_still or released == waiting:
+            self._progress(waiting, now)
+        self._has_begun = True
+        self._occupied += released
+        self._released_at_s = now
+
+    def _progress(self, waiting: int, now: float) -> None:
+        """From here on what waits is compared with this."""
+        self._lowest, self._lowest_at_s, self._going_s = waiting, now, 0.0
 
     def _look(self, waiting: int) -> Room | None:
         """The room that there is now, or less; None: nobody listens.
@@ -181,19 +244,27 @@ class _PortPacer:
         if not listeners:
             return None
         if not self._has_begun:
-            self._occupied = _queued(listeners)
-        room = _room_beside(listeners, self._occupied, self._syn_limit)
+            self._occupied = queued(listeners)
+        room = room_beside(listeners, self._occupied, self._syn_limit)
         if self._has_begun and not self._suffices(room, waiting):
             # A handshake that completes in between counts twice; in the other order, not at all.
-            requests = self._rooms.request_sockets(self._endpoints)
+            # Those of its other addresses are in the same queue.
+            served = dict.fromkeys(listener.endpoint() for listener in listeners)
+            requests = self._rooms.request_sockets(served)
             listeners = self._accepting() or listeners
-            self._occupied = requests + _queued(listeners)
+            self._occupied = requests + queued(listeners)
             room = room_of(listeners, requests, syn_limit=self._syn_limit)
-        self._backlog = min(listener.backlog for listener in listeners)
+        self._backlog = room.backlog
         return room
 
     def _accepting(self) -> list[Listener]:
-        return self._stuck.left_out(self._rooms.listeners(self._endpoints), self._clock())
+        listeners, now = self._rooms.listeners(self._endpoints), self._clock()
+        found = dict.fromkeys(one.endpoint() for one in listeners)
+        if self._apart.is_found(listeners, now, syn_limit=self._syn_limit):
+            self.apart = tuple(one for one in found if one.address is not None)
+        else:
+            self.apart = ()
+        return self._stuck.left_out(listeners, now)
 
     def _suffices(self, room: Room, waiting: int) -> bool:
         """Whether more room would change nothing now."""
@@ -216,43 +287,30 @@ class _PortPacer:
         """Why to pace no longer: what waits has not become less for a while in which some went.
 
         The time in which a service stands still does not count: those who come meanwhile are no
-        sign that it is slower than they come.
+        sign that it is slower than they come, and what waits then is what it begins with. Nor is
+        there any debt where whoever comes goes at once.
 
         A flood of SYNs with forged sources leaves handshakes that nobody completes: they fill
         the room for a minute, and a client that is there completes its own within a round trip.
         """
         now = self._clock()
-        goes_on = now - self._released_at_s < _DEBT_WINDOW_S / 2
+        goes_on = now - self._released_at_s < _STANDSTILL_S
         self._going_s += now - self._looked_at_s if goes_on else 0.0
         self._looked_at_s = now
         if self._lowest is None or waiting < self._lowest:
-            self._lowest, self._lowest_at_s, self._going_s = waiting, now, 0.0
+            self._progress(waiting, now)
         if self._has_given_up:
             return ""
-        if self._awaits_clients and now - self._lowest_at_s > _HANDSHAKE_WINDOW_S:
+        came_on_at_s = max(self._lowest_at_s, self._released_at_s)
+        if self._awaits_clients and now - came_on_at_s > _HANDSHAKE_WINDOW_S:
             return "clients did not complete their handshakes"
-        is_debt = goes_on and self._going_s > _DEBT_WINDOW_S
+        # Far away all goes by the round trip; and who sends a SYN again meanwhile waits once more.
+        window_s = _HANDSHAKE_WINDOW_S if self._are_far else _DEBT_WINDOW_S
+        is_debt = goes_on and self._going_s > window_s
         return "newcomers outpaced the service" if is_debt else ""
 
 
-def _queued(listeners: Iterable[Listener]) -> int:
-    return sum(listener.accept_queue for listener in listeners)
-
-
-def _room_beside(listeners: Iterable[Listener], occupied: int, syn_limit: int) -> Room:
-    """The room of these listeners if so many are in their queues, at the most."""
-    room = room_of(listeners, 0, syn_limit=syn_limit)
-    return room._replace(free=min(room.free, max(0, room.total - occupied)))
-
-
-def _opening(room: Room, *, has_queued: bool) -> int:
-    """How many may be let go by opening: enough of the room is left to those who come then."""
-    half = room.total // 2
-    reserve = half if has_queued else min(half, _RESERVE)
-    return room.free // 2 if room.free >= reserve else -1
-
-
-class _BlindPortPacer(_PortPacer):
+class _BlindLanePacer(_LanePacer):
     """For a listener that cannot be seen: a step that fits, and then a pause."""
 
     def _look(self, waiting: int) -> Room:  # noqa: ARG002

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from synplug.errors import SynplugError
 from synplug.holding.base import Backend
 from synplug.holding.pace import Pacer, at_once
+from synplug.holding.remarks import hurried_remark
+from synplug.holding.waiting import Lane
 from synplug.kernel.procfs import sysctl
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import HoldSpec, Hook, Listener, ReleaseMode
@@ -52,7 +54,7 @@ class Fitting:
     """
 
     def __init__(self) -> None:
-        self._by_port: dict[int, int] = {}
+        self._by_port: dict[Lane, int] = {}
         self._until_s = 0.0
 
     @staticmethod
@@ -68,11 +70,11 @@ class Fitting:
         self._by_port = dict(message.get("at_once", ()))
         self._until_s = message.get("seen_at_s", 0.0) + _SEEN_JUST_NOW_S
 
-    def has_room(self, waiting: Mapping[int, int], now_s: float) -> bool:
-        """Whether all of these fit, by port, and that is known."""
+    def has_room(self, waiting: Mapping[Lane, int], now_s: float) -> bool:
+        """Whether all of these fit, by their port, and that is known."""
         is_known = now_s < self._until_s and sum(waiting.values()) <= _FEW
         return is_known and all(
-            number <= self._by_port.get(port, 0) for port, number in waiting.items()
+            number <= self._by_port.get(lane, 0) for lane, number in waiting.items()
         )
 
 
@@ -82,20 +84,20 @@ def let_go_in_steps(
     *,
     fitting: Fitting,
     clock: Callable[[], float],
-    is_over: Callable[[], bool],
+    why_over: Callable[[], str],
     turn: Callable[[int | None], None],
 ) -> Paced:
     """Let go until there is nothing to pace any more, and the backend may be opened.
 
-    :param is_over: whether to pace no longer. :param turn: sees to whatever happens within so
-        many milliseconds.
+    :param why_over: why to pace no longer, in words; empty: go on. :param turn: sees to whatever
+        happens within so many milliseconds.
     """
     is_paced = backend.can_pace and spec.release is ReleaseMode.PACED
     try:
-        while backend.can_pace and backend.absorb() and not is_over():
+        while backend.can_pace and backend.absorb() and not why_over():
             pass  # one that was slow must not take what has come before for newcomers
-        if is_paced and fitting.has_room(backend.waiting_by_port(), clock()):
-            _let_go_in_order(backend, is_over)
+        if is_paced and fitting.has_room(backend.waiting_by_lane(), clock()):
+            _let_go_in_order(backend, why_over)
             return Paced()
         with closing(SocketDiagnostics()) as diagnostics:
             pacer = Pacer(
@@ -103,21 +105,24 @@ def let_go_in_steps(
                 mode=spec.release,
                 is_blind=spec.hook is not Hook.INPUT,
                 rooms=diagnostics,
+                divide=backend.divide,
                 clock=clock,
                 somaxconn=lambda: int(sysctl("net.core.somaxconn") or 0),
                 syn_limit=_syn_limit(),
             )
-            while backend.can_pace and not is_over():
-                room = pacer.step(backend.waiting_by_port())
+            while backend.can_pace and not why_over():
+                room = pacer.step(backend.waiting_by_lane())
                 if room is None:
                     break
-                released = [backend.release_next(port, free) for port, free in room.items()]
+                released = [backend.release_next(lane, free) for lane, free in room.items()]
                 turn(0 if any(released) else _POLL_MS)
+            hurried = hurried_remark(backend.waiting(), why_over()) if pacer.limit else ()
             if is_paced:
-                _let_go_in_order(backend, is_over)
+                _let_go_in_order(backend, why_over)
             return Paced(
                 steps=pacer.steps,
-                limit=pacer.limit if pacer.steps else "",
+                limit=pacer.limit if pacer.steps or hurried else "",
+                remarks=hurried,
                 listeners=() if backend.can_pace else tuple(diagnostics.listeners(spec.endpoints)),
             )
     except SynplugError as error:  # no reason to drop what waits
@@ -125,14 +130,24 @@ def let_go_in_steps(
         return Paced(remarks=(words,))
 
 
-def _let_go_in_order(backend: Backend, is_over: Callable[[], bool]) -> None:
+def why_hurry(left_s: float, is_asked: bool) -> str:
+    """Why to pace no longer, in words; empty: go on.
+
+    :param left_s: until the deadline. :param is_asked: somebody wants it to be over.
+    """
+    if is_asked:
+        return "that was asked for"
+    return "" if left_s > 0 else "--max-hold was over"
+
+
+def _let_go_in_order(backend: Backend, why_over: Callable[[], str]) -> None:
     """Let those go who fit, the rule still in force: whoever comes meanwhile stays behind them."""
     for _ in range(_ROUNDS_BEFORE_OPENING):
-        waiting = {port: number for port, number in backend.waiting_by_port().items() if number}
-        if is_over() or not waiting:
+        waiting = {lane: number for lane, number in backend.waiting_by_lane().items() if number}
+        if why_over() or not waiting:
             break
-        for port, number in waiting.items():
-            backend.release_next(port, number)
+        for lane, number in waiting.items():
+            backend.release_next(lane, number)
         backend.absorb()
 
 

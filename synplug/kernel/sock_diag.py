@@ -113,9 +113,12 @@ class SocketDiagnostics:
                     found.append(listener)
         return found
 
-    def request_sockets(self, endpoints: Iterable[Endpoint]) -> int:
-        """How many connections to *endpoints* are in SYN_RECV."""
-        return sum(1 for _ in self._made_to(endpoints, 1 << _SYN_RECV))
+    def request_sockets(self, endpoints: Iterable[Endpoint], but: Iterable[Endpoint] = ()) -> int:
+        """How many connections to *endpoints* are in SYN_RECV.
+
+        :param but: those to these, which have an address, are left out.
+        """
+        return sum(1 for _ in self._made_to(endpoints, 1 << _SYN_RECV, but=but))
 
     def connections(self, endpoints: Iterable[Endpoint]) -> list[Connection]:
         """The established connections that came in to *endpoints*, with their tcp_info."""
@@ -148,17 +151,25 @@ class SocketDiagnostics:
         return found
 
     def _made_to(
-        self, endpoints: Iterable[Endpoint], states: int, *, extension: int = 0
+        self,
+        endpoints: Iterable[Endpoint],
+        states: int,
+        *,
+        extension: int = 0,
+        but: Iterable[Endpoint] = (),
     ) -> Iterator[memoryview]:
-        """The sockets in *states* whose local address is one of *endpoints*.
+        """The sockets in *states* whose local address is one of *endpoints*, and none of *but*.
 
         Another service may have the same port at another address; its sockets are passed over.
         """
-        wanted = list(endpoints)
+        wanted, unwanted = list(endpoints), list(but)
         for port in sorted({endpoint.port for endpoint in wanted}):
             exact, widths = _addresses([end for end in wanted if end.port == port])
+            others, other_widths = _addresses([end for end in unwanted if end.port == port])
             for body in self._walk(states, source_port=port, extension=extension):
                 address = _local_address(body)
+                if len(address) in other_widths or address in others:
+                    continue
                 if len(address) in widths or address in exact:
                     yield body
 
@@ -230,6 +241,7 @@ def _listener(body: memoryview) -> Listener:
         backlog=backlog,
         accept_queue=queued,
         v6only=v6only,
+        device=int.from_bytes(body[40:44], sys.byteorder),
     )
 
 

@@ -153,7 +153,10 @@ _BEFORE_THE_KEEPER = (Step.CHECK, Step.ARM)
 #: What the keeper does.
 KEPT = Steps(Keeper)
 
-#: Of that, what only a hold that is left to its keeper comes to.
+#: Of that, what no case strikes: it asks nothing of the kernel, and nothing is lost in between;
+#: whoever is ended there, is ended as at Backend.release_next, which comes next.
+WITHOUT_CASES = ("Backend.divide",)
+#: What only a hold that is left to its keeper comes to.
 _DETACHED = ("Audience.open_door", "Audience.detach", "RunLocks.drop")
 #: What the keeper does only where more wait than the new listener has room for at once.
 _WHERE_NOT_ALL_FIT = (
@@ -241,7 +244,8 @@ def _later_points() -> Iterator[Point]:
 def _kept() -> Iterator[tuple[str, str, str]]:
     """Where each step of the keeper is, the name of the class or module, and its own."""
     for cls, method in KEPT.methods():
-        yield f"{cls.__module__}:{cls.__name__}", cls.__name__, method
+        if f"{cls.__name__}.{method}" not in WITHOUT_CASES:
+            yield f"{cls.__module__}:{cls.__name__}", cls.__name__, method
     for module, function in sorted(KEPT.functions):
         yield f"{module}:", module.rpartition(".")[2], function
 

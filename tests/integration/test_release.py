@@ -6,6 +6,7 @@ The same with ``--release burst`` is the control: it overflows the listener's ba
 from __future__ import annotations
 
 import json
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from netlab.counters import NO_ROOM
 from netlab.load import Load
 from netlab.program import wait_until
 from netlab.topology import ClientServer
+from synplug.model import Endpoint
 from tests.integration import shell
 from tests.integration.cold import Cold
 from tests.integration.conftest import SimpleService
@@ -57,37 +59,54 @@ def test_50000_who_waited(cold: Cold) -> None:
     assert seen.report["hold"]["released"] == seen.report["hold"]["held"] >= 50_000 * 0.99
 
 
+@pytest.mark.parametrize(
+    ("fine", "hung", "told"),
+    [
+        pytest.param(("::", 8080), ("::", 8090), "port 8090", id="another port"),
+        pytest.param(
+            (ClientServer.server_ipv4, 8080),
+            (ClientServer.server_ipv6, 8080),
+            f"[{ClientServer.server_ipv6}]:8080",
+            id="another address of the port",
+        ),
+    ],
+)
 def test_a_service_that_does_not_accept_holds_back_its_own_clients_alone(
-    lab: ClientServer, tmp_path: Path
+    lab: ClientServer, tmp_path: Path, fine: tuple[str, int], hung: tuple[str, int], told: str
 ) -> None:
     """One run restarts two services; one of them hangs once it listens."""
-    services = []
-    for port, options in ((8080, ["--backlog", "16"]), (8090, ["--backlog", "4", "--lazy", "60"])):
-        directory = tmp_path / str(port)
+    lines: list[str] = []
+    targets: list[list[tuple[str, int]]] = []
+    for (address, port), options in (
+        (fine, ["--backlog", "16"]),
+        (hung, ["--backlog", "4", "--lazy", "60"]),
+    ):
+        directory = tmp_path / str(len(lines))
         directory.mkdir()
         service = SimpleService(namespace=lab.server, directory=directory, port=port)
-        services.append((service, service.start_argv("--delay", "1", *options)[2]))
-    lines = "\n".join(line for _, line in services)
-    argv = ["wrap", "--json", "-", "-p", "8080,8090", "--max-hold", "5s", "--", "sh", "-c", lines]
-    run = shell.start(lab.server, *argv)
+        lines.append(service.start_argv("--delay", "1", "--address", address, *options)[2])
+        targets.append(service.targets(lab) if address == "::" else [(address, port)])
+    wanted = ",".join(str(Endpoint(port=port, address=_own(host))) for host, port in (fine, hung))
+    argv = ["wrap", "--json", "-", "-p", wanted, "--max-hold", "5s"]
+    run = shell.start(lab.server, *argv, "--", "sh", "-c", "\n".join(lines))
     wait_until(lambda: bool(holds_in_force(lab.server)), 10, "connections are held")
     loads = [
-        Load(
-            lab.client,
-            service.targets(lab),
-            rate_per_s=100,
-            timeout_s=9.0,
-            duration_s=0.8,
-            expect_ready=False,
-        )
-        for service, _ in services
+        Load(lab.client, of_one, rate_per_s=100, timeout_s=9.0, duration_s=0.8, expect_ready=False)
+        for of_one in targets
     ]
-    with loads[0] as fine, loads[1]:
+    with loads[0] as load, loads[1]:
         stdout, stderr = run.communicate(timeout=60)
-        served = fine.wait()
+        served = load.wait()
     report = json.loads(stdout)
-    assert "port 8090: backlog of 4" in report["hold"]["release_limit"], stderr
+    assert f"{told}: backlog of 4" in report["hold"]["release_limit"], stderr
     assert report["hold"]["duration_s"] > 4, report["hold"]
+    (hurried,) = [words for words in report["warnings"] if "--max-hold was over" in words]
+    assert 0 < int(hurried.split()[0]) <= 80, "of 80 there was room for a few"
     assert served.failures == 0, served.summary()
     assert served.attempted > 50
     assert served.connect_max_ms < 4000, "the others are not"
+
+
+def _own(host: str) -> IPv4Address | IPv6Address | None:
+    address = ip_address(host)
+    return None if address.is_unspecified else address

@@ -11,7 +11,7 @@ import pytest
 
 from synplug.holding import keeper
 from synplug.kernel.deadman import Deadman
-from tests.integration.fault_points import POINTS
+from tests.integration.fault_points import POINTS, WITHOUT_CASES
 from tests.integration.steps_in_code import Steps
 
 Changed = Callable[[str, str], set[str]]
@@ -20,7 +20,8 @@ Changed = Callable[[str, str], set[str]]
 def names(steps: Steps) -> set[str]:
     """As the points of the matrix are called."""
     found = {f"{cls.__name__}.{method}" for cls, method in steps.methods()}
-    return found | {f"{module.rpartition('.')[2]}.{name}" for module, name in steps.functions}
+    found |= {f"{module.rpartition('.')[2]}.{name}" for module, name in steps.functions}
+    return found - set(WITHOUT_CASES)
 
 
 @pytest.fixture

@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synplug.errors import KernelError
+from synplug.holding import paced as paced_module
 from synplug.holding.nfqueue import QueueBackend
 from synplug.holding.pace import Pacer, at_once
-from synplug.holding.paced import Fitting, Sighting, let_go_in_steps
+from synplug.holding.paced import Fitting, Sighting, let_go_in_steps, why_hurry
 from synplug.holding.room import room_of
+from synplug.holding.waiting import Lane
 from synplug.model import Endpoint, HoldSpec, Hook, Listener, ReleaseMode
 from tests.unit.fakes import HTTP, World, listener
 
@@ -29,13 +31,15 @@ class Listening:
         self.now = list(now)
         self.requests = requests
         self.asked: list[tuple[Endpoint, ...]] = []
+        self.left_out: list[tuple[Endpoint, ...]] = []
 
     def listeners(self, endpoints: Iterable[Endpoint] | None = None) -> list[Listener]:
         wanted = list(endpoints or ())
         return [own for own in self.now if any(own.serves(endpoint) for endpoint in wanted)]
 
-    def request_sockets(self, endpoints: Iterable[Endpoint]) -> int:
+    def request_sockets(self, endpoints: Iterable[Endpoint], but: Iterable[Endpoint] = ()) -> int:
         self.asked.append(tuple(endpoints))
+        self.left_out.append(tuple(but))
         return self.requests
 
 
@@ -46,7 +50,17 @@ def pacer(
     mode: ReleaseMode = ReleaseMode.PACED,
 ) -> Pacer:
     world = world or World(0.0)
-    return Pacer(endpoints=endpoints or (HTTP,), mode=mode, rooms=rooms, clock=world.clock)
+    return Pacer(
+        endpoints=endpoints or (HTTP,),
+        mode=mode,
+        rooms=rooms,
+        clock=world.clock,
+        divide=never_divided,
+    )
+
+
+def never_divided(port: int, endpoints: Iterable[Endpoint]) -> None:
+    raise AssertionError(f"port {port} has been divided by {endpoints}")
 
 
 def step(paced: Pacer, waiting: int) -> int | None:
@@ -85,6 +99,8 @@ def step(paced: Pacer, waiting: int) -> int | None:
             70,
             80,
         ),
+        # so has each device that one is bound to
+        ([replace(listener(n, backlog=100), device=n) for n in (1, 2)], 0, 100, 100),
         # those of IPv4 and of IPv6 are two sets
         ([listener(n, ("0.0.0.0", "::")[n % 2], backlog=100) for n in range(4)], 0, 140, 140),
     ],
@@ -113,6 +129,7 @@ def test_without_syn_cookies_handshakes_have_less_room() -> None:
         mode=ReleaseMode.PACED,
         rooms=Listening(one),
         clock=World(0.0).clock,
+        divide=never_divided,
         syn_limit=48,
     )
     assert step(paced, 300) == 28
@@ -168,6 +185,7 @@ def test_the_run_finds_the_same_to_fit_by_what_it_has_seen(
         mode=ReleaseMode.PACED,
         rooms=Listening(*seen),
         clock=World(0.0).clock,
+        divide=never_divided,
         syn_limit=syn_limit,
     )
     fits = waiting <= at_once((HTTP,), seen, syn_limit=syn_limit)[80]
@@ -205,7 +223,8 @@ class Waiting(QueueBackend):
     """Some wait, and whenever somebody is let go others come; None: nobody any more."""
 
     def __init__(self, now: int, *come: int) -> None:
-        self.now, self.come, self.log = {80: now, 0: 0}, list(come), list[int]()
+        self.now: dict[Lane, int] = {80: now, 0: 0}
+        self.come, self.log = list(come), list[int]()
 
     can_pace = True
 
@@ -214,11 +233,11 @@ class Waiting(QueueBackend):
             self.now[80] += self.come.pop(0)
         return False
 
-    def waiting_by_port(self) -> dict[int, int]:
+    def waiting_by_lane(self) -> dict[Lane, int]:
         return dict(self.now)
 
-    def release_next(self, port: int, limit: int) -> int:
-        self.now[port] -= limit
+    def release_next(self, lane: Lane, limit: int) -> int:
+        self.now[lane] -= limit
         self.log.append(limit)
         return limit
 
@@ -244,11 +263,61 @@ def test_who_comes_while_all_fit_stays_behind_them(
         spec,
         fitting=fitting,
         clock=lambda: 7.001,
-        is_over=lambda: False,
+        why_over=lambda: "",
         turn=lambda _ms: None,
     )
     assert backend.log == gone
     assert (paced.steps, paced.remarks) == (0, ())
+
+
+@pytest.mark.parametrize(
+    ("left_s", "is_asked", "words"),
+    [
+        (0.0, False, "500 SYNs that still waited for room at the listeners were let go at once, "
+         "since --max-hold was over"),
+        (9.0, True, "since that was asked for"),
+        (9.0, False, ""),
+    ],
+)  # fmt: skip
+def test_who_had_to_go_before_there_was_room_is_told(
+    monkeypatch: pytest.MonkeyPatch, left_s: float, is_asked: bool, words: str
+) -> None:
+    """Nothing else says so: the release was asked for, and its end is an end."""
+    full = Listening(listener(1, backlog=100, accept_queue=100))
+    monkeypatch.setattr(full, "close", lambda: None, raising=False)
+    monkeypatch.setattr(paced_module, "SocketDiagnostics", lambda: full)
+    backend, turns = Waiting(500), list[int]()
+    backend.waiting = lambda: backend.now[80]  # type: ignore[method-assign]
+
+    def turn(_ms: int | None) -> None:
+        turns.append(1)
+        if not words:
+            full.now = [listener(1, backlog=1000)]
+
+    paced = let_go_in_steps(
+        backend,
+        HoldSpec(endpoints=(HTTP,), run_id="0123abcd"),
+        fitting=Fitting(),
+        clock=lambda: 7.0,
+        why_over=lambda: why_hurry(left_s, is_asked) if len(turns) > 2 else "",
+        turn=turn,
+    )
+    assert paced.steps == 0
+    if not words:
+        assert (paced.remarks, paced.limit) == ((), "")
+        return
+    (told,) = paced.remarks
+    assert words in told
+    assert paced.limit == "backlog of 100"
+    at_once = let_go_in_steps(
+        backend,
+        HoldSpec(endpoints=(HTTP,), run_id="0123abcd"),
+        fitting=Fitting(),
+        clock=lambda: 7.0,
+        why_over=lambda: why_hurry(left_s, is_asked),
+        turn=turn,
+    )
+    assert at_once.remarks == (), "a hold that ends by its deadline says so itself"
 
 
 def test_a_queue_that_cannot_be_read_is_opened_at_once_and_that_is_told() -> None:
@@ -262,7 +331,7 @@ def test_a_queue_that_cannot_be_read_is_opened_at_once_and_that_is_told() -> Non
         HoldSpec(endpoints=(HTTP,), run_id="0123abcd"),
         fitting=Fitting(),
         clock=lambda: 7.0,
-        is_over=lambda: False,
+        why_over=lambda: "",
         turn=lambda _ms: None,
     )
     assert backend.log == []
@@ -365,6 +434,7 @@ def test_what_the_kernel_limits_is_said(somaxconn: int, words: str) -> None:
         mode=ReleaseMode.PACED,
         rooms=Listening(listener(1, backlog=100)),
         clock=World(0.0).clock,
+        divide=never_divided,
         somaxconn=lambda: somaxconn,
     )
     step(paced, 1000)
@@ -378,7 +448,7 @@ def test_request_sockets_are_counted_from_the_second_step_on() -> None:
     assert step(paced, 100) == 10
     assert rooms.asked == []
     assert step(paced, 90) == 6
-    assert rooms.asked == [(HTTP,)]
+    assert rooms.asked == [(rooms.now[0].endpoint(),)], "whatever address of it they want"
 
 
 def test_where_all_fit_nobody_is_counted() -> None:
@@ -398,7 +468,7 @@ def test_where_too_little_room_may_be_left_they_are_counted_once_nobody_waits() 
     assert step(paced, 30) == 30
     assert rooms.asked == []
     assert step(paced, 0) is None, "of 511 there are 311 free"
-    assert rooms.asked == [(HTTP,)]
+    assert len(rooms.asked) == 1
 
 
 def test_where_somebody_had_to_wait_half_of_the_room_must_be_free_again() -> None:
@@ -444,6 +514,89 @@ def test_those_who_came_while_the_service_stood_still_are_no_debt() -> None:
         world.now_s = 0.9 + tenth / 10
         assert step(paced, waiting) == 10
     assert "outpaced" not in paced.limit
+
+
+def test_what_waits_after_a_standstill_is_what_it_begins_with() -> None:
+    """It takes a while until fewer wait than before it, and that is no debt."""
+    world, rooms = World(0.0), Listening(listener(1, backlog=10))
+    paced = pacer(rooms, world)
+    assert step(paced, 100) == 10
+    rooms.now = [listener(1, backlog=10, accept_queue=10)]
+    for world.now_s in (0.2, 0.4, 0.6, 0.8):
+        assert step(paced, 150) == 0
+    rooms.now = [listener(1, backlog=10)]
+    for tenth, waiting in enumerate(range(150, 130, -1)):
+        world.now_s = 0.9 + tenth / 10
+        assert step(paced, waiting) == 10
+    for _ in range(5):  # the control: from here on newcomers outpace it
+        assert step(paced, 131) == 10
+        world.now_s += 0.1
+    world.now_s += 0.1
+    assert step(paced, 131) is None
+
+
+def test_clients_far_away_get_their_time_after_a_standstill() -> None:
+    """Their handshakes fill the room, as a flood's do; but the service has stood still."""
+    world, rooms = World(0.0), Listening(listener(1, backlog=100))
+    paced = pacer(rooms, world)
+    assert step(paced, 5000) == 100
+    rooms.now = [listener(1, backlog=100, accept_queue=100)]
+    for _ in range(40):
+        world.now_s += 0.1
+        assert step(paced, 6000) == 0
+    rooms.now = [listener(1, backlog=100)]
+    assert step(paced, 6000) == 100
+    rooms.requests = 100
+    for _ in range(12):
+        world.now_s += 0.1
+        assert step(paced, 6000) == 0
+
+
+def test_newcomers_that_outpace_far_clients_are_debt() -> None:
+    """Nobody goes for a round trip, again and again; it is not the service that stands still."""
+    world, rooms = World(0.0), Listening(listener(1, backlog=100))
+    paced = pacer(rooms, world)
+    assert step(paced, 5000) == 100
+    for tick in range(100):
+        world.now_s += 0.05
+        rooms.requests = 0 if tick % 8 == 7 else 100
+        if step(paced, 6000) is None:
+            break
+    assert "outpaced" in paced.limit
+    assert world.now_s > 1.5
+
+
+def test_far_clients_that_send_again_are_no_debt() -> None:
+    """Some of those that went wait once more; to make up for that takes some round trips."""
+    world, rooms = World(0.0), Listening(listener(1, backlog=64))
+    paced = pacer(rooms, world)
+    assert step(paced, 300) == 64
+    rooms.requests = 64
+    assert step(paced, 236) == 0
+    waiting = 236 + 26
+    for _ in range(8):
+        for rooms.requests in (64, 64, 64, 64, 56):
+            world.now_s += 0.1
+            released = step(paced, waiting)
+            assert released is not None, paced.limit
+            waiting -= released
+    assert waiting < 236
+
+
+def test_who_goes_at_once_is_no_debt_and_needs_no_pace() -> None:
+    """Handshakes that nobody completes stay in the room, and there is enough beside them."""
+    world, rooms = World(0.0), Listening(listener(1, backlog=128))
+    paced = pacer(rooms, world)
+    assert step(paced, 1000) == 128
+    world.now_s += 0.1
+    rooms.requests = 100
+    assert step(paced, 30) == 28
+    while world.now_s < 1.6:
+        world.now_s += 0.1
+        assert step(paced, 3) in {3, None}
+    assert step(paced, 3) is None
+    assert "outpaced" not in paced.limit
+    assert "handshakes" not in paced.limit
 
 
 def test_a_service_that_has_stopped_accepting_is_no_debt() -> None:
@@ -560,6 +713,7 @@ def test_a_listener_that_cannot_be_seen_gets_a_step_and_a_pause() -> None:
         mode=ReleaseMode.PACED,
         rooms=somebody_else,
         clock=world.clock,
+        divide=never_divided,
         is_blind=True,
     )
     waiting, steps = 300, []
@@ -582,6 +736,7 @@ def test_few_are_let_go_to_it_at_once_and_newcomers_do_not_keep_it_from_opening(
             mode=ReleaseMode.PACED,
             rooms=Listening(),
             clock=world.clock,
+            divide=never_divided,
             is_blind=True,
         )
 

@@ -208,6 +208,23 @@ def test_connections_to_other_addresses_of_the_port_are_somebody_elses(
         assert numbers == [LOCAL.index(host) for host in found]
 
 
+@pytest.mark.parametrize(
+    ("but", "found"),
+    [
+        (["10.0.0.1:80"], ("10.0.0.2", "fd00::1", "fd00::2", "::1")),
+        (["0.0.0.0:80", "[fd00::1]:80"], ("fd00::2", "::1")),
+        (["[::]:80"], ("10.0.0.1", "10.0.0.2", "::ffff:10.0.0.1")),
+        (["10.0.0.1:81"], LOCAL),
+    ],
+)
+def test_handshakes_with_some_addresses_are_left_out(
+    kernel: Kernel, but: list[str], found: tuple[str, ...]
+) -> None:
+    kernel.sockets = [answer((host, 80), (host, 9), state=SYN_RECV) for host in LOCAL]
+    counted = SocketDiagnostics().request_sockets([at("*:80")], map(at, but))
+    assert counted == len(found)
+
+
 ADDRESSES = st.one_of(
     st.none(),
     st.sampled_from(["0.0.0.0", "::"]).map(ip_address),
