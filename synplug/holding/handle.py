@@ -23,7 +23,10 @@ from synplug.holding.recover import recover_run
 from synplug.kernel.sock_diag import Connection, begun_by
 from synplug.model import Flow, HoldResult, HoldSpec, Listener
 
-_ARM_TIMEOUT_S = 15.0
+#: Nothing is held yet, so there is time: to import python-iptables takes a third of a second, and
+#: twenty where the processor is emulated.
+_ARM_TIMEOUT_S = 60.0
+_ANSWER_TIMEOUT_S = 15.0
 _END_TIMEOUT_S = 1.0
 
 
@@ -139,12 +142,12 @@ class KeptHold(KeeperLink):
     def observe(self) -> bool:
         """From here on SYNs pass, and it is noted whose; False: this backend cannot do that."""
         self._say("observe")
-        return bool(self._expect("observing", _ARM_TIMEOUT_S)["able"])
+        return bool(self._expect("observing", _ANSWER_TIMEOUT_S)["able"])
 
     def hold(self) -> float:
         """From the returned time on SYNs wait."""
         self._say("hold")
-        holding = self._expect("holding", _ARM_TIMEOUT_S)
+        holding = self._expect("holding", _ANSWER_TIMEOUT_S)
         if holding["observed"] is not None:
             self.observed = [
                 begun_by(Flow(bytes.fromhex(flow)), device) for flow, device in holding["observed"]
@@ -160,7 +163,7 @@ class KeptHold(KeeperLink):
         :raises KeeperError: it is ending already.
         """
         self._say("detach", old=[listener_to_wire(listener) for listener in old])
-        self._expect("detached", _ARM_TIMEOUT_S)
+        self._expect("detached", _ANSWER_TIMEOUT_S)
         self._hang_up()
         self._locks.leave()
         return self.keeper_pid

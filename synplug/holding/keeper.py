@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,16 +18,17 @@ from synplug.holding.arming import arm_first, entry_of
 from synplug.holding.audience import Audience
 from synplug.holding.base import Backend
 from synplug.holding.channel import Channel, error_to_wire, result_to_wire, spec_to_wire
-from synplug.holding.keeper_process import has_ended, limit
+from synplug.holding.keeper_process import has_ended, limit, told_of_sigterm
 from synplug.holding.ledger import Ledger
 from synplug.holding.lingering import wait_until_harmless
 from synplug.holding.locks import FlushGuard, RunLocks
-from synplug.holding.paced import Fitting, let_go_in_steps
+from synplug.holding.paced import Fitting, let_go_in_steps, why_hurry
 from synplug.holding.remarks import burst_remark, loss_remark
 from synplug.kernel.deadman import Deadman
 from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
 
 _LOSS_CHECK_S = 0.05
+_GATHER_MS = 1
 #: A keeper that has not opened so long after its deadline is ended by the kernel, and new
 #: connections pass; letting go of tens of thousands may take longer.
 _DEADMAN_S = 0.6
@@ -79,10 +79,7 @@ class Keeper:
         """Arm, and serve the channel until all is gone."""
         # The channel alone does not tell: a child of the run may have its other end, too.
         self._run = os.pidfd_open(os.getppid())
-        signals, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(self._wake)
-        signal.signal(signal.SIGTERM, lambda *_: None)  # the wake-up descriptor tells
-        self._signals = signals
+        self._signals = told_of_sigterm()
         try:
             self._deadman = Deadman()
             self._backend, self._warnings = arm_first(
@@ -133,12 +130,13 @@ class Keeper:
         """Armed, then holding: until there is a reason to end it."""
         limit(self._backend.capabilities)
         self._ledger.write(entry_of(self._spec, self._backend, "armed"))
-        queues = [self._backend.fileno()] if self._backend.uses_queues else []
-        for descriptor in (self._signals, self._run, *queues):
+        for descriptor in (self._signals, self._run, self._backend.fileno()):
             self._poll.register(descriptor, select.POLLIN)
         self._audience.say("armed", backend=self._backend.name, warnings=self._warnings)
         while self._reason is None:
             self._turn(self._timeout_ms())
+            if self._held_at_s and self._backend.uses_queues:
+                self._gather()
         if self._held_at_s:
             self._release()
         elif self._is_in_force:
@@ -164,7 +162,7 @@ class Keeper:
                     self._end(ReleaseReason.ORPHANED)
             elif descriptor != self._backend.fileno():
                 self._listen(descriptor)
-            elif self._is_in_force or self._backend.uses_queues:
+            else:
                 self._backend.absorb()
                 self._tell_of_local()
         now = self._clock()
@@ -175,6 +173,12 @@ class Keeper:
                 self._loss_checked_at_s = now
                 self._check_for_loss()
 
+    def _gather(self) -> None:
+        """What only waits has time: a wake-up for each SYN would cost more than the SYN itself."""
+        self._poll.modify(self._backend.fileno(), 0)
+        self._turn(_GATHER_MS)
+        self._poll.modify(self._backend.fileno(), select.POLLIN)
+
     def _end(self, reason: ReleaseReason) -> None:
         """The first reason counts; a lost parent is noted in any case."""
         # One that goes after it was told of the release gives its locks back itself.
@@ -182,31 +186,30 @@ class Keeper:
         self._reason = self._reason or reason
 
     def _listen(self, descriptor: int) -> None:
-        message = self._audience.hear(descriptor)
-        if message is None:
-            return
-        if message["event"] == "orphaned":
+        message = self._audience.hear(descriptor) or {}
+        event = message.get("event")
+        if event == "orphaned":
             self._end(ReleaseReason.ORPHANED)
-        elif message["event"] == "observe" and self._reason is None:
+        elif event == "observe" and self._reason is None:
             self._observe()
-        elif message["event"] == "hold" and self._reason is None:
+        elif event == "hold" and self._reason is None:
             self._hold()
-        elif message["event"] == "detach":
+        elif event == "detach":
             self._detach(message["old"])
-        elif message["event"] in ("release", "open"):
-            self._is_open_asked |= message["event"] == "open"
+        elif event in ("release", "open"):
+            self._is_open_asked |= event == "open"
             self._fitting.hear(message)
             self._end(ReleaseReason.ASKED)
             if self._is_releasing:  # whoever asks now has not heard it
                 self._audience.say("releasing")
-        elif message["event"] == "let through":
+        elif event == "let through":
             self._backend.let_through(Flow(bytes.fromhex(message["flow"])))
 
     def _detach(self, old: list[Any]) -> None:
         if self._reason is not None:
             self._say_failed(KeeperError("the hold is ending already", remedy="raise --max-hold"))
-            return
-        self._audience.detach(old)
+        else:
+            self._audience.detach(old)
 
     def _observe(self) -> None:
         """Let SYNs pass, and note whose, until it is said that they wait."""
@@ -250,13 +253,9 @@ class Keeper:
 
     def _greeting(self) -> dict[str, Any]:
         """What somebody needs to know who asks for the hold by its name."""
-        return {
-            **spec_to_wire(self._spec),
-            "backend": self._backend.name,
-            "at_s": self._held_at_s,
-            "releasing": self._is_releasing,
-            "local": self._told_of_local,
-        }
+        told = {"backend": self._backend.name, "at_s": self._held_at_s}
+        told |= {"releasing": self._is_releasing, "local": self._told_of_local}
+        return spec_to_wire(self._spec) | told
 
     def _check_for_loss(self) -> None:
         try:
@@ -277,7 +276,7 @@ class Keeper:
             self._spec,
             fitting=self._fitting,
             clock=self._clock,
-            is_over=lambda: self._is_open_asked or self._clock() >= self._deadline_s,
+            why_over=lambda: why_hurry(self._deadline_s - self._clock(), self._is_open_asked),
             turn=self._turn,
         )
         self._warnings += paced.remarks
@@ -305,7 +304,7 @@ class Keeper:
         self._is_in_force = False
         opened_at_s = self._clock()
         self._deadman.set(_CONFIRM_S)  # new connections pass already
-        self._backend.confirm_empty()
+        self._backend.confirm_empty(lambda: self._deadman.set(_CONFIRM_S))
         self._guard.leave()
         self._deadman.stop()  # nothing is held any more, and what is left may linger
         return released, opened_at_s

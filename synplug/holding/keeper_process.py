@@ -44,6 +44,14 @@ def become_keeper(keep: tuple[int, ...]) -> None:
     procfs.set_name("synplug-keeper")
 
 
+def told_of_sigterm() -> int:
+    """A descriptor that is readable when SIGTERM has come."""
+    readable, written = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(written)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the descriptor tells
+    return readable
+
+
 def limit(capabilities: frozenset[int]) -> None:
     """Give up what is not needed. Root's files are its own; others may have to override rights."""
     keep_only(capabilities if os.geteuid() == 0 else capabilities | _ANOTHER_USERS)

@@ -62,13 +62,14 @@ def load_library() -> Any:
             import iptc
     except ModuleNotFoundError as error:
         raise UnsupportedError(
-            "python-iptables is not installed", remedy="pip install 'synplug[iptables]'"
+            "python-iptables is not installed",
+            remedy="install it beside synplug (pipx inject synplug python-iptables, or pip)",
         ) from error
     except Exception as error:  # whatever its search for libraries runs into
         raise UnsupportedError(
             f"python-iptables does not work here: {error!r}",
             remedy="install iptables with its libraries and extensions (Debian: apt-get install "
-            "iptables), and synplug[iptables] anew",
+            "iptables), and python-iptables anew",
         ) from error
     return iptc
 

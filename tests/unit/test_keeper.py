@@ -34,6 +34,7 @@ class Notes:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.left_s = self.left_at_removal_s = float("inf")
+        self.signal = -1  # where one is told
         self.readable, self._other = os.pipe()
         os.write(self._other, b"x")
 
@@ -78,7 +79,7 @@ class Notes:
     def waiting(self) -> int:
         return 0
 
-    def confirm_empty(self) -> None:
+    def confirm_empty(self, go_on: Callable[[], None] = lambda: None) -> None:
         self.log.append("confirm")
 
     def remove(self) -> None:
@@ -114,10 +115,10 @@ def armed(notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     made._backend = notes  # type: ignore[assignment]
     made._deadman = notes  # type: ignore[assignment]
     made._run = os.pidfd_open(os.getpid())
-    made._signals, made._wake = os.pipe2(os.O_NONBLOCK)
+    made._signals, notes.signal = os.pipe2(os.O_NONBLOCK)
     made._poll.register(made._signals, select.POLLIN)
     yield made
-    for descriptor in (made._run, made._signals, made._wake):
+    for descriptor in (made._run, made._signals, notes.signal):
         os.close(descriptor)
     ours.close()
     theirs.close()
@@ -144,17 +145,28 @@ def serve(made: Keeper, monkeypatch: pytest.MonkeyPatch, messages: list[str]) ->
     return woken
 
 
-def test_nothing_wakes_it_while_it_is_armed(
-    armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
+def test_what_only_waits_wakes_nobody_for_a_moment_and_others_are_heard(
+    armed: Keeper, notes: Notes
 ) -> None:
-    assert serve(armed, monkeypatch, ["", "", "end"]) == 0
+    armed._hold()
+    notes.log.clear()
+    armed._gather()
+    assert notes.log == [], "a SYN has come, and has time"
+    armed._turn(0)
+    assert notes.log == ["absorb"]
+    os.write(notes.signal, b"x")
+    armed._gather()
+    assert (armed._reason, notes.log) == (ReleaseReason.SIGNAL, ["absorb"])
+    armed._turn(0)
+    assert notes.log == ["absorb", "absorb"], "what comes during the release is seen to at once"
 
 
-def test_what_others_send_to_its_queues_is_seen_to_while_it_is_armed(
-    armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("uses_queues", [True, False])
+def test_what_comes_is_seen_to_while_it_is_armed(
+    armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch, uses_queues: bool
 ) -> None:
-    """And while it lingers: nothing waits there that nobody looks at."""
-    notes.uses_queues = True
+    """And while it lingers: what others send to its queues, or what changes about its device."""
+    notes.uses_queues = uses_queues
     assert serve(armed, monkeypatch, ["", "end"]) > 0
     armed._turn(0)
     assert notes.log[-1] == "absorb"
@@ -204,7 +216,7 @@ def test_its_life_ends_soon_after_the_deadline_from_the_moment_that_the_rule_is_
 def test_what_cannot_observe_changes_nothing_before_the_hold(
     armed: Keeper, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert serve(armed, monkeypatch, ["observe", "", "end"]) == 0
+    serve(armed, monkeypatch, ["observe", "", "end"])
     assert notes.log == ["remove"]
 
 
@@ -271,10 +283,10 @@ def test_the_first_sigterm_ends_the_hold_and_the_second_the_wait_for_others(
         nonlocal turns
         turns += 1
         if turns == 3:
-            os.write(made._wake, bytes([signal.SIGTERM]))
+            os.write(notes.signal, bytes([signal.SIGTERM]))
         turn(made, 0)
 
-    os.write(armed._wake, bytes([signal.SIGTERM]))
+    os.write(notes.signal, bytes([signal.SIGTERM]))
     turn(armed, 0)
     assert armed._reason is ReleaseReason.SIGNAL
     monkeypatch.setattr(Keeper, "_turn", turned)

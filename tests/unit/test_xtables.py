@@ -274,13 +274,13 @@ def test_a_missing_capability_is_named(capability: str) -> None:
     apart(body)
 
 
-def test_without_python_iptables_the_extra_is_named() -> None:
+def test_without_python_iptables_it_is_named() -> None:
     def body() -> None:
         sys.modules["iptc"] = None  # type: ignore[assignment] # as if it were not there
         gate = IptablesGate(spec_of(Endpoint(port=80)))
         with pytest.raises(UnsupportedError) as info:
             gate.prepare((20_000,))
-        assert "synplug[iptables]" in info.value.remedy
+        assert "python-iptables" in info.value.remedy
         gate.close()
         iptables("-S")  # now the table is in use
         with pytest.raises(UnsupportedError):
