@@ -14,9 +14,10 @@ from collections.abc import Callable, Collection, Iterable
 from synplug.errors import DrainError, StopError, SynplugError, TargetError
 from synplug.fate import Fate, OldGeneration
 from synplug.handover.drain import POLL_S, Drain
-from synplug.handover.generation import Generation, Retirement
+from synplug.handover.generation import Generation
 from synplug.handover.own_connections import OwnConnections
 from synplug.handover.plan import DrainPlan, StopMethod
+from synplug.handover.retirement import Retirement
 from synplug.handover.tools import REFUSED, Command, Held, Observer, Tools
 from synplug.model import Endpoint, Listener, OnDrainTimeout, OwnedListener
 from synplug.steps import DrainResult
@@ -202,14 +203,6 @@ def what_became_of(
         return OldGeneration(pid=old.pid, fate=fate)
     fate = closing.forced or retirement.fate
     return OldGeneration(pid=old.pid, fate=fate, stop=closing.method, took_s=retirement.took_s)
-
-
-def ended_too_early() -> DrainError:
-    """The error of a hold that did not last until the queues were empty."""
-    return DrainError(
-        "the hold ended before the old listener had run empty",
-        remedy="raise --max-hold, or lower --drain-timeout and --quiesce",
-    )
 
 
 def left_over(drained: DrainResult, plan: DrainPlan) -> list[str]:

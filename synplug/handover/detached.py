@@ -14,6 +14,7 @@ from functools import partial
 from synplug.errors import DrainError, SynplugError, unforeseen
 from synplug.handover.account import exit_code, overflow_warnings, with_owners
 from synplug.handover.plan import DrainPlan, HoldPlan, ReadyPlan, WrapPlan
+from synplug.handover.priority import ahead_of_others
 from synplug.handover.ready_wait import ReadyWait
 from synplug.handover.sight import sight_of
 from synplug.handover.timeline import Step, Timeline
@@ -154,7 +155,7 @@ class _Release:
             interrupted=lambda: False,
             hold=self._kept,
         )
-        with self._timeline.phase(Step.READY):
+        with ahead_of_others(), self._timeline.phase(Step.READY):
             self._outcome = self._waiting.until_ready(None)
 
     def let_go(self, *, at_once: bool) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
+from synplug.errors import DrainError
 from synplug.handover.plan import DrainPlan
 from synplug.handover.tools import Observer, SocketTable
 from synplug.kernel.sock_diag import Connection
@@ -233,3 +234,11 @@ class Drain:
         self._unfinished.look()
         if self._mine is not None:
             self._unfinished.keep(self._mine())
+
+
+def ended_too_early() -> DrainError:
+    """The error of a hold that did not last until the queues were empty."""
+    return DrainError(
+        "the hold ended before the old listener had run empty",
+        remedy="raise --max-hold, or lower --drain-timeout and --quiesce",
+    )

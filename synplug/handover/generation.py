@@ -13,16 +13,12 @@ import signal
 from collections.abc import Callable, Collection, Iterable
 
 from synplug.errors import SynplugError
-from synplug.fate import Fate
-from synplug.handover.plan import RetirePlan
-from synplug.handover.tools import Command, ProcessTable, Signals, Tools
+from synplug.handover.tools import Command, ProcessTable, Tools
 from synplug.model import Endpoint, Listener
 
-#: Processes that outlive SIGKILL for so long wait for a device, and are left to the kernel.
-_KILL_S = 5.0
-_LOOK_S = 0.05
 #: In the environment of each generation that has a number.
 VARIABLE = "SYNPLUG_GENERATION"
+_WALKS = 3
 
 
 class Lineage:
@@ -137,10 +133,7 @@ class Generation:
         """Its living processes; those that have ended are collected, where that is ours to do."""
         start_time, known = self._processes.start_time, self._known
         kept = {pid for pid, start in known.items() if start and start_time(pid) == start}
-        found = self._processes.descendants(kept)
-        if self.orphans is not None:
-            found |= self.orphans()
-        living = {pid for pid in found if self._processes.is_alive(pid)}
+        found, living = self._walk(kept)
         for pid in found - living - {self.pid}:
             status = self._tools.reap(pid)
             if pid == self._main_pid:
@@ -152,6 +145,25 @@ class Generation:
             self._main_pid = min(living, key=lambda pid: (self._known[pid], pid))
             self._main_status, self._lost_status = None, self._main_status
         return living
+
+    def _walk(self, kept: Collection[int]) -> tuple[set[int], set[int]]:
+        """What comes from those, and what of it lives.
+
+        Who ends during a walk may hide its children from it: they were not ours yet when ours were
+        listed, and its own no more when its own were. They are ours once it is seen to have ended
+        (``kernel/exit.c``, exit_notify), so then it is done again; not for ever, where some end
+        all the time.
+        """
+        ended: set[int] = set()
+        for _ in range(_WALKS):
+            found = self._processes.descendants(kept)
+            if self.orphans is not None:
+                found |= self.orphans()
+            living = {pid for pid in found if self._processes.is_alive(pid)}
+            if self.orphans is None or found - living <= ended:
+                break
+            ended |= found - living
+        return found, living
 
     def has_come_up(self, served: Iterable[Listener]) -> None:
         """It serves these now; from here on it shows whether it is a daemon."""
@@ -220,110 +232,3 @@ class Generation:
         """SIGKILL to all of it."""
         for pid in self.look():
             self._tools.send_to(pid, self._known[pid], signal.SIGKILL)
-
-
-class Retirement:
-    """The end of a generation that no longer listens: it may finish, then it must.
-
-    :param endpoints: to which its clients have connected.
-    :param finishes: it was told to end, and does so when it has finished; otherwise it is told
-        to when it has no connection left.
-    """
-
-    def __init__(
-        self,
-        generation: Generation,
-        *,
-        endpoints: Iterable[Endpoint],
-        plan: RetirePlan,
-        tools: Tools,
-        finishes: bool,
-    ) -> None:
-        self.generation = generation
-        self._endpoints = tuple(endpoints)
-        self._plan = plan
-        self._clock = tools.clock
-        self._finishes = finishes
-        self._began_s = tools.clock()
-        self._looked_s = float("-inf")
-        self._quiet_looks = 0
-        self._signalled_s: float | None = None
-        self._killed_s: float | None = None
-        self._is_over = False
-        #: What has become of it so far.
-        self.fate = Fate.FINISHING
-        #: Seconds until it had ended; None: it has not.
-        self.took_s: float | None = None
-
-    def step(self) -> bool:
-        """See to it; looks every 50 ms at the most. Returns whether it is over.
-
-        What cannot be seen now is looked at again the next time.
-        """
-        try:
-            return self._step()
-        except SynplugError:
-            return False
-
-    def _step(self) -> bool:
-        now_s = self._clock()
-        if self._is_over or now_s - self._looked_s < _LOOK_S:
-            return self._is_over
-        self._looked_s = now_s
-        if not self.generation.look():
-            self._end(now_s)
-        elif self._killed_s is not None:
-            self.generation.kill()  # again: it may have forked meanwhile
-            self._is_over = now_s - self._killed_s >= _KILL_S
-        elif self._signalled_s is not None:
-            if now_s - self._signalled_s >= self._plan.kill_after_s:
-                self._kill(now_s)
-        elif now_s - self._began_s >= self._plan.linger_s or self._has_finished():
-            self._terminate(now_s)
-        return self._is_over
-
-    def see_out(self, signals: Signals, *, is_hurried: bool) -> None:
-        """Wait until it is over; a signal hurries it."""
-        if is_hurried:
-            self.hurry()
-        while not self.step():
-            if signals.take():
-                self.hurry()
-            signals.pause(_LOOK_S)
-
-    def hurry(self) -> None:
-        """Wait no longer: SIGTERM now, SIGKILL the next time."""
-        now_s = self._clock()
-        if self._signalled_s is None:
-            self._terminate(now_s)
-        elif self._killed_s is None:
-            self._kill(now_s)
-
-    def _has_finished(self) -> bool:
-        """Whether two looks in a row have found no connection; asked only where it does not end."""
-        if self._finishes:
-            return False
-        try:
-            left = self.generation.connections(self._endpoints)
-        except SynplugError:  # not to be seen now: then it has the whole of its time
-            left = 1
-        self._quiet_looks = 0 if left else self._quiet_looks + 1
-        return self._quiet_looks >= 2
-
-    def _terminate(self, now_s: float) -> None:
-        self.generation.send(signal.SIGTERM)
-        self._signalled_s = now_s
-
-    def _kill(self, now_s: float) -> None:
-        self.generation.kill()
-        self._killed_s = now_s
-
-    def _end(self, now_s: float) -> None:
-        self._is_over = True
-        self.took_s = now_s - self._began_s
-        if self._killed_s is not None:
-            self.fate = Fate.KILLED
-        elif self._signalled_s is not None:
-            self.fate = Fate.TERMINATED
-        else:
-            self.fate = Fate.ENDED

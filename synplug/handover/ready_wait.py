@@ -8,7 +8,6 @@ from synplug.handover.configuration_test import is_configuration_test
 from synplug.handover.drain import POLL_S
 from synplug.handover.own_connections import OwnConnections
 from synplug.handover.plan import WrapPlan
-from synplug.handover.priority import ahead_of_others
 from synplug.handover.readiness import Readiness, Watch
 from synplug.handover.tools import Command, Held, Tools
 from synplug.holding.paced import Sighting
@@ -75,10 +74,7 @@ class ReadyWait:
 
         :param command: None: somebody else's, which has done its work.
         """
-        with ahead_of_others():
-            return self._until_ready(command, self._tools.clock())
-
-    def _until_ready(self, command: Command | None, began_s: float) -> Outcome:
+        began_s = self._tools.clock()
         while True:
             outcome = self._look(command, began_s)
             if outcome is not None:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection
 
 from synplug.errors import unforeseen
 from synplug.handover.closing import Closing
-from synplug.handover.generation import Generation, Retirement
+from synplug.handover.generation import Generation
 from synplug.handover.plan import DrainPlan, RetirePlan, StopMethod, SwapPlan
+from synplug.handover.retirement import Retirement
 from synplug.handover.run_hold import RunHold
 from synplug.handover.tools import Tools
 from synplug.model import Listener

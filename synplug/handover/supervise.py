@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from synplug.errors import SynplugError, unforeseen
 from synplug.handover.account import EXIT_DEADLINE
 from synplug.handover.closing import filled
-from synplug.handover.generation import VARIABLE, Generation, Lineage, Retirement
+from synplug.handover.generation import VARIABLE, Generation, Lineage
 from synplug.handover.launch import Launch, run_check
 from synplug.handover.notify import Notifier
 from synplug.handover.plan import SwapPlan
+from synplug.handover.retirement import Retirement
 from synplug.handover.supervisor_signals import PASSED_ON, SupervisorSignals
 from synplug.handover.swap import Swap
 from synplug.handover.tools import Tools

@@ -15,20 +15,16 @@ from dataclasses import replace
 
 from synplug.errors import SynplugError, TargetError, unforeseen
 from synplug.handover.account import exit_code, overflow_warnings, with_owners
-from synplug.handover.closing import (
-    Closing,
-    ended_too_early,
-    left_over,
-    refuse_shared,
-    what_became_of,
-)
-from synplug.handover.generation import Generation, Lineage, Retirement
+from synplug.handover.closing import Closing, left_over, refuse_shared, what_became_of
+from synplug.handover.drain import ended_too_early
+from synplug.handover.generation import Generation, Lineage
 from synplug.handover.launch import Launch, has_ended_early, run_check, started_by
 from synplug.handover.migrate import OptionalMigration
 from synplug.handover.pidfile import Pidfile
 from synplug.handover.plan import SwapPlan
 from synplug.handover.process import NotedSignals
 from synplug.handover.readiness import ListenerWatch, Readiness
+from synplug.handover.retirement import Retirement
 from synplug.handover.rollback import roll_back
 from synplug.handover.run_hold import RunHold
 from synplug.handover.timeline import Step, SwapStep, Timeline

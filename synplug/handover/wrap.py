@@ -18,6 +18,7 @@ from synplug.errors import (
 )
 from synplug.handover.account import exit_code, overflow_warnings
 from synplug.handover.plan import WrapPlan
+from synplug.handover.priority import ahead_of_others
 from synplug.handover.process import reached_the_command_too
 from synplug.handover.ready_wait import ReadyWait
 from synplug.handover.run_hold import RunHold
@@ -124,20 +125,21 @@ class _Run:
 
     def restart(self) -> None:
         """Hold, drain, run the command, wait until it is ready, release, see the command end."""
+        waiting = self._ready_wait()
         if self._hold.is_armed and self._take_signals() is None:
             self._begin()
         if self._take_signals() is not None:
             self._outcome = Outcome.INTERRUPTED
             self._release()
             return
-        waiting = self._ready_wait()
         try:
             self._command = self._tools.spawn(self._plan.argv)
             spawned_s = self._tools.clock()
             if self._hold.is_armed:
-                with self._timeline.phase(Step.READY):
-                    self._outcome = waiting.until_ready(self._command)
-                self._release(waiting.seen if self._outcome is Outcome.READY else None)
+                with ahead_of_others():
+                    with self._timeline.phase(Step.READY):
+                        self._outcome = waiting.until_ready(self._command)
+                    self._release(waiting.seen if self._outcome is Outcome.READY else None)
                 self._outcome = waiting.reviewed(self._outcome, self._hold.result)
                 self._note_early_end()
         finally:

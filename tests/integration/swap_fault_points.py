@@ -7,10 +7,11 @@ import re
 from dataclasses import replace
 
 from synplug.handover.closing import Closing
-from synplug.handover.generation import Generation, Lineage, Retirement
+from synplug.handover.generation import Generation, Lineage
 from synplug.handover.launch import Launch
 from synplug.handover.migrate import OptionalMigration
 from synplug.handover.pidfile import Pidfile
+from synplug.handover.retirement import Retirement
 from synplug.handover.run_hold import RunHold
 from synplug.handover.swap import Swap
 from synplug.handover.timeline import Step, SwapStep
@@ -33,7 +34,7 @@ SWAP_STEPS: dict[Step | SwapStep, tuple[str, str]] = {
     SwapStep.STOP: ("synplug.handover.closing:Closing", "stop"),
     Step.RELEASE: (_RUN_HOLD, "release"),
     Step.CLEAN_UP: ("synplug.holding.handle:KeptHold", "finish"),
-    SwapStep.LINGER: ("synplug.handover.generation:Retirement", "step"),
+    SwapStep.LINGER: ("synplug.handover.retirement:Retirement", "step"),
 }
 
 SWAP_POINTS: dict[str, Point] = {

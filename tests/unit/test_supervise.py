@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import signal
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import count
 
 import pytest
 
 from synplug.errors import KernelError, SynplugError
-from synplug.handover.generation import Generation
+from synplug.handover.generation import Generation, Lineage
 from synplug.handover.notify import Notifier
 from synplug.handover.plan import ReadyPlan, SwapPlan
 from synplug.handover.supervise import SupervisePlan, Surroundings, supervise
 from synplug.holding.supervisors import SupervisorState
 from synplug.model import HoldSpec
-from tests.unit.fakes import FakeCommand, Restart
+from tests.unit.fakes import FakeCommand, FakeProcesses, Restart
 
 FIRST, WE, HELPER = 4242, 500, 4300
 
@@ -157,6 +159,44 @@ def test_a_daemon_lives_on_without_its_first_process(supervisor: Supervisor) -> 
     assert supervisor.run() == 0
     assert supervisor.world.now_s >= 1010.0
     assert supervisor.sent == [signal.SIGTERM]
+
+
+def test_a_daemon_whose_first_process_ends_while_it_is_looked_for_is_seen(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our children are listed, then it ends, and then its own are listed: there is none."""
+    processes, walk = supervisor.processes, FakeProcesses.descendants
+    processes.children = {WE: {FIRST}, FIRST: {HELPER}}
+
+    def descendants(self: FakeProcesses, roots: Iterable[int], /) -> set[int]:
+        wanted = list(roots)
+        if wanted != [WE] or FIRST in self.zombies:
+            return walk(self, wanted)
+        self.zombies.add(FIRST)
+        self.children = {WE: {FIRST, HELPER}}
+        return {WE, FIRST}
+
+    monkeypatch.setattr(FakeProcesses, "descendants", descendants)
+    lineage = Lineage(processes, WE)
+    generation = Generation(FIRST, tools=supervisor.tools(), orphans=lineage.unclaimed)
+    lineage.generations.append(generation)
+    processes.children = {WE: {FIRST}}  # it has not forked when its own are listed first
+    assert generation.look() == {HELPER}
+
+
+def test_processes_that_end_all_the_time_are_not_looked_for_for_ever(
+    supervisor: Supervisor,
+) -> None:
+    """They are as many as there are requests."""
+    brief = count(HELPER)
+
+    def orphans() -> set[int]:
+        supervisor.processes.zombies.add(pid := next(brief))
+        return {pid}
+
+    generation = Generation(FIRST, tools=supervisor.tools(), orphans=orphans)
+    assert generation.look() == {FIRST}
+    assert next(brief) - HELPER <= 3
 
 
 LOGGER = HELPER + 1
