@@ -63,6 +63,7 @@ def measure(cases: Sequence[Case], kernel: Kernel, *, quick: bool) -> Findings:
     with ClientServer() as lab:
         start_up = machinery.start_up(lab.server, QUICK_ROUNDS if quick else ROUNDS)
         at_rest = machinery.at_rest(lab.server)  # where it has just run so often
+        imported = machinery.imported(lab.server)
     at_a_rate = machinery.at_a_rate()
     capacities = [machinery.capacity(count) for count in CAPACITIES]
     near = held.measure(
@@ -84,7 +85,7 @@ def measure(cases: Sequence[Case], kernel: Kernel, *, quick: bool) -> Findings:
         capacities=capacities,
         at_a_rate=at_a_rate,
         at_rest=at_rest,
-        imported=machinery.imported(),
+        imported=imported,
     )
 
 

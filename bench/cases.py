@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bench.contenders import (
+    BARE_HOLD,
     DROPPED,
     NOTHING,
     SYNPLUG_IPTABLES,
@@ -30,8 +31,8 @@ _HANDS_ON = "the listening sockets are handed on, so there is no outage to bridg
 class Case:
     """One service under one load, and the ways in which it is restarted.
 
-    *outage_s* comes on top of what the restart itself takes. The first of *contenders* to be named
-    in *often* plays each round, the others every second one. *loopback*: the clients are the
+    *outage_s* comes on top of what the restart itself takes. Who of *contenders* is named in
+    *often* plays each round, the others every second one. *loopback*: the clients are the
     server's own. *in_guest*: it needs a kernel that the machine may not have. With *reference* the
     others are compared.
     """
@@ -115,9 +116,9 @@ _BASE = Case(
     make=_haproxy(511),
     rate_per_s=3000,
     backlog=511,
-    contenders=(NOTHING, DROPPED, SYNPLUG_NFQUEUE, SYNPLUG_IPTABLES, _HAPROXY_X),
+    contenders=(NOTHING, DROPPED, SYNPLUG_NFQUEUE, SYNPLUG_IPTABLES, BARE_HOLD, _HAPROXY_X),
     rounds=20,
-    often=(SYNPLUG_NFQUEUE.name,),
+    often=(SYNPLUG_NFQUEUE.name, BARE_HOLD.name),
     pictured=(
         NOTHING.name,
         DROPPED.name,
@@ -163,9 +164,9 @@ CASES: tuple[Case, ...] = (
         make=lambda namespace: Nginx(namespace, backlog=511),
         rate_per_s=3000,
         backlog=511,
-        contenders=(*_NO_RELOAD, _NGINX_HUP),
+        contenders=(*_NO_RELOAD, BARE_HOLD, _NGINX_HUP),
         rounds=20,
-        often=(SYNPLUG_NFQUEUE.name,),
+        often=(SYNPLUG_NFQUEUE.name, BARE_HOLD.name),
         pictured=(_NGINX_HUP.name,),
     ),
     Case(

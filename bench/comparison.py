@@ -44,7 +44,7 @@ RECIPE = str(HERE / "original_recipe.sh")
 PAGE = HERE.parent / "docs" / "comparison.md"
 _BEGIN, _END = "<!-- comparison: begin -->\n", "<!-- comparison: end -->\n"
 _STUCK_S = 12.0
-_LIMIT_S = 900
+_LIMIT_S = 2400
 _CONNECT = (
     "import socket, sys; "
     "socket.create_connection(('127.0.0.1', int(sys.argv[1])), timeout=float(sys.argv[2]))"

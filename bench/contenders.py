@@ -122,6 +122,12 @@ def _wrapped(*options: str) -> Callable[[Service, float], Report]:
     return restart
 
 
+def _barely_held(service: Service, outage_s: float) -> Report:
+    line = cold_restart_line(service, outage_s)
+    argv = [sys.executable, "-m", "bench.bare_hold", str(service.ports[0]), "sh", "-c", line]
+    return _report(service, argv)
+
+
 def _swapped(service: Service, _outage_s: float) -> Report:
     """To the other version of Envoy, beside the one that serves."""
     if not isinstance(service, Envoy):
@@ -172,6 +178,14 @@ SYNPLUG_IPTABLES = Contender(
     how="`synplug wrap` likewise, backend nfqueue-iptables",
     restart=_wrapped("--backend", "nfqueue-iptables"),
     better="it is the same hold behind another rule; differences are the machine's noise",
+)
+BARE_HOLD = Contender(
+    name="bare hold",
+    how="the least that holds: synplug's own messages to the kernel, from one loop that looks for "
+    "a listener each millisecond and lets all go at once (`bench/bare_hold.py`)",
+    restart=_barely_held,
+    better="it does not ask whose the new listener is, or how many it can take, keeps nothing in "
+    "order behind those that it lets go, and would hold for ever where it stands still",
 )
 YELP = Contender(
     name="Yelp's recipe",

@@ -76,6 +76,7 @@ def _restart(result: Result) -> dict[str, Any]:
             **{
                 name: result.of_reports(phase_s(name)).as_json()
                 for name in ("arm", "look-ahead", "drain", "ready", "release")
+                if result.has_phase(name)
             },
         }
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import attrgetter
 
-from bench.contenders import DROP_SETTLE_S
+from bench.contenders import BARE_HOLD, DROP_SETTLE_S
 from bench.findings import Findings
 from bench.page_releases import releases
 from bench.restarts import AFTER_S, BEFORE_S, WINDOW_S, Result, phase_s
@@ -16,6 +16,18 @@ from bench.table import table
 LATE_MS = 5.0
 #: Two worst connects that differ by less are as good as each other.
 _SAME_SHARE, _SAME_MS = 0.1, 1.0
+_PHASES = {
+    "look-ahead": "look ahead, before the hold",
+    "drain": "drain",
+    "release": "release asked for → all let go",
+}
+_AROUND_THE_GAP = {
+    "stop_ms": "the old queues empty → old listener gone, by the restart command",
+    "released_ms": "new listener visible → all let go",
+    "first_served_ms": "new listener visible → first held client connected",
+    "last_served_ms": "new listener visible → last held client connected",
+    "over_ms": "longest connect − time without a listener",
+}
 
 
 def page(findings: Findings) -> str:
@@ -65,7 +77,8 @@ def _method(findings: Findings) -> list[str]:
         "others. Clients, service, synplug and the oracles share the machine's processors.",
         "- Rounds are interleaved: in each, every contender restarts the same running service "
         "once, the first one another each time. Where one has more rounds than the others, they "
-        "play every second one.",
+        "play every second one. Who needs the service set up in another manner, as `start_server` "
+        "and Envoy's hot restart do, restarts one of its own; before a swap it is started anew.",
         f"- The load begins {BEFORE_S:g} s before the restart, and ends {WINDOW_S:g} s after its "
         f"begin plus the outage asked for, and not before {AFTER_S:g} s after the command's end. "
         "Failures, retransmissions and the longest connect are of all connections from the "
@@ -113,7 +126,8 @@ def _picture() -> list[str]:
     return [
         "## Around a restart",
         "",
-        "The round of each contender whose longest connect is the median one.",
+        "The median round of each contender: by failures, and by the longest connect among those "
+        "with as many.",
         "",
         "![Connect latency around a restart, one panel a contender](benchmarks.svg)",
         "",
@@ -228,37 +242,32 @@ def _served(findings: Findings) -> list[tuple[str, str]]:
         if not any(played.report for played in result.rounds) or not result.case.often:
             continue
         name = f"{result.case.service}, {result.case.rate_per_s:,}/s, {result.contender.name}"
-        figures = [
-            ("hold", result.of_reports(lambda report: report["hold"]["duration_s"])),
-            ("look ahead, before the hold", result.of_reports(phase_s("look-ahead"))),
-            ("drain", result.of_reports(phase_s("drain"))),
-            ("release asked for → all let go", result.of_reports(phase_s("release"))),
+        figures = [("hold", str(result.of_reports(lambda report: report["hold"]["duration_s"])))]
+        figures += [
+            (what, str(result.of_reports(phase_s(phase))))
+            for phase, what in _PHASES.items()
+            if result.has_phase(phase)
         ]
         if any(played.gap for played in result.rounds):
-            figures += [
-                (
-                    "the old queues empty → old listener gone, by the restart command",
-                    result.samples(lambda played: played.stop_ms),
-                ),
-                (
-                    "new listener visible → all let go",
-                    result.samples(lambda played: played.released_ms),
-                ),
-                (
-                    "new listener visible → first held client connected",
-                    result.samples(lambda played: played.first_served_ms),
-                ),
-                (
-                    "new listener visible → last held client connected",
-                    result.samples(lambda played: played.last_served_ms),
-                ),
-                (
-                    "longest connect − time without a listener",
-                    result.samples(lambda played: played.over_ms),
-                ),
-            ]
-        rows += [(f"{name}: {what}", str(samples)) for what, samples in figures]
+            peer = _peer(findings, result)
+            for field, what in _AROUND_THE_GAP.items():
+                samples = result.samples(attrgetter(field))
+                beside = ""
+                if peer is not None and field == "released_ms":
+                    beside = (
+                        f"; {samples.ratio(peer.samples(attrgetter(field)))} of the bare hold's"
+                    )
+                figures.append((what, f"{samples}{beside}"))
+        rows += [(f"{name}: {what}", figure) for what, figure in figures]
     return rows
+
+
+def _peer(findings: Findings, result: Result) -> Result | None:
+    """The least that holds, in the same case."""
+    if result.contender is BARE_HOLD:
+        return None
+    theirs = (other for other in findings.results if other.contender is BARE_HOLD)
+    return next((other for other in theirs if other.case is result.case), None)
 
 
 def _costs(findings: Findings) -> list[tuple[str, str]]:
@@ -276,7 +285,10 @@ def _costs(findings: Findings) -> list[tuple[str, str]]:
                 f"the same {sent} again → dropped as duplicates",
                 f"{cost.again_s:.2f} s; keeper {cost.again_cpu_s:.2f} s of a processor",
             ),
-            (f"{cost.held:,} held → all let go at once", f"{cost.release_s * 1000:.0f} ms"),
+            (
+                f"{cost.held:,} held → all let go at once, onto nobody who listens",
+                f"{cost.release_s * 1000:.0f} ms",
+            ),
             (
                 "held, duplicates, released",
                 f"{cost.held:,}, {cost.duplicates:,}, {cost.released:,}",
@@ -295,5 +307,8 @@ def _costs(findings: Findings) -> list[tuple[str, str]]:
         ),
         ("one look at the listeners, while the new one is waited for", f"{rate.look_us:.0f} µs"),
         ("at rest: rules, queues, files, keepers", ", ".join(map(str, findings.at_rest))),
-        ("of pyroute2, iptc, tenacity, asyncio imported on wrap's default path", findings.imported),
+        (
+            "of pyroute2, iptc, tenacity, asyncio imported by a run of wrap, its keeper aside",
+            findings.imported,
+        ),
     ]

@@ -96,6 +96,11 @@ class Result:
         """One value a round."""
         return Samples.of((of(played) for played in self.rounds), unit)
 
+    def has_phase(self, name: str) -> bool:
+        """Whether any report tells of this phase."""
+        reports = [played.report for played in self.rounds if played.report]
+        return any(phase["name"] == name for report in reports for phase in report["phases"])
+
     def of_reports(self, of: Callable[[Report], float]) -> Samples:
         """One value a report, given in seconds."""
         reports = (played.report for played in self.rounds)
@@ -103,7 +108,7 @@ class Result:
 
 
 def phase_s(name: str) -> Callable[[Report], float]:
-    """How long a phase of a report took."""
+    """How long a phase of a report took; nothing where it has none of that name."""
     return lambda report: next(
         (float(phase["duration_s"]) for phase in report["phases"] if phase["name"] == name), 0.0
     )
@@ -208,7 +213,7 @@ def _holds_ms(report: Report, began_epoch_s: float) -> tuple[float, float, float
         for name, phase in phases.items()
     }
     held_ms = from_ms + 1000 * float(phases["hold"]["start_s"])
-    return held_ms, ends_ms["drain"], ends_ms["hold"]
+    return held_ms, ends_ms.get("drain", held_ms), ends_ms["hold"]
 
 
 def _middle_ms(

@@ -14,7 +14,7 @@ import pytest
 from bench.back_to_back import overtaken
 from bench.cases import CASES
 from bench.comparison import PAGE, WAYS
-from bench.contenders import NOTHING, SYNPLUG_NFQUEUE
+from bench.contenders import BARE_HOLD, NOTHING, SYNPLUG_NFQUEUE
 from bench.errors import BenchError
 from bench.findings import Findings, as_json
 from bench.held import CROWDS, Released
@@ -155,6 +155,21 @@ def test_a_far_client_takes_a_place_of_the_backlog_for_a_round_trip(
 ) -> None:
     crowd = replace(CROWDS[0], clients=5000, backlog=128, round_trip_ms=round_trip_ms)
     assert crowd.bound_ms(500, accepts_per_s) == bound_ms
+
+
+def test_a_release_stands_beside_the_least_that_holds(findings: Findings) -> None:
+    report = {"hold": {"duration_s": 0.06}, "phases": [{"name": "release", "duration_s": 0.004}]}
+    ours = findings.results[1]
+    ours.rounds[:] = [replace(played, report=report) for played in ours.rounds]
+    least = [replace(played, released_ms=2.0) for played in ours.rounds]
+    peer = Result(case=ours.case, contender=BARE_HOLD, rounds=least)
+    text = page(replace(findings, results=[*findings.results, peer]))
+    row = "| HAProxy, 3,000/s, {}: new listener visible → all let go | {}, n=3{} |"
+    ratio = "; 1.50x of the bare hold's"
+    assert row.format("synplug", "3 ms (quartiles 3–3, worst 3)", ratio) in text
+    assert row.format("bare hold", "2 ms (quartiles 2–2, worst 2)", "") in text
+    assert "release asked for" in text
+    assert "drain |" not in text, "what no report tells of has no figure"
 
 
 def test_only_the_typical_round_keeps_its_points(findings: Findings) -> None:
