@@ -47,7 +47,7 @@ _STOCK = "stock"
 _ENVIRONMENT_KERNELS = "KERNELS"
 _ENVIRONMENT_INSIDE = "GUEST_SUITE"
 _ENVIRONMENT_AT_ONCE = "GUESTS_AT_ONCE"
-_SILENCE_LIMIT_S = 180
+_SILENCE_LIMIT_S = 300
 #: The fault matrix of the plug takes the most; one that hangs is silent before.
 _TOTAL_LIMIT_S = 7200
 _POLL_S = 0.02

@@ -58,7 +58,7 @@ def client_of(services: Services) -> Iterator[Namespace]:
         yield client
 
 
-def systemctl(*words: str, timeout_s: float = 90) -> str:
+def systemctl(*words: str, timeout_s: float = 180) -> str:
     """Ask the manager; what it says.
 
     :raises AssertionError: it failed; with its words, and the end of the journal.

@@ -100,8 +100,8 @@ def test_a_restart_under_load_loses_nothing_or_is_refused(
         return
     lab: ClientServer = request.getfixturevalue("lab")
     simple: SimpleService = request.getfixturevalue("simple")
-    options = ["--backend", backend, "--max-hold", "30s", "-p", "8080"]
-    with Load(lab.client, simple.targets(lab), rate_per_s=50, timeout_s=30) as load:
+    options = ["--backend", backend, "--max-hold", "60s", "-p", "8080"]
+    with Load(lab.client, simple.targets(lab), rate_per_s=50, timeout_s=60) as load:
         wrapped = shell.wrap(lab.server, options, simple.restart_argv("--delay", "0.5"))
         result = load.stop()
     assert wrapped.status == 0, wrapped
@@ -121,7 +121,7 @@ def test_auto_takes_the_first_that_works_and_says_what_it_passed_over(
     assert works, "no backend holds here"
     lab: ClientServer = request.getfixturevalue("lab")
     simple: SimpleService = request.getfixturevalue("simple")
-    options = ["--max-hold", "30s", "-p", "8080"]
+    options = ["--max-hold", "60s", "-p", "8080"]
     wrapped = shell.wrap(lab.server, options, simple.restart_argv())
     assert wrapped.status == 0, wrapped
     assert wrapped.report["hold"]["backend"] == works[0]
@@ -141,7 +141,7 @@ def test_the_first_hold_loads_the_modules_of_legacy_iptables(
     simple: SimpleService = request.getfixturevalue("simple")
     modules = ["iptable_mangle", "ip6table_mangle", "ip_tables", "ip6_tables"]
     lab.server.run(["modprobe", "--dirname", os.environ["GUEST_MODULES"], "--remove", *modules])
-    options = ["--backend", "nfqueue-iptables", "--max-hold", "30s", "-p", "8080"]
+    options = ["--backend", "nfqueue-iptables", "--max-hold", "60s", "-p", "8080"]
     wrapped = shell.wrap(lab.server, options, simple.restart_argv())
     assert wrapped.status == 0, wrapped
 

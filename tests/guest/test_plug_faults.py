@@ -32,7 +32,7 @@ pytestmark = pytest.mark.guests_only
 ELSEWHERE = {
     "Backend.release_next": "it opens as a whole",
     "Backend.observe": "it cannot tell whose SYNs pass",
-    "Backend.waiting_by_port": "it opens as a whole",
+    "Backend.waiting_by_lane": "it opens as a whole",
     "Pacer.step": "it opens as a whole",
     "Fitting.has_room": "it opens as a whole",
     "Backend.obstacle": "asked only of who flushes queues",
@@ -72,6 +72,9 @@ REFUSED_ALWAYS = (
 #: To wake up what ends a hold, and have it do that, takes the one processor of a guest so much more
 #: than a machine; other guests may run beside it.
 _SLOW_S = 0.5
+#: What a run with a refused call may take, so that it tells of the call and not of a guest that
+#: stood still for some seconds: none of them is there to be ended by its deadline.
+_MAX_HOLD = "20s"
 #: What the cases run on: a Python takes longer to start, too.
 _GUEST = Machine(
     max_hold_s=3.0,
@@ -167,7 +170,7 @@ class Runs:
         accident = ["", "", ""]
         if point is not None and fault is not None:
             accident = [point.name, point.process.value, fault.value]
-        words = ["wrap", "--backend", "plug", "--max-hold", "5s", "-p", "8080"]
+        words = ["wrap", "--backend", "plug", "--max-hold", _MAX_HOLD, "-p", "8080"]
         words += ["--json", str(folder / "report"), *(point.options if point else ())]
         words += ["--", "touch", str(folder / "ran")]
         with (folder / "said").open("a") as said:

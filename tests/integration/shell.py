@@ -13,6 +13,8 @@ from typing import Any
 from netlab.topology import Namespace
 
 SYNPLUG = [sys.executable, "-m", "synplug"]
+#: A guest may be slow, and whatever hangs is seen then, too.
+_LIMIT_S = 180.0
 
 
 def limited(capabilities: Sequence[str], *argv: str) -> list[str]:
@@ -37,12 +39,14 @@ class Outcome:
         return report
 
 
-def run(namespace: Namespace, *argv: str, timeout_s: float = 60) -> Outcome:
+def run(namespace: Namespace, *argv: str, timeout_s: float = _LIMIT_S) -> Outcome:
     """Run ``synplug`` with these arguments."""
     return run_plainly(namespace, [*SYNPLUG, *argv], timeout_s=timeout_s)
 
 
-def run_plainly(namespace: Namespace, argv: Sequence[str], *, timeout_s: float = 60) -> Outcome:
+def run_plainly(
+    namespace: Namespace, argv: Sequence[str], *, timeout_s: float = _LIMIT_S
+) -> Outcome:
     """Run any command."""
     done = subprocess.run(
         namespace.command(argv),
@@ -71,7 +75,9 @@ def start(namespace: Namespace, *argv: str) -> subprocess.Popen[str]:
     )
 
 
-def run_detached(namespace: Namespace, *argv: str, output: Path, timeout_s: float = 90) -> int:
+def run_detached(
+    namespace: Namespace, *argv: str, output: Path, timeout_s: float = _LIMIT_S
+) -> int:
     """Run ``synplug`` whose command outlives it: what both say goes to a file."""
     with output.open("a", encoding="utf-8") as file:
         return subprocess.run(
