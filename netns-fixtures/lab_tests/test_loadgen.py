@@ -117,6 +117,28 @@ def test_syns_dropped_for_a_while_connect_after_a_second(lab: ClientServer) -> N
     for sample in result.samples:
         # tcp(7): the initial retransmission timeout is 1 s (RFC 6298)
         assert (sample.connect_ns >= 0.9e9) == (sample.retransmits > 0)
+        assert (sample.answered_ns >= 0.9e9) == (sample.retransmits > 0)
+
+
+def test_who_waits_for_the_answer_to_a_first_syn_is_told_from_who_lost_one(
+    lab: ClientServer,
+) -> None:
+    drop_syns(lab, "output", "(syn | ack)")
+    targets = [(address, _PORT) for address in lab.server_addresses]
+    with (
+        peer(lab, "answer"),
+        Load(lab.client, targets, _RATE_PER_S, duration_s=0.3, expect_ready=False) as running,
+    ):
+        opens_at = time.monotonic() + 0.4
+        wait_until(lambda: time.monotonic() >= opens_at, 1, "the end of the drop")
+        lab.server.run(["nft", "delete", "table", "inet", "blackhole"])
+        result = running.wait()
+
+    assert result.ok == result.attempted == 60
+    assert result.retransmitted > 0
+    for sample in result.samples:
+        assert sample.connect_ns >= 0.9e9
+        assert sample.answered_ns < 0.1e9
 
 
 def test_unreachable_network_is_an_error_with_its_errno(lab: ClientServer) -> None:
@@ -199,15 +221,15 @@ def test_redis_connections_leave_no_time_wait(lab: ClientServer) -> None:
         assert not namespace.run(["ss", "-Htn", "state", "time-wait"]).stdout
 
 
-def drop_syns(lab: ClientServer) -> None:
+def drop_syns(lab: ClientServer, hook: str = "input", flags: str = "syn") -> None:
     lab.server.run(
         ["nft", "-f", "-"],
-        input_text="""
-        table inet blackhole {
-            chain input {
-                type filter hook input priority filter
-                tcp flags & (syn | ack) == syn drop
-            }
-        }
+        input_text=f"""
+        table inet blackhole {{
+            chain {hook} {{
+                type filter hook {hook} priority filter
+                tcp flags & (syn | ack) == {flags} drop
+            }}
+        }}
         """,
     )

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from netlab.errors import LabError
 
-_MAGIC = b"NETLAB\x01\n"
-_RECORD = struct.Struct("=QQQQIHBB")  # struct record in loadgen.h
+_MAGIC = b"NETLAB\x02\n"
+_RECORD = struct.Struct("=QQQQIHBBQ")  # struct record in loadgen.h
 
 
 class Outcome(enum.Enum):
@@ -45,6 +45,8 @@ class Sample(NamedTuple):
     outcome: Outcome
     retransmits: int
     """tcpi_total_retrans (tcp(7)) when the handshake was over: SYNs sent again."""
+    answered_ns: int = 0
+    """From connect(2) to the sending of the SYN that was answered: about 0 if it was the first."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -180,5 +182,5 @@ def read_records(path: Path) -> LoadResult:
 
 
 def _sample(*fields: int) -> Sample:
-    scheduled, opened, connect, total, errno, target, outcome, retransmits = fields
-    return Sample(scheduled, opened, connect, total, errno, target, _OUTCOMES[outcome], retransmits)
+    scheduled, opened, connect, total, errno, target, outcome, *handshake = fields
+    return Sample(scheduled, opened, connect, total, errno, target, _OUTCOMES[outcome], *handshake)

@@ -83,12 +83,12 @@ static bool on_connected(struct connection *c)
 
 	getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size);
 	if (error) {
-		r->retransmits = retransmits(c->fd);
+		note_handshake(r, c->fd);
 		fail(c, error);
 		return false;
 	}
 	r->connect_ns = now_ns() - r->opened_ns;
-	r->retransmits = retransmits(c->fd);
+	note_handshake(r, c->fd);
 	c->state = WAITING;
 	sent = send(c->fd, config.request, config.request_length, MSG_NOSIGNAL);
 	if (sent == (ssize_t)config.request_length)
@@ -178,7 +178,7 @@ static uint64_t expire(uint64_t now)
 		if (r->opened_ns + config.timeout_ns > now)
 			return r->opened_ns + config.timeout_ns;
 		if (c->state == CONNECTING)
-			r->retransmits = retransmits(c->fd);
+			note_handshake(r, c->fd);
 		settle(c, TIMED_OUT, 0);
 		close_connection(c);
 	}

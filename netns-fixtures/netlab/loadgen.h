@@ -25,7 +25,7 @@
 
 #define MS 1000000ULL
 #define SECOND 1000000000ULL
-#define MAGIC "NETLAB\x01\n"
+#define MAGIC "NETLAB\x02\n"
 #define MAX_OPEN 262144
 #define MAX_TARGETS 64
 #define MAX_SOURCES 1024
@@ -44,6 +44,7 @@ struct record {
 	uint16_t target;
 	uint8_t outcome;
 	uint8_t retransmits; /* tcpi_total_retrans when connected: SYNs sent again */
+	uint64_t answered_ns; /* from opened_ns to the sending of the SYN that was answered */
 };
 
 struct address {

@@ -21,14 +21,23 @@ static enum outcome outcome_of(int error, bool connecting)
 	return ERROR;
 }
 
-static uint8_t retransmits(int fd)
+/*
+ * How often the SYN was sent, and, once connected, which one the server answered: its answer echoes
+ * that one's timestamp (RFC 7323), and tcpi_rtt is the time since. When the answer came says
+ * tcpi_last_data_recv (tcp_finish_connect() sets it), however late we look. Times are to a jiffy.
+ */
+static void note_handshake(struct record *r, int fd)
 {
 	struct tcp_info info;
 	socklen_t size = sizeof info;
+	uint64_t since_ns;
 
 	if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size))
-		return 0;
-	return info.tcpi_total_retrans > 255 ? 255 : (uint8_t)info.tcpi_total_retrans;
+		return;
+	r->retransmits = info.tcpi_total_retrans > 255 ? 255 : (uint8_t)info.tcpi_total_retrans;
+	since_ns = info.tcpi_last_data_recv * MS + info.tcpi_rtt * 1000ULL;
+	if (r->connect_ns > since_ns)
+		r->answered_ns = r->connect_ns - since_ns;
 }
 
 /* Starts to connect; returns the descriptor, or -1 with errno. */
