@@ -19,6 +19,7 @@ from netlab.servers import HAProxy, Nginx, Service
 from netlab.topology import ClientServer, Namespace
 from tests.document_blocks import block
 from tests.guest.features import backends_of
+from tests.guest.patience import PATIENT
 from tests.guest.plug import standing_clsact, wire
 from tests.integration import shell
 
@@ -64,7 +65,7 @@ def test_no_client_notices_a_cold_restart(
         with standing_clsact(lab.server):
             kept = _under_load(lab, service, path, backends, restart_wrapped)
         after = tcp_counters(lab.server)
-    assert kept.failures == 0, kept.summary()
+    assert kept.failures == 0, f"{kept.summary()}: {kept.failed}"
     assert dropped_before_ip() == dropped, "the guest's own wire lost packets"
     assert kept.attempted > RATE_PER_S
     assert {name: after[name] - before[name] for name in NO_ROOM} == dict.fromkeys(NO_ROOM, 0)
@@ -78,7 +79,7 @@ def test_the_recipe_for_a_local_proxy(lab: ClientServer) -> None:
     with HAProxy(lab.server) as service:
         line = block("docs/recipes.md", "--loopback-egress").splitlines()[-1]
         for there, here in (
-            ("-p 3212", f"-p {service.ports[0]} --max-hold 60s"),
+            ("-p 3212", f"-p {service.ports[0]} {shlex.join(PATIENT)}"),
             ("systemctl restart haproxy", shlex.join(service.restart_argv)),
             ("synplug wrap", f"{shlex.join(shell.SYNPLUG)} wrap"),
         ):
@@ -90,7 +91,7 @@ def test_the_recipe_for_a_local_proxy(lab: ClientServer) -> None:
             service.wait_until_listening()
             result = load.stop()
     assert done.status == 0, done
-    assert result.failures == 0, result.summary()
+    assert result.failures == 0, f"{result.summary()}: {result.failed}, {done}"
 
 
 def _under_load(
@@ -123,7 +124,7 @@ def _restart_plainly(service: Service, _: str) -> None:
 
 def _restart_wrapped(service: Service, backend: str) -> int:
     """When it was released, on the clock of the load."""
-    options = ["--backend", backend, "--max-hold", "60s", "-p", "8080"]
+    options = ["--backend", backend, *PATIENT, "-p", "8080"]
     outcome = shell.wrap(service.namespace, options, service.restart_argv)
     assert outcome.status == 0, outcome
     held = outcome.report["hold"]
