@@ -100,18 +100,24 @@ def test_dropped_syns_time_out_and_count_as_retransmitted(lab: ClientServer) -> 
     assert result.retransmitted == _EXPECTED
 
 
-def test_syns_dropped_for_a_while_connect_after_a_second(lab: ClientServer) -> None:
-    drop_syns(lab)
+def load_in_spite_of_a_drop(
+    lab: ClientServer, hook: str, flags: str, *, duration_s: float, drop_s: float
+) -> LoadResult:
+    """What becomes of a load when TCP packets with these of SYN and ACK are dropped at first."""
+    drop_syns(lab, hook, flags)
     targets = [(address, _PORT) for address in lab.server_addresses]
     with (
         peer(lab, "answer"),
-        Load(lab.client, targets, _RATE_PER_S, duration_s=0.6, expect_ready=False) as running,
+        Load(lab.client, targets, _RATE_PER_S, duration_s=duration_s, expect_ready=False) as load,
     ):
-        opens_at = time.monotonic() + 0.3
+        opens_at = time.monotonic() + drop_s
         wait_until(lambda: time.monotonic() >= opens_at, 1, "the end of the drop")
         lab.server.run(["nft", "delete", "table", "inet", "blackhole"])
-        result = running.wait()
+        return load.wait()
 
+
+def test_syns_dropped_for_a_while_connect_after_a_second(lab: ClientServer) -> None:
+    result = load_in_spite_of_a_drop(lab, "input", "syn", duration_s=0.6, drop_s=0.3)
     assert result.ok == result.attempted == 120
     assert 20 <= result.retransmitted <= 100
     for sample in result.samples:
@@ -123,17 +129,7 @@ def test_syns_dropped_for_a_while_connect_after_a_second(lab: ClientServer) -> N
 def test_who_waits_for_the_answer_to_a_first_syn_is_told_from_who_lost_one(
     lab: ClientServer,
 ) -> None:
-    drop_syns(lab, "output", "(syn | ack)")
-    targets = [(address, _PORT) for address in lab.server_addresses]
-    with (
-        peer(lab, "answer"),
-        Load(lab.client, targets, _RATE_PER_S, duration_s=0.3, expect_ready=False) as running,
-    ):
-        opens_at = time.monotonic() + 0.4
-        wait_until(lambda: time.monotonic() >= opens_at, 1, "the end of the drop")
-        lab.server.run(["nft", "delete", "table", "inet", "blackhole"])
-        result = running.wait()
-
+    result = load_in_spite_of_a_drop(lab, "output", "(syn | ack)", duration_s=0.3, drop_s=0.4)
     assert result.ok == result.attempted == 60
     assert result.retransmitted > 0
     for sample in result.samples:

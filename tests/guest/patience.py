@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-#: Of wrap: a second, its default, is not enough there for the requests that are in flight.
+#: Of wrap, whose defaults are for requests that take milliseconds: a second for each wait.
 PATIENT = ["--max-hold", "60s", "--drain-timeout", "20s", "--quiesce", "20s"]
