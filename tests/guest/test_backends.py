@@ -22,7 +22,6 @@ from synplug.kernel.netlink import NETLINK_NETFILTER, NLM_F_CREATE, NetlinkSocke
 from synplug.kernel.netlink_codec import be32, nested, text
 from synplug.kernel.nft_rules import expression, native_queue
 from tests.guest.features import ABSENT, BACKENDS, NEEDS, features
-from tests.guest.patience import PATIENT
 from tests.integration import shell
 from tests.integration.conftest import SimpleService
 from tests.integration.connect import connects_within, holds_in_force
@@ -101,7 +100,7 @@ def test_a_restart_under_load_loses_nothing_or_is_refused(
         return
     lab: ClientServer = request.getfixturevalue("lab")
     simple: SimpleService = request.getfixturevalue("simple")
-    options = ["--backend", backend, *PATIENT, "-p", "8080"]
+    options = ["--backend", backend, "--max-hold", "60s", "-p", "8080"]
     with Load(lab.client, simple.targets(lab), rate_per_s=50, timeout_s=60) as load:
         wrapped = shell.wrap(lab.server, options, simple.restart_argv("--delay", "0.5"))
         result = load.stop()

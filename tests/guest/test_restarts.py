@@ -19,7 +19,6 @@ from netlab.servers import HAProxy, Nginx, Service
 from netlab.topology import ClientServer, Namespace
 from tests.document_blocks import block
 from tests.guest.features import backends_of
-from tests.guest.patience import PATIENT
 from tests.guest.plug import standing_clsact, wire
 from tests.integration import shell
 
@@ -79,7 +78,7 @@ def test_the_recipe_for_a_local_proxy(lab: ClientServer) -> None:
     with HAProxy(lab.server) as service:
         line = block("docs/recipes.md", "--loopback-egress").splitlines()[-1]
         for there, here in (
-            ("-p 3212", f"-p {service.ports[0]} {shlex.join(PATIENT)}"),
+            ("-p 3212", f"-p {service.ports[0]} --max-hold 60s"),
             ("systemctl restart haproxy", shlex.join(service.restart_argv)),
             ("synplug wrap", f"{shlex.join(shell.SYNPLUG)} wrap"),
         ):
@@ -124,7 +123,7 @@ def _restart_plainly(service: Service, _: str) -> None:
 
 def _restart_wrapped(service: Service, backend: str) -> int:
     """When it was released, on the clock of the load."""
-    options = ["--backend", backend, *PATIENT, "-p", "8080"]
+    options = ["--backend", backend, "--max-hold", "60s", "-p", "8080"]
     outcome = shell.wrap(service.namespace, options, service.restart_argv)
     assert outcome.status == 0, outcome
     held = outcome.report["hold"]
