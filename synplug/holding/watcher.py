@@ -17,6 +17,7 @@ from synplug.errors import KeeperError, SynplugError
 from synplug.holding.keeper_process import limit
 from synplug.holding.recover import recover_run
 from synplug.kernel import procfs
+from synplug.kernel.control_group import leave_control_group
 
 #: Somebody else may have a lock that the clean-up needs, for long.
 _GIVE_UP_S = 120.0
@@ -51,7 +52,7 @@ def start(run_id: str, capabilities: frozenset[int]) -> bool:
 
 def _watch(keeper: int, run_id: str, tell: int, capabilities: frozenset[int]) -> None:
     os.setsid()
-    is_apart = procfs.leave_control_group()
+    is_apart = leave_control_group()
     procfs.close_descriptors_but((keeper, tell))  # a lock that we had would stay taken
     procfs.set_name("synplug-watcher")
     limit(capabilities)

@@ -15,18 +15,8 @@ from synplug.errors import KernelError, PrivilegeError
 from synplug.model import Process
 
 CAP_NET_ADMIN = 12
-#: include/linux/proc_ns.h, PROC_CGROUP_INIT_INO and PROC_PID_INIT_INO
-_FIRST_NAMESPACES = {"cgroup": 0xEFFFFFFB, "pid": 0xEFFFFFFC}
-_SYSTEMDS = ("", "name=systemd")
-#: Where a group can be killed, or frozen, as a whole: by the kernel, or by who kept it for that.
-_DANGEROUS = (*_SYSTEMDS, "freezer")
-#: With version 1 the first of them is a file system in memory.
-_ROOT_GROUPS = (
-    "/sys/fs/cgroup",
-    "/sys/fs/cgroup/unified",
-    "/sys/fs/cgroup/systemd",
-    "/sys/fs/cgroup/freezer",
-)
+#: The hierarchies that systemd keeps: the unified one, and its own of version 1 (cgroups(7)).
+SYSTEMDS = ("", "name=systemd")
 _GONE_OR_HIDDEN = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 
 
@@ -145,7 +135,7 @@ def control_group_members(component: str) -> set[int]:
     return {
         pid
         for pid in pids()
-        for hierarchy, path in _control_groups(pid)
+        for hierarchy, path in control_groups(pid)
         if is_unit_path(path, component, root=roots.get(hierarchy, ""))
     }
 
@@ -167,13 +157,11 @@ def _managers_roots() -> dict[str, str]:
     """
     return {
         hierarchy: path.removesuffix("/init.scope").rstrip("/")
-        for hierarchy, path in _control_groups(1)
+        for hierarchy, path in control_groups(1)
     }
 
 
-def _control_groups(
-    pid: int, hierarchies: Collection[str] = _SYSTEMDS
-) -> Iterator[tuple[str, str]]:
+def control_groups(pid: int, hierarchies: Collection[str] = SYSTEMDS) -> Iterator[tuple[str, str]]:
     """Where a process is in systemd's hierarchies, or others: pairs of controllers and path."""
     for line in _read(f"/proc/{pid}/cgroup").splitlines():
         _, _, rest = line.partition(":")
@@ -239,40 +227,6 @@ def set_name(text: str) -> None:
     """What ps(1) shows of this process: 15 characters."""
     with suppress(OSError), open("/proc/self/comm", "w") as comm:
         comm.write(text)
-
-
-def leave_control_group() -> bool:
-    """Move this process into the root control groups (cgroups(7)), where that is allowed.
-
-    A control group can be killed as a whole (cgroup.kill, a unit's KillMode=control-group), and so
-    can a PID namespace: with its init (pid_namespaces(7)).
-
-    :returns: whether this process is in none that can be killed so. That is looked up, not
-        concluded: the root that a write succeeds at may be that of a container.
-    """
-    if not _is_in_no_group():
-        for root in _ROOT_GROUPS:
-            with suppress(OSError):
-                descriptor = os.open(f"{root}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-                try:
-                    os.write(descriptor, b"0")
-                finally:
-                    os.close(descriptor)
-    return _is_in_no_group() and _is_in_first_namespace("pid")
-
-
-def _is_in_no_group() -> bool:
-    """Whether it is in the root groups of the machine; of a namespace they may be a container's."""
-    if any(path != "/" for _, path in _control_groups(os.getpid(), _DANGEROUS)):
-        return False
-    return _is_in_first_namespace("cgroup")
-
-
-def _is_in_first_namespace(kind: str) -> bool:
-    try:
-        return os.stat(f"/proc/self/ns/{kind}").st_ino == _FIRST_NAMESPACES[kind]
-    except OSError:  # a kernel without
-        return True
 
 
 def flock_holder(path: str) -> int:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synplug.cli import main
-from synplug.kernel import procfs
+from synplug.kernel import control_group, procfs
 from synplug.kernel.procfs import control_group_members, is_unit_path
 
 # --- this machine
@@ -214,7 +214,8 @@ def test_who_cannot_leave_a_control_group_is_safe_only_where_there_is_none(
 
     def inode(path: str) -> SimpleNamespace:
         kind = path.rpartition("/")[2]
-        return SimpleNamespace(st_ino=procfs._FIRST_NAMESPACES[kind] - (kind == other_namespace))
+        first = control_group._FIRST_NAMESPACES[kind]
+        return SimpleNamespace(st_ino=first - (kind == other_namespace))
 
     real_open = os.open
 
@@ -226,6 +227,6 @@ def test_who_cannot_leave_a_control_group_is_safe_only_where_there_is_none(
     machine(monkeypatch, {os.getpid(): groups})
     monkeypatch.setattr(os, "stat", inode)
     monkeypatch.setattr(os, "open", open_one)
-    left = procfs.leave_control_group()
+    left = control_group.leave_control_group()
     monkeypatch.undo()
     assert left is is_apart
