@@ -20,7 +20,7 @@ from synplug.model import Endpoint, Listener, OnDrainTimeout
 from synplug.steps import DrainResult
 
 POLL_S = 0.001
-_RECENT_MS = 100
+_RECENT_MS, _SILENT_MS = 100, 500
 #: So many connections are looked up one by one, or more where a walk through all is dearer.
 _FEW = 64
 _LOOK_UP_S = 0.00003
@@ -34,8 +34,11 @@ _ON_ITS_WAY_S = 0.001
 def is_busy(connection: Connection) -> bool:
     """Whether somebody waits for something on this connection.
 
-    Unread or unacknowledged bytes; data within the last 100 ms; or the peer spoke last. The
-    kernel's times have the resolution of a jiffy and start equal, so on a tie the byte counters
+    Unread or unacknowledged bytes; data within the last 100 ms; the peer spoke last; or nobody has
+    spoken yet, for half a second. A first request that was lost on its way is sent again after a
+    round trip and 200 ms at the earliest (``include/net/tcp.h``, TCP_RTO_MIN).
+
+    The kernel's times have the resolution of a jiffy and start equal, so on a tie the byte counters
     decide: data came, and none of ours was acknowledged (tcpi_bytes_acked counts the SYN).
     """
     if connection.unread_bytes or connection.unsent_bytes or not connection.accepted:
@@ -43,7 +46,8 @@ def is_busy(connection: Connection) -> bool:
     received, sent = connection.since_received_ms, connection.since_sent_ms
     if min(received, sent) < _RECENT_MS or received < sent:
         return True
-    return received == sent and connection.received_bytes > 0 and connection.acked_bytes <= 1
+    is_unanswered = received == sent and connection.acked_bytes <= 1
+    return is_unanswered and (connection.received_bytes > 0 or received < _SILENT_MS)
 
 
 class Unfinished:

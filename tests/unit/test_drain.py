@@ -47,7 +47,17 @@ from tests.unit.fakes import HTTP, FakeHold, FakeSockets, World, connection, lis
         ),
         (
             "a tie, nothing ever came",
-            connection(since_sent_ms=5000, since_received_ms=5000, received=0, acked=1),
+            connection(since_sent_ms=500, since_received_ms=500, received=0, acked=1),
+            False,
+        ),
+        (
+            "a tie, nothing came yet",
+            connection(since_sent_ms=499, since_received_ms=499, received=0, acked=1),
+            True,
+        ),
+        (
+            "a tie, the server spoke first, and at once",
+            connection(since_sent_ms=499, since_received_ms=499, received=0, acked=20),
             False,
         ),
     ],
