@@ -50,7 +50,8 @@ class OwnConnections:
         """Let the connections of *roots* and of their children pass.
 
         A child stays one of them when its parent ends before it does. Connections are looked
-        for only where some from this host wait: that reads the kernel's whole table.
+        for only where some from this host wait: that reads what each of them has open, and the
+        kernel's whole table.
         """
         now_s = self._clock()
         if now_s < self._next_s:
@@ -59,12 +60,17 @@ class OwnConnections:
             self._group_at_s = now_s
             self._roots |= self._processes.control_group_members(self._unit)
         self._roots = self._processes.descendants(self._roots | set(roots))
-        inodes = {inode for pid in self._roots for inode in self._processes.socket_inodes(pid)}
-        self._passed &= inodes
-        if inodes - self._passed and hold.may_hold_local:
-            for inode, flow in self._sockets.connecting(self._ports):
-                if inode in inodes - self._passed:
-                    self._passed.add(inode)
-                    hold.let_through(flow)
+        if hold.may_hold_local:
+            self._let_through(hold)
         cost_s = self._clock() - now_s
         self._next_s = now_s + max(_EVERY_S, _SPARE * cost_s)
+
+    def _let_through(self, hold: Held) -> None:
+        inodes = {inode for pid in self._roots for inode in self._processes.socket_inodes(pid)}
+        self._passed &= inodes
+        if not inodes - self._passed:
+            return
+        for inode, flow in self._sockets.connecting(self._ports):
+            if inode in inodes - self._passed:
+                self._passed.add(inode)
+                hold.let_through(flow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 
 from synplug.handover.configuration_test import is_configuration_test
@@ -10,7 +11,7 @@ from synplug.handover.own_connections import OwnConnections
 from synplug.handover.plan import WrapPlan
 from synplug.handover.readiness import Readiness, Watch
 from synplug.handover.tools import Command, Held, Tools
-from synplug.holding.paced import Sighting
+from synplug.holding.paced import Fitting, Sighting
 from synplug.model import HoldResult, Listener, Outcome, ReleaseReason
 
 #: So often it looks, and for so long, once a new listener is there and something is still missing:
@@ -84,6 +85,15 @@ class ReadyWait:
             is_near = self._tools.clock() - self._new_at_s < _NEAR_S
             self._tools.signals.pause(_NEAR_POLL_S if is_near else POLL_S)
 
+    def rehearse(self) -> None:
+        """Go once, before anybody waits, through what comes between a listener and the release.
+
+        The first time takes thrice as long: the pages that it writes to are copied then, since the
+        keeper's fork has left them shared.
+        """
+        self._may_be_testing(os.getpid())
+        Fitting.to_wire(self._plan.spec, Sighting(self._listeners(), self._tools.clock()))
+
     def reviewed(self, outcome: Outcome, result: HoldResult | None) -> Outcome:
         """What it comes to once the hold is over, which may have ended during the last look.
 
@@ -151,12 +161,15 @@ class ReadyWait:
     def _lasts(self, listeners: Collection[Listener], command_pid: int, now_s: float) -> bool:
         """Whether none of them is that of a configuration test, which listens for a moment.
 
-        A command that still runs may go on with such a test. A listener of nobody may be a test's
-        that is ending just now, and is looked at again; any other one is looked at once.
+        A command that still runs may go on with such a test. Where none can be running, whose it
+        is need not be asked. A listener of nobody may be a test's that is ending just now, and is
+        looked at again; any other one is looked at once.
         """
         cookies = {listener.cookie for listener in listeners}
         if cookies <= self._lasting:
             return True
+        if not self._may_be_testing(command_pid):
+            return self._note_lasting(cookies)
         new = {own.cookie: own.inode for own in listeners if own.cookie not in self._lasting}
         owners = self._owners(set(new.values()), command_pid)
         since_s = [
@@ -171,6 +184,15 @@ class ReadyWait:
             command_lines = list(filter(None, map(self._tools.processes.command_line, pids)))
             if not command_lines or any(map(is_configuration_test, command_lines)):
                 return False
+        return self._note_lasting(cookies)
+
+    def _may_be_testing(self, command_pid: int) -> bool:
+        """Whether a configuration test may be running, or ending: who ends has no words."""
+        found = self._tools.processes.command_lines_since(command_pid, _MANY)
+        return found is None or any(not words or is_configuration_test(words) for words in found)
+
+    def _note_lasting(self, cookies: set[int]) -> bool:
+        """These are nobody's who was found to be a test: those that are there after that, last."""
         self._lasting |= cookies & {listener.cookie for listener in self._listeners()}
         return cookies <= self._lasting
 

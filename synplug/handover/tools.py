@@ -70,6 +70,9 @@ class ProcessTable(Protocol):
     def command_line(self, pid: int, /) -> list[str]:
         """The words that it was started with; none: gone, or hidden."""
 
+    def command_lines_since(self, pid: int, most: int, /) -> list[list[str]] | None:
+        """The words of this process and of all that were started after it; None: unknown."""
+
     def socket_inodes(self, pid: int, /) -> set[int]:
         """The sockets that a process has open."""
 

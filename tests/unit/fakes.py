@@ -248,6 +248,8 @@ class FakeProcesses:
     sessions: dict[int, int] = field(default_factory=dict)
     variables: dict[tuple[int, str], str] = field(default_factory=dict)
     command_lines: dict[int, list[str]] = field(default_factory=dict)
+    #: Whether the kernel says which number it gave last.
+    tells_the_last: bool = True
 
     def start_time(self, pid: int, /) -> int:
         return 0 if pid in self.dead else 10_000 + pid
@@ -279,6 +281,12 @@ class FakeProcesses:
 
     def command_line(self, pid: int, /) -> list[str]:
         return [] if pid in self.dead else self.command_lines.get(pid, ["server"])
+
+    def command_lines_since(self, pid: int, most: int, /) -> list[list[str]] | None:
+        if not self.tells_the_last:
+            return None
+        known = {number for number in (*self.inodes, *self.command_lines) if number >= pid}
+        return [self.command_line(number) for number in sorted(known - self.dead)]
 
     def socket_inodes(self, pid: int, /) -> set[int]:
         return set(self.inodes.get(pid, ()))

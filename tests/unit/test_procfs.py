@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +49,60 @@ def test_who_was_started_since() -> None:
             assert first.pid not in found
             return
     pytest.fail("of two processes the later one had the smaller number, thrice")
+
+
+def test_the_words_of_all_since_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has ended is left out, collected or not; who is ending is there, and has none."""
+    with (
+        subprocess.Popen(["sleep", "61"]) as first,
+        subprocess.Popen(["true"]) as ended,
+        subprocess.Popen(["true"]) as gone,
+        subprocess.Popen(["sleep", "62"]) as last,
+    ):
+        gone.wait()
+        while not procfs.command_line(last.pid):  # it is not yet what it will be
+            time.sleep(0.001)
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        real = procfs.sysctl
+        last_pid = real("kernel.ns_last_pid")
+        monkeypatch.setattr(procfs, "sysctl", lambda _: str(last.pid))
+        found = procfs.command_lines_since(first.pid, 1 << 22)
+        monkeypatch.setattr(procfs, "is_alive", lambda pid: pid == ended.pid)
+        ending = procfs.command_lines_since(first.pid, 1 << 22)
+        too_many = procfs.command_lines_since(first.pid, last.pid - first.pid)
+        monkeypatch.setattr(procfs, "sysctl", lambda _: str(first.pid - 1))
+        anew = procfs.command_lines_since(first.pid, 1 << 22)
+        monkeypatch.setattr(procfs, "sysctl", real)
+        first.kill()
+        last.kill()
+    assert last_pid == "" or int(last_pid) >= last.pid
+    assert found is not None
+    assert [words for words in found if words[:1] in ([], ["sleep"])] == [
+        ["sleep", "61"],
+        ["sleep", "62"],
+    ]
+    assert ending is not None
+    assert len(ending) == len(found) + 1
+    assert [] in ending
+    assert (too_many, anew) == (None, None)
+
+
+@pytest.mark.parametrize("refusal", [PermissionError, FileNotFoundError])
+def test_hidden_processes_are_not_none(
+    monkeypatch: pytest.MonkeyPatch, refusal: type[OSError]
+) -> None:
+    """With hidepid they cannot be read, or seem not to be there at all, pid 1 among them."""
+
+    def refuse(*_: object) -> None:
+        raise refusal
+
+    is_there = refusal is PermissionError
+    monkeypatch.setattr(procfs, "sysctl", lambda _: "4243")
+    monkeypatch.setattr(os.path, "isdir", lambda _: is_there)
+    monkeypatch.setattr(os, "open", refuse)
+    found = procfs.command_lines_since(4242, 100)
+    monkeypatch.undo()
+    assert found is None
 
 
 @pytest.mark.parametrize("environment", [{}, {"FIRST": "a=b", "SECOND": ""}])

@@ -369,12 +369,15 @@ def test_a_hold_that_was_ended_early_is_no_success(restart: Restart) -> None:
     assert report.command.status == 0
 
 
+@pytest.mark.parametrize("tells_the_last", [True, False])
 @pytest.mark.parametrize("is_seen", [True, False])
 def test_a_configuration_test_of_the_command_is_no_new_listener(
-    restart: Restart, *, is_seen: bool
+    restart: Restart, *, is_seen: bool, tells_the_last: bool
 ) -> None:
     """`kill -QUIT; nginx -t; nginx`: found while it listens, or ending already."""
     tested = listener(7)
+    restart.processes.tells_the_last = tells_the_last
+    restart.processes.command_lines[4300] = []
     if is_seen:
         restart.processes.children[4242] = {4300}
         restart.processes.inodes[4300] = {tested.inode}
@@ -393,11 +396,15 @@ def test_a_configuration_test_of_the_command_is_no_new_listener(
     assert report.hold.opened_at_s - report.hold.held_at_s == pytest.approx(0.2, abs=0.003)
 
 
+@pytest.mark.parametrize("tells_the_last", [True, False])
 @pytest.mark.parametrize(
     ("words", "at_s"), [(["nginx"], 0.2), (["nginx", "-t"], 0.5), ([], 0.5)], ids=str
 )
-def test_a_listener_of_a_daemon_is_one(restart: Restart, words: list[str], at_s: float) -> None:
+def test_a_listener_of_a_daemon_is_one(
+    restart: Restart, words: list[str], at_s: float, *, tells_the_last: bool
+) -> None:
     """It is none of the command's children any more; while it ends, it has no words."""
+    restart.processes.tells_the_last = tells_the_last
     restart.processes.inodes[4242] = set()
     restart.processes.inodes[4300] = {restart.new.inode}
     restart.processes.command_lines[4300] = words
@@ -424,13 +431,25 @@ def test_a_daemon_is_there_before_its_parent_ends(restart: Restart) -> None:
     assert report.hold.opened_at_s - report.hold.held_at_s == pytest.approx(0.2, abs=0.003)
 
 
-def test_a_new_listener_of_nobody_we_know_is_looked_at_again(restart: Restart) -> None:
-    """A process that ends has lost its descriptors before its listeners go; a daemon stays."""
+@pytest.mark.parametrize(
+    ("tells_the_last", "is_ending", "at_s"),
+    [(True, True, 0.21), (True, False, 0.2), (False, False, 0.21)],
+)
+def test_a_new_listener_of_nobody_we_know_is_looked_at_again(
+    restart: Restart, *, tells_the_last: bool, is_ending: bool, at_s: float
+) -> None:
+    """A process that ends has lost its descriptors before its listeners go; a daemon stays.
+
+    Where no process that is there can be one that ends, there is nothing to wait for.
+    """
+    restart.processes.tells_the_last = tells_the_last
     restart.processes.inodes[4242] = set()
+    if is_ending:
+        restart.processes.command_lines[4300] = []
     report = run(restart)
     assert report.ok
     assert report.hold is not None
-    assert report.hold.opened_at_s - report.hold.held_at_s == pytest.approx(0.21, abs=0.003)
+    assert report.hold.opened_at_s - report.hold.held_at_s == pytest.approx(at_s, abs=0.003)
 
 
 @pytest.mark.parametrize(
