@@ -99,8 +99,12 @@ class Unfinished:
     def _enter(self, seen: Iterable[Connection]) -> None:
         self.found = [connection for connection in seen if is_busy(connection)]
 
+    def catch_up(self, begun: Iterable[Connection]) -> None:
+        """Count those of these, too, that are not finished by now; nobody waits for it."""
+        self.found += [one for one in self._sockets.again(begun) if is_busy(one)]
+
     def add(self, begun: Iterable[Connection]) -> None:
-        """These, and those of the last walk, are all that there can be."""
+        """These, and those of the last walk and since, are all that there can be."""
         self.found += begun
         self._has_all = True
 
@@ -172,6 +176,8 @@ class Drain:
             self._observer = hold
             self._pause(_ON_ITS_WAY_S)
             self._unfinished.walk()
+            if begun := hold.begun():  # where not all are known, nor are they when it holds
+                self._unfinished.catch_up(begun)
 
     def wait(self, stopped: Callable[[], bool]) -> DrainResult:
         """Wait for empty queues, then for quiet connections, each within its own time.

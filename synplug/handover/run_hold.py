@@ -69,9 +69,14 @@ class RunHold:
         assert self._hold is not None, "arm() comes first"
         return self._hold.observe()
 
+    def begun(self) -> list[Connection] | None:
+        """The connections that have begun since :meth:`observe`, if all are known; told once."""
+        assert self._hold is not None, "arm() comes first"
+        return self._hold.begun()
+
     @property
     def observed(self) -> list[Connection] | None:
-        """The connections that began from :meth:`observe` to :meth:`begin`, if all are known."""
+        """Those that began after that, until :meth:`begin`, if all are known."""
         return self._hold.observed if self._hold is not None else None
 
     def begin(self) -> None:

@@ -109,9 +109,12 @@ class Observer(Protocol):
     def observe(self) -> bool:
         """Begin; False: this backend cannot do that."""
 
+    def begun(self) -> list[Connection] | None:
+        """The connections that have begun since then; they are told once. None: not all known."""
+
     @property
     def observed(self) -> list[Connection] | None:
-        """The connections that began until SYNs were held; None: they are not all known."""
+        """Those that began after that, until SYNs were held; None: they are not all known."""
 
 
 #: The status of a POST that was answered, but not by 2xx: it has done nothing.

@@ -68,9 +68,9 @@ class Backend(ABC):
         raise NotImplementedError
 
     def observed(self) -> list[tuple[str, int]] | None:
-        """Whose SYNs have passed since, as hexadecimal flows, and in by which device.
+        """Whose SYNs have passed since, as hexadecimal flows, and in by which device; told once.
 
-        None: not known of all.
+        None: not known of all, and never again.
         """
         return None
 

@@ -65,9 +65,12 @@ class Hold(Protocol):
     def hold(self) -> float:
         """From the returned time on SYNs wait."""
 
+    def begun(self) -> list[Connection] | None:
+        """The connections that have begun since; they are told once. None: not all are known."""
+
     @property
     def observed(self) -> list[Connection] | None:
-        """The connections that began between the two; None: they are not all known."""
+        """Those that began after that, until SYNs waited; None: they are not all known."""
 
     def let_through(self, flow: Flow) -> None:
         """Let this connection pass."""
@@ -144,14 +147,16 @@ class KeptHold(KeeperLink):
         self._say("observe")
         return bool(self._expect("observing", _ANSWER_TIMEOUT_S)["able"])
 
+    def begun(self) -> list[Connection] | None:
+        """The connections that have begun since; they are told once. None: not all are known."""
+        self._say("observed")
+        return _connections(self._expect("observed", _ANSWER_TIMEOUT_S)["observed"])
+
     def hold(self) -> float:
         """From the returned time on SYNs wait."""
         self._say("hold")
         holding = self._expect("holding", _ANSWER_TIMEOUT_S)
-        if holding["observed"] is not None:
-            self.observed = [
-                begun_by(Flow(bytes.fromhex(flow)), device) for flow, device in holding["observed"]
-            ]
+        self.observed = _connections(holding["observed"])
         self._held_at_s = float(holding["at_s"])
         self._deadline_s = self._held_at_s + self._spec.max_hold_s
         return self._held_at_s
@@ -209,6 +214,13 @@ class KeptHold(KeeperLink):
             import threading
 
             threading.Thread(target=_collect, args=(pid,), daemon=True).start()
+
+
+def _connections(observed: list[tuple[str, int]] | None) -> list[Connection] | None:
+    """What a keeper has observed, to be looked up."""
+    if observed is None:
+        return None
+    return [begun_by(Flow(bytes.fromhex(flow)), device) for flow, device in observed]
 
 
 def _collect(pid: int) -> None:

@@ -124,8 +124,6 @@ class Keeper:
                 self._ledger.remove()
             self._drop_locks()
 
-    # --- the loop
-
     def _serve(self) -> None:
         """Armed, then holding: until there is a reason to end it."""
         limit(self._backend.capabilities)
@@ -192,6 +190,8 @@ class Keeper:
             self._end(ReleaseReason.ORPHANED)
         elif event == "observe" and self._reason is None:
             self._observe()
+        elif event == "observed" and self._reason is None:
+            self._audience.say("observed", observed=self._backend.observed())
         elif event == "hold" and self._reason is None:
             self._hold()
         elif event == "detach":

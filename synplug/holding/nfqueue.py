@@ -90,7 +90,7 @@ class QueueBackend(Backend):
         self._gate.hold(go_on)
 
     def observed(self) -> list[tuple[str, int]] | None:
-        return self._observation.found if self._observation else None
+        return self._observation.take() if self._observation else None
 
     def hold(self, go_on: Callable[[], None] = lambda: None) -> None:
         if self._observation is None:

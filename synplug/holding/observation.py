@@ -14,17 +14,21 @@ LIMIT = 512
 
 
 class Observation:
-    """*found*: flows in hexadecimal, as they are told the run, each with its SYN's device.
-
-    None: they are not all known.
-    """
+    """Notes flows in hexadecimal, as they are told the run, each with its SYN's device."""
 
     def __init__(self) -> None:
-        self.found: list[tuple[str, int]] | None = []
+        self._found: list[tuple[str, int]] | None = []
 
     def note(self, notice: Notice) -> None:
         """Enter one that has passed."""
-        if self.found is None or notice.flow is None or len(self.found) == LIMIT:
-            self.found = None
+        if self._found is None or notice.flow is None or len(self._found) == LIMIT:
+            self._found = None
         else:
-            self.found.append((notice.flow.hex(), notice.device))
+            self._found.append((notice.flow.hex(), notice.device))
+
+    def take(self) -> list[tuple[str, int]] | None:
+        """Those that have come since the last time; None from the first one on that is missing."""
+        found = self._found
+        if found is not None:
+            self._found = []
+        return found

@@ -362,6 +362,7 @@ class FakeHold:
         self.hold_error: BaseException | None = None
         self.observe_error: BaseException | None = None
         self.can_observe = True
+        self.begun_before: list[Connection] | None = []
         self.observed: list[Connection] | None = []
         self.release_error: BaseException | None = None
         self.lingering = ""
@@ -386,6 +387,10 @@ class FakeHold:
         if self.observe_error is not None:
             raise self.observe_error
         return self.can_observe
+
+    def begun(self) -> list[Connection] | None:
+        self._world.note("who has begun")
+        return self.begun_before
 
     def hold(self) -> float:
         self._world.note("hold")

@@ -315,7 +315,7 @@ def test_who_is_unfinished_is_seen_before_anybody_waits() -> None:
     waited = Waited(listener(1))
     ahead = Ahead(waited)
     assert ahead.result(observed=[]) == DrainResult()
-    assert ahead.looks == ["observe", "walk all connections", "hold"]
+    assert ahead.looks == ["observe", "walk all connections", "who has begun", "hold"]
     assert waited.pauses == [0.001], "what had passed the rule before has its request socket"
 
 
@@ -335,6 +335,29 @@ def test_who_began_to_connect_meanwhile_is_looked_up() -> None:
     assert ahead.result(observed=[begun_by(Flow(bytes(12)), 2)]).empty
     assert waited.world.now_s == pytest.approx(0.05, abs=0.01)
     assert ahead.looks.count("walk all connections") == 1
+
+
+def test_who_began_to_connect_is_looked_up_before_anybody_waits() -> None:
+    """Who is finished by then needs no look any more; who is not, is looked at again."""
+    waited = Waited(listener(1))
+    walk = waited.sockets.inbound
+
+    def walked(endpoints: Iterable[Endpoint], *, established: bool = True) -> list[Connection]:
+        found = walk(endpoints, established=established)
+        waited.sockets.requests = 1
+        return found
+
+    waited.sockets.inbound = walked  # type: ignore[method-assign]
+    ahead = Ahead(waited)
+    ahead.hold.begun_before = [
+        begun_by(Flow(bytes([number]) + bytes(11)), 2) for number in range(30)
+    ]
+    waited.world.after(0.05, lambda: setattr(waited.sockets, "requests", 0))
+    assert ahead.result(observed=[]).empty
+    asked, before, hold, again = ahead.looks[2:6]
+    assert (asked, before, hold) == ("who has begun", "look 30 connections up", "hold")
+    assert again == "look 1 connections up"
+    assert waited.world.now_s == pytest.approx(0.05, abs=0.01)
 
 
 def test_who_has_become_busy_long_after_the_look_ahead_is_waited_for() -> None:
@@ -361,7 +384,10 @@ def test_who_was_busy_at_the_look_ahead_is_waited_for() -> None:
 @pytest.mark.parametrize(
     ("able", "looks"),
     [
-        (True, ["observe", "walk all connections", "hold", "walk all connections"]),
+        (
+            True,
+            ["observe", "walk all connections", "who has begun", "hold", "walk all connections"],
+        ),
         (False, ["observe", "hold", "walk all connections"]),
     ],
 )
@@ -371,6 +397,7 @@ def test_where_not_all_are_known_all_are_walked_while_they_are_held(
     """Too many came meanwhile, or the backend cannot see them."""
     waited = Waited(listener(1))
     ahead = Ahead(waited)
+    ahead.hold.begun_before = None
     assert ahead.result(observed=None, able=able) == DrainResult()
     assert ahead.looks == looks
     assert waited.pauses[-1] == 0.001

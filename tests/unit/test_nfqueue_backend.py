@@ -75,6 +75,7 @@ def test_who_is_observed_passes_and_is_known() -> None:
     first, local = observing.arrive(1), observing.arrive(2, local=True)
     assert observing.queues.accepted == [(100, first), (100, local)]
     assert observing.backend.observed() == [(flow_of(1).hex(), 2), (flow_of(2).hex(), 1)]
+    assert observing.backend.observed() == [], "they are told once"
     assert not observing.backend.may_hold_local(), "nobody waits"
     observing.finish()
     assert observing.backend.counts() == HoldCounts()
@@ -98,6 +99,8 @@ def test_too_many_are_not_all_known() -> None:
     for number in range(LIMIT):
         observing.arrive(number)
     assert len(observing.backend.observed() or ()) == LIMIT
+    for number in range(LIMIT):
+        observing.arrive(number)
     observing.arrive(LIMIT)
     assert observing.backend.observed() is None
     observing.arrive(LIMIT + 1)

@@ -119,6 +119,7 @@ def test_start_ready_hold_drain_stop_gone_release_in_this_order(service: Service
         "the new one stands",
         "observe",
         "walk all connections",
+        "who has begun",
         "hold",
         "signal 15 to 77",
         "77 is gone",

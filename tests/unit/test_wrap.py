@@ -68,6 +68,7 @@ def test_check_lock_arm_hold_drain_spawn_release_in_this_order(restart: Restart)
         "arm",
         "observe",
         "walk all connections",
+        "who has begun",
         "hold",
         "spawn",
         "listeners: 0",
