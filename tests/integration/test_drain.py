@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from netlab.load import Load
@@ -30,6 +31,50 @@ def test_requests_in_flight_are_finished_before_the_command(
     for outcome in outcomes:
         assert outcome.report["drain"] == {"empty": True, "left": 0, "quiet": True, "busy": 0}
         assert outcome.report["phases"][0]["name"] == "arm"
+
+
+_SPEAK_LATE = """
+import socket, sys, threading, time
+lost = []
+def meet(until_s):
+    while time.monotonic() < until_s:
+        with socket.create_connection((sys.argv[1], 8080), timeout=10) as made:
+            time.sleep(0.3)
+            try:
+                made.sendall(b"GET / HTTP/1.1\\r\\n\\r\\n")
+                lost.append(not made.recv(4096))
+            except ConnectionError:
+                lost.append(True)
+began_s = time.monotonic()
+threads = [threading.Thread(target=meet, args=(began_s + float(sys.argv[2]),)) for _ in range(20)]
+for thread in threads:
+    thread.start()
+    time.sleep(0.015)
+for thread in threads:
+    thread.join()
+print(sum(lost), len(lost))
+"""
+
+
+def test_who_speaks_a_moment_after_connecting_is_waited_for(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """As when a first request is lost on its way; of the late ones some are always silent."""
+    options = ["--think", "0.001"]
+    _restart_with(simple, *options)
+    lost = {}
+    for quiesce in ("0", "1s"):
+        argv = [sys.executable, "-c", _SPEAK_LATE, lab.server_ipv4, "3"]
+        with lab.client.popen(argv, stdout=subprocess.PIPE) as clients:
+            time.sleep(1.0)
+            command = simple.restart_argv(*options)
+            wrapped = shell.wrap(lab.server, ["-p", "8080", "--quiesce", quiesce], command)
+            said, _ = clients.communicate(timeout=20)
+        assert wrapped.status == 0, wrapped
+        lost[quiesce], met = map(int, said.split())
+        assert met > 40, said
+    assert lost["0"] > 0, "the control cut nobody off"
+    assert lost["1s"] == 0, lost
 
 
 def test_the_accept_queue_runs_empty_before_the_command(
