@@ -15,25 +15,26 @@ from dataclasses import replace
 
 from synplug.errors import KernelError, ReleaseError, SynplugError
 from synplug.holding import remarks
-from synplug.holding.bypass import hook_remarks, tcx_remarks
 from synplug.holding.ledger import Ledger, entries
+from synplug.holding.notes import Notes
 from synplug.holding.ownership import (
     CLSACT,
     HELD_AT,
     MOST_FILTERS,
-    PREFERENCES,
     check_number,
+    first_free,
     first_handle,
     places_in,
 )
 from synplug.holding.reach import LOOPBACK, brings_own, devices_for, syns_by_endpoint
 from synplug.holding.remains import Key, filters_left, remove_filters, remove_places
+from synplug.holding.sending import room_made
 from synplug.holding.surroundings import Surroundings, surroundings
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, SynFilter
 from synplug.kernel.places import Places
 from synplug.kernel.traffic_control import Device, TrafficControl
-from synplug.model import Endpoint, HoldSpec
+from synplug.model import HoldSpec
 
 
 class Diversion:
@@ -55,27 +56,27 @@ class Diversion:
         self._around = Surroundings(places=Places(()))
         self._fitted: set[int] = set()
         self._entered: set[int] = set()
-        self._cuts = 0
-        self._elsewhere: tuple[Endpoint, ...] = ()
         self._has_room_for_tagged = True
-        #: What the operator is to know, each once; and what of others' held SYNs pass by.
-        self._remarks: dict[str, None] = {}
-        self.passed_by: dict[str, None] = {}
-        self._next_handle = self._first_handle
-
-    @property
-    def _first_handle(self) -> int:
-        return first_handle(self._spec.run_id)
+        self._notes = Notes()
+        self._first_handle = self._next_handle = first_handle(spec.run_id)
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What the operator should know: of others' filters, and of what is not held."""
-        return (
-            *self._remarks,
-            *self.passed_by,
-            *remarks.elsewhere_remark(self._elsewhere),
-            *remarks.cut_remark(self._cuts),
-        )
+        return self._notes.remarks
+
+    def objections(self) -> list[str]:
+        """What of others' would keep SYNs from being held, or not see those that are.
+
+        Only looks: it can be asked before anything is put in.
+        """
+        devices, places = self._devices(), self._control.places()
+        self._around = surroundings(places, entries())
+        for device in devices:
+            found = self._control.filters(device.index, self._side)
+            self._tell_of_others(device, found, first_free(found))
+        self._notes.see_hooks(devices, self._side)
+        return list(self._notes.objections)
 
     def traces(self) -> dict[str, str]:
         """What stands in the kernel, or will once all devices have filters, by kind and name.
@@ -115,19 +116,20 @@ class Diversion:
         is_first = not self._spread
         devices = [device for device in self._devices() if device.index in self._entered]
         found = syns_by_endpoint(self._spec.endpoints, self._control)
-        self._elsewhere = tuple(endpoint for endpoint, syns in found.items() if not syns)
+        self._notes.elsewhere = tuple(endpoint for endpoint, syns in found.items() if not syns)
         wanted = [syns for filters in found.values() for syns in filters]
         if is_first:
             number = len(devices) * len(wanted)
             check_number(number)
             self._has_room_for_tagged = 2 * number <= MOST_FILTERS
-            self._remarks |= dict.fromkeys(remarks.tagged_remark(self._has_room_for_tagged))
+            self._notes.add(remarks.tagged_remark(self._has_room_for_tagged))
         self._spread, self._target = True, target
         self._own_by = [device.index for device in devices if brings_own(device)]
         self._forget_others({device.index for device in devices})
         self._around = surroundings(self._control.places(), entries())
         self._look_again({device.index: device for device in devices})
         self._fitted = {index for index, _ in self._filters}
+        self._notes.add(room_made(self._control, self._lacking(devices), is_first=is_first))
         for device in devices:
             try:
                 self._fit_out(device, wanted, target)
@@ -136,9 +138,17 @@ class Diversion:
                 if is_first and (is_there or self._spec.devices):
                     raise
                 if is_there:
-                    self._remarks |= dict.fromkeys(remarks.unheld_remark(device.name, str(error)))
-        self.passed_by |= dict.fromkeys(hook_remarks(devices, self._side))
-        self._remarks |= dict.fromkeys(tcx_remarks(devices, self._side))
+                    self._notes.add(remarks.unheld_remark(device.name, str(error)))
+        self._notes.see_hooks(devices, self._side)
+
+    def _lacking(self, devices: Iterable[Device]) -> dict[int, str]:
+        """Those that are to get a clsact, and have no place for filters yet."""
+        has = self._around.places.has
+        return {
+            device.index: device.name
+            for device in devices
+            if device.index not in self._preferences and not has(device.index, self._side)
+        }
 
     def _fit_out(self, device: Device, wanted: Sequence[SynFilter], target: int) -> None:
         is_new = device.index not in self._preferences
@@ -206,7 +216,7 @@ class Diversion:
         for device in self._preferences:
             found = self._control.filters(device, self._side)
             if device in devices:
-                self._tell_of_others(devices[device], found)
+                self._tell_of_others(devices[device], found, self._preferences[device])
             there = {(one.preference, one.handle) for one in found}
             gone = [
                 key
@@ -215,7 +225,7 @@ class Diversion:
             ]
             for key in gone:
                 del self._filters[key]
-            self._cuts += bool(gone)
+            self._notes.cuts += bool(gone)
 
     def _prepare(self, device: Device) -> bool:
         """Make room for filters on a device.
@@ -235,23 +245,14 @@ class Diversion:
         if not self._around.places.has(device.index, self._side):
             self._control.make_ingress(device.index, side=self._side)
         found = self._control.filters(device.index, self._side)
-        taken = {one.preference for one in found}
-        self._preferences[device.index] = next(
-            first
-            for first in range(1, 1 << 15)
-            if taken.isdisjoint(range(first, first + PREFERENCES))
-        )
-        self._tell_of_others(device, found)
+        self._preferences[device.index] = first_free(found)
+        self._tell_of_others(device, found, self._preferences[device.index])
         return True
 
-    def _tell_of_others(self, device: Device, found: list[Installed]) -> None:
+    def _tell_of_others(self, device: Device, found: list[Installed], first: int) -> None:
         """Say which filters of somebody else come before ours there, and which behind."""
         others = self._around.preferences_of_others(found, self._spec.run_id, self._spec.probe_mark)
-        held_at = self._preferences[device.index] + HELD_AT
-        before = [preference for preference in others if preference < held_at]
-        behind = others[len(before) :]
-        self._remarks |= dict.fromkeys(remarks.before_remark(device.name, before))
-        self.passed_by |= dict.fromkeys(remarks.passed_by_remark(device.name, behind))
+        self._notes.see_filters(device, others, first)
 
     def _add(self, device: int, syns: SynFilter, action: bytes) -> None:
         if (device, syns) in self._filters:
@@ -309,6 +310,8 @@ class Diversion:
 
     def remove_places(self) -> None:
         """Remove the qdiscs that were made for them, where nobody else uses them.
+
+        What their devices have to send is waited for a while: it goes with them.
 
         :raises ReleaseError: one is left; it stays noted.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from synplug.errors import UnsupportedError
 from synplug.kernel.flower import FLOWER, FW, Installed
@@ -68,3 +68,10 @@ def ifb_index(traces: Mapping[str, str]) -> int | None:
     """The index of a run's device, where its traces have it; they can say anything."""
     _, _, index = traces.get("ifb device", "").partition(":")
     return int(index) if _INDEX.fullmatch(index) else None
+
+
+def first_free(found: Iterable[Installed]) -> int:
+    """The first of as many preferences in a row as a run takes that these filters leave."""
+    taken = {one.preference for one in found}
+    firsts = range(1, 1 << 15)
+    return next(one for one in firsts if taken.isdisjoint(range(one, one + PREFERENCES)))

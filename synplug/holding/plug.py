@@ -104,15 +104,13 @@ class PlugBackend(Backend):
 
     def arm(self) -> None:
         refuse_what_it_cannot(self._spec)
+        if self._spec.backend is BackendName.AUTO and (said := self._diversion.objections()):
+            remedy = "if that may be, --backend plug; or hold elsewhere, with --dev"
+            raise UnsupportedError(said[0], remedy=remedy)
         self._changes = Changes()  # before the devices are looked at that get filters now
         self._ifb = self._made_index = self._control.make_ifb(self._ifb_name)
         self._control.make_plug(self._ifb, self._limit_bytes)
         self._spread()
-        if self._spec.backend is BackendName.AUTO and self._diversion.passed_by:
-            raise UnsupportedError(
-                next(iter(self._diversion.passed_by)),
-                remedy="if that may be, --backend plug; or hold elsewhere, with --dev",
-            )
 
     def _spread(self) -> None:
         """Divert what all devices bring; the ledger knows of a place for filters beforehand."""
@@ -229,7 +227,7 @@ class PlugBackend(Backend):
     # --- the end
 
     def open(self, go_on: Callable[[], None] = lambda: None) -> int:  # noqa: ARG002
-        burst = self.waiting()
+        burst = self._account.last.waiting
         try:
             if self._ifb is not None:
                 self._control.open_plug(self._ifb)
@@ -288,7 +286,8 @@ class PlugBackend(Backend):
             raise ReleaseError(f"the device {self._ifb_name} is still there")
 
     def counts(self) -> HoldCounts:
-        return self._account.counts(let_through=self._passing)
+        are_local = self._spec.loopback_egress
+        return self._account.counts(let_through=self._passing, are_local=are_local)
 
     def close(self) -> None:
         if self._made is None:

@@ -50,12 +50,14 @@ class PlugAccount:
         untold, self._untold_loss = self._untold_loss, 0
         return untold
 
-    def counts(self, *, let_through: int) -> HoldCounts:
-        """It all."""
+    def counts(self, *, let_through: int, are_local: bool) -> HoldCounts:
+        """It all. :param are_local: whether all that it holds comes from this host."""
         released = self.last.passed - self._before.passed - self.stranded
         lost = self._lost + self.stranded
+        held = released + self.last.waiting + lost
         return HoldCounts(
-            held=released + self.last.waiting + lost,
+            held=held,
+            held_local=held if are_local else 0,
             released=released,
             let_through=let_through,
             overflowed=self.last.dropped - self._before.dropped,

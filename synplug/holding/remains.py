@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from synplug.errors import KernelError, SynplugError
 from synplug.holding.ownership import is_of, marks_of
+from synplug.holding.sending import PATIENCE_AT_THE_END_S, wait_until_sent
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, SynFilter
 from synplug.kernel.traffic_control import TrafficControl
@@ -62,9 +63,12 @@ def filters_left(
 def remove_places(control: TrafficControl, ours: Mapping[int, str]) -> dict[int, str]:
     """Remove the clsacts of these devices, where nobody else uses them; why one is left, by device.
 
+    What they have to send is waited for: who was just let go may be answered by it.
+
     :param ours: the names of the devices.
     """
     refused: dict[int, SynplugError] = {}
+    wait_until_sent(control, ours, PATIENCE_AT_THE_END_S)
     for device in ours:
         try:
             control.remove_ingress(device)

@@ -86,6 +86,18 @@ def cut_remark(times: int) -> tuple[str, ...]:
     )
 
 
+def dropped_remark(devices: Collection[str]) -> tuple[str, ...]:
+    """On devices that a clsact was put on while they had something to send."""
+    if not devices:
+        return ()
+    names = " and ".join(sorted(devices))
+    return (
+        f"what {names} had to send may have been dropped when a clsact was put there: it did not "
+        "run empty; nothing is with a standing one ('tc qdisc add dev DEVICE clsact'), or with "
+        "other devices (--dev)",
+    )
+
+
 def before_remark(device: str, preferences: Collection[int]) -> tuple[str, ...]:
     """On filters of somebody else that have their way first."""
     if not preferences:

@@ -37,8 +37,8 @@ _STOLEN, _OK, _EGRESS_REDIRECT = 4, 0, 1
 _FIN, _SYN, _RST, _ACK = 0x01, 0x02, 0x04, 0x10
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 _ETH_P_8021Q = 0x8100
-#: Of filters that may look at a SYN.
-PROTOCOLS = frozenset({_ETH_P_ALL, *_ETHERTYPE.values()})
+#: Of filters that may look at a SYN; in a frame with a priority tag their protocol is the tag's.
+PROTOCOLS = frozenset({_ETH_P_ALL, _ETH_P_8021Q, *_ETHERTYPE.values()})
 _TCP = 6
 
 Prefix = IPv4Network | IPv6Network

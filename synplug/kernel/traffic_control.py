@@ -7,6 +7,7 @@ pyroute2 has no flower: filters are messages of our own (:mod:`synplug.kernel.fl
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import ip_network
 from itertools import chain
@@ -20,6 +21,8 @@ from synplug.kernel.places import Places
 from synplug.kernel.route_socket import RouteSocket, load_library, refused
 
 _NETLINK_ROUTE = 0
+#: ``include/uapi/linux/pkt_sched.h``, TC_H_ROOT: the parent of a device's own qdisc.
+_ROOT = 0xFFFFFFFF
 _NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
 #: Less than IPV6_MIN_MTU (1280), more than any SYN; ifb does not look at it.
 _WITHOUT_IPV6_BYTES = 1000
@@ -220,6 +223,20 @@ class TrafficControl:
         """Where filters have a place now; where two looks see none, there is none."""
         looks = (self._qdiscs("list the qdiscs") for _ in range(_LOOKS))
         return Places((one["index"], one.get_attr("TCA_KIND")) for one in chain(*looks))
+
+    def to_send(self, devices: Collection[int]) -> set[int]:
+        """Those of them whose own queue to send is not empty, by their root qdiscs.
+
+        To put in a clsact, or to take it out, drops what is there (``net/sched/sch_api.c``,
+        qdisc_graft: dev_deactivate, which resets the qdiscs).
+        """
+        return {
+            one["index"]
+            for one in self._qdiscs("look at what devices have to send")
+            if one["index"] in devices
+            and one["parent"] == _ROOT
+            and one.get_attr("TCA_STATS2").get_attr("TCA_STATS_QUEUE")["qlen"]
+        }
 
     def make_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
         """Make sure that *device* has a place on that side; False: it had.

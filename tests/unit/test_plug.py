@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -20,7 +21,7 @@ from synplug.errors import (
     UnsupportedError,
     UsageError,
 )
-from synplug.holding import diversion, plug
+from synplug.holding import diversion, notes, plug, remains, sending
 from synplug.holding.describe import equivalent_commands
 from synplug.holding.diversion import Diversion
 from synplug.holding.ledger import Entry
@@ -46,7 +47,9 @@ class FakeControl:
 
     def __init__(self, _prefix: str = "") -> None:
         self.log: list[str] = []
-        self.dumps = 0
+        self.dumps = self.looks_at_queues = 0
+        #: Who has something to send, a look each; nobody any more after that.
+        self.sending: list[set[int]] = []
         self.there = {1: "lo", 2: "eth0"}
         self.ingress = {2}
         self.one_sided: set[int] = set()  # of these, those that are no clsact
@@ -121,6 +124,10 @@ class FakeControl:
             raise KernelError("plug-state", 105)
         return self.state if _device in self.there else None
 
+    def to_send(self, devices: Collection[int]) -> set[int]:
+        self.looks_at_queues += bool(devices)
+        return self.sending.pop(0) & set(devices) if self.sending else set()
+
     def places(self) -> Places:
         self.dumps += 1
         kinds = {True: "ingress", False: "clsact"}
@@ -184,7 +191,7 @@ def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeControl]:
     monkeypatch.setattr(plug, "Changes", FakeChanges)
     monkeypatch.setattr(diversion, "entries", list)
     for told in ("hook_remarks", "tcx_remarks"):
-        monkeypatch.setattr(diversion, told, lambda _devices, _side: ())
+        monkeypatch.setattr(notes, told, lambda _devices, _side: ())
     monkeypatch.setattr(plug, "wait_for_packets_in_flight", lambda: True)
     monkeypatch.setattr(plug, "_SETTLE_LIMIT_S", 0.02)
     yield made
@@ -394,13 +401,14 @@ def test_qdiscs_are_dumped_as_often_for_many_devices_as_for_few(
     traces = backend.traces()
     backend.arm()
     backend.hold()
-    assert control.dumps == 3, "for the traces, when others may be there, and to spread the filters"
+    said = "for others' filters, for the traces, when others may be there, to spread the filters"
+    assert control.dumps == 4, said
     control.there[99] = "late"
     changed(backend)
-    assert control.dumps == 6
+    assert control.dumps == 7
     assert {found.device for found in control.installed} == set(control.there) - {9}
     PlugBackend(SPEC).clean_up_after_death(traces | backend.traces())
-    assert control.dumps == 9
+    assert control.dumps == 10
     assert control.ingress == {2}
 
 
@@ -439,6 +447,7 @@ def test_it_cannot_tell_sources_apart(control: FakeControl) -> None:
 def test_the_end_in_its_order(control: FakeControl) -> None:
     backend = held(control)
     control.state = PlugState(waiting=5, passed=2, dropped=0, waiting_bytes=370)
+    assert backend.waiting() == 5
     assert backend.open() == 5
     control.state = PlugState(waiting=0, passed=7, dropped=1, waiting_bytes=0)
     backend.confirm_empty()
@@ -933,7 +942,7 @@ def test_filters_of_others_before_and_behind_ours_are_told(
     monkeypatch.setattr(diversion, "entries", lambda: [impossible])
     backend = PlugBackend(replace(SPEC, backend=BackendName.PLUG))
     backend.arm()
-    before, behind = backend.remarks
+    behind, before = sorted(backend.remarks, key=lambda words: "on eth0 " in words)
     assert "on lo " in behind
     assert "behind those of the hold (preference 9)" in behind
     assert "on eth0 " in before
@@ -945,7 +954,7 @@ def test_what_comes_before_the_filters_or_is_passed_by_is_told(
 ) -> None:
     for told in ("hook_remarks", "tcx_remarks"):
         monkeypatch.setattr(
-            diversion,
+            notes,
             told,
             lambda devices, side, told=told: [
                 f"{told} {device.name} {side == flower.INGRESS}" for device in devices
@@ -1480,3 +1489,89 @@ def test_the_keys_of_a_filter_for_frames_with_a_priority_tag() -> None:
     assert keys[23] == b"\0\0"  # TCA_FLOWER_KEY_VLAN_ID
     assert keys[25] == b"\x86\xdd"  # TCA_FLOWER_KEY_VLAN_ETH_TYPE
     assert keys[16] == bytes(15) + b"\x01"  # TCA_FLOWER_KEY_IPV6_DST
+
+
+# --- what a device has to send
+
+
+@pytest.mark.parametrize("backend_name", [BackendName.PLUG, BackendName.AUTO])
+def test_what_a_device_has_to_send_is_waited_for(
+    control: FakeControl, backend_name: BackendName
+) -> None:
+    """A clsact that is put on, or taken off, drops it."""
+    control.sending = [{1}, {1}, set(), {1}, {1}]
+    backend = PlugBackend(replace(SPEC, backend=backend_name))
+    backend.arm()
+    assert control.looks_at_queues == 3
+    assert backend.remarks == ()
+    backend.hold()
+    backend.open()
+    backend.remove()
+    assert control.looks_at_queues == 6
+    assert control.ingress == {2}
+
+
+@pytest.mark.parametrize("at", ["the beginning", "the end"])
+def test_what_a_device_has_to_send_is_not_waited_for_for_ever(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    monkeypatch.setattr(sending, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(remains, "PATIENCE_AT_THE_END_S", 0.01)
+    backend = PlugBackend(replace(SPEC, backend=BackendName.PLUG))
+    control.sending = [{1}] * 1000 if at == "the beginning" else []
+    backend.arm()
+    control.sending = [{1}] * 1000
+    backend.hold()
+    backend.open()
+    backend.remove()
+    assert control.ingress == {2}
+    told = [words for words in backend.remarks if "what lo had to send may have been" in words]
+    assert len(told) == (at == "the beginning")
+
+
+def test_where_it_cannot_be_seen_what_a_device_sends_nothing_is_waited_for(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_devices: Collection[int]) -> set[int]:
+        raise KernelError("look", 105)
+
+    monkeypatch.setattr(control, "to_send", refuse)
+    backend = held(control)
+    backend.open()
+    backend.remove()
+    assert control.ingress == {2}
+
+
+@pytest.mark.parametrize("protocol", [0x0003, 0x0800, 0x86DD, 0x8100])
+@pytest.mark.parametrize("preference", [1, 9], ids=["before ours", "behind ours"])
+def test_auto_passes_over_a_plug_beside_others_filters_before_it_puts_anything_in(
+    control: FakeControl, protocol: int, preference: int
+) -> None:
+    """Those before it may take SYNs that are to be held; those behind do not see those held."""
+    info = preference << 16 | socket.htons(protocol)
+    control.installed.append(Installed(2, flower.INGRESS, 5, info, flower.FLOWER))
+    backend = PlugBackend(SPEC)
+    with pytest.raises(UnsupportedError, match="on eth0 filters of somebody else"):
+        backend.arm()
+    assert control.log == []
+    backend.close()
+    asked = PlugBackend(replace(SPEC, backend=BackendName.PLUG))
+    asked.arm()
+    assert len(asked.remarks) == 1
+    asked.close()
+    assert control.installed.pop().handle == 5
+
+
+@pytest.mark.parametrize("loopback_egress", [True, False])
+def test_what_local_clients_send_is_counted_as_such(
+    control: FakeControl, *, loopback_egress: bool
+) -> None:
+    """Only where nothing else is held can that be told."""
+    backend = PlugBackend(replace(SPEC, loopback_egress=loopback_egress))
+    backend.arm()
+    backend.hold()
+    control.state = PlugState(waiting=5, passed=0, dropped=0, waiting_bytes=370)
+    assert backend.waiting() == 5
+    assert (backend.counts().held, backend.counts().held_local) == (5, 5 * loopback_egress)
+    control.state = PlugState(waiting=0, passed=5, dropped=0, waiting_bytes=0)
+    backend.close()

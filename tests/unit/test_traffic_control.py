@@ -86,6 +86,20 @@ def test_a_clsact_that_one_dump_leaves_out_is_not_ours_to_make(control: TrafficC
     assert not control.places().has(9)
 
 
+def test_who_has_something_to_send(control: TrafficControl) -> None:
+    """By the device's own qdisc; one of a class below it counts there, too."""
+
+    def queued(index: int, parent: int, packets: int) -> Qdisc:
+        return Qdisc(
+            index=index, parent=parent, TCA_STATS2=Qdisc(TCA_STATS_QUEUE={"qlen": packets})
+        )
+
+    root, below = 0xFFFFFFFF, 0x80010001
+    dump = [queued(1, root, 0), queued(2, root, 3), queued(3, below, 3), queued(4, root, 3)]
+    answers(control, dump)
+    assert control.to_send([1, 2, 3]) == {2}
+
+
 def test_a_dump_that_changed_meanwhile_is_asked_for_anew(control: TrafficControl) -> None:
     """The kernel marks it (NLM_F_DUMP_INTR): it may have left out what is there."""
     marked = Qdisc(flags=0x12, index=8, TCA_KIND="fq_codel")
