@@ -83,7 +83,8 @@ def _limit_options(group: argparse._ActionsContainer) -> None:
         type=value_of(values.count),
         default=_HOLD.max_held,
         metavar="N",
-        help=f"hold at most N SYNs (default {_HOLD.max_held}); backend plug: N times 128 bytes",
+        help=f"hold at most N SYNs (default {_HOLD.max_held}); backend plug: N times 128 bytes, "
+        "in which a client's retransmits take a place each",
     )
     group.add_argument(
         "--max-held-per-source",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 
 from synplug.fate import Fate, OldGeneration
-from synplug.model import BackendName, Outcome, OwnedListener, ReleaseReason, Report
+from synplug.model import BackendName, HoldSpec, Outcome, OwnedListener, ReleaseReason, Report
 
 _HEADLINES = {
     Outcome.READY: "restarted",
@@ -34,6 +34,11 @@ def complain(text: str) -> None:
         # Nobody reads it: that must not change what is done, or said. What is left in its buffer
         # would make the interpreter's last flush fail, and its exit status 120.
         sys.stderr = None
+
+
+def release_words(spec: HoldSpec) -> str:
+    """How it will let go, for a plan; a plug opens as a whole."""
+    return "at once" if spec.backend is BackendName.PLUG else spec.release.value
 
 
 def plain(text: str) -> str:

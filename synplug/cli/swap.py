@@ -7,7 +7,7 @@ import os
 import shlex
 
 from synplug.cli.outlets import Outlets, planning
-from synplug.cli.render import milliseconds, plain
+from synplug.cli.render import milliseconds, plain, release_words
 from synplug.cli.requests import check_url, closing_plans, hold_options
 from synplug.handover.assembly import real_tools
 from synplug.handover.generation import Generation, Lineage
@@ -86,7 +86,7 @@ def _dry_run(plan: SwapPlan, old_pid: int) -> str:
         f"wait for the old queues (at most {milliseconds(drain.timeout_s)}) and requests in "
         f"flight (at most {milliseconds(drain.quiesce_s)})",
         f"stop process {old_pid} by {plan.stop}, and wait until its listeners are gone",
-        f"release ({plan.spec.release.value}), and remove everything",
+        f"release ({release_words(plan.spec)}), and remove everything",
         f"let process {old_pid} finish for {milliseconds(plan.retire.linger_s)}, then SIGTERM; "
         f"SIGKILL {milliseconds(plan.retire.kill_after_s)} later",
     ]

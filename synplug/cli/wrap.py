@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from synplug.cli.outlets import Outlets, planning, tell_of_no_run
-from synplug.cli.render import complain, milliseconds, plain
+from synplug.cli.render import complain, milliseconds, plain, release_words
 from synplug.cli.requests import check_url, drain_plan, far_hold_options, target_request
 from synplug.handover.assembly import real_tools
 from synplug.handover.plan import ReadyPlan, WrapPlan
@@ -148,7 +148,7 @@ def _dry_run(plan: WrapPlan, target: Target) -> str:
         f"wait until the {'new listener is there' if is_here else 'command has succeeded'}"
         + (f", {plan.ready.http} answers" if plan.ready.http else "")
         + (f", {shlex.join(plan.ready.command)} succeeds" if plan.ready.command else ""),
-        f"release ({plan.spec.release.value}), and remove everything",
+        f"release ({release_words(plan.spec)}), and remove everything",
     ]
     if plan.check:
         steps.insert(0, f"check: {shlex.join(plan.check)}")

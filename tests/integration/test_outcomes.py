@@ -286,6 +286,7 @@ def test_dry_run_says_what_it_would_do_and_does_not(
     assert outcome.status == 0
     assert "queue num N bypass" in outcome.stdout
     assert f"touch {proof}" in outcome.stdout
+    assert "release (paced)" in outcome.stdout
     assert not proof.exists()
 
 

@@ -14,10 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from synplug.cli.render import milliseconds, plain, report_text
+from synplug.cli.render import milliseconds, plain, release_words, report_text
 from synplug.cli.report_json import report_dict, report_json
 from synplug.handover.wrap import wrap
-from synplug.model import HoldCounts, Outcome, OwnedListener, Process, ReleaseReason, Report
+from synplug.model import (
+    BackendName,
+    HoldCounts,
+    HoldSpec,
+    Outcome,
+    OwnedListener,
+    Process,
+    ReleaseMode,
+    ReleaseReason,
+    Report,
+)
 from synplug.steps import CommandResult
 from tests.unit.examples import example_report
 from tests.unit.fakes import Restart, listener
@@ -264,3 +274,18 @@ def test_a_command_that_did_not_run_is_said_to_have_not() -> None:
 )
 def test_milliseconds(seconds: float, text: str) -> None:
     assert milliseconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("backend", "mode", "words"),
+    [
+        (BackendName.AUTO, ReleaseMode.PACED, "paced"),
+        (BackendName.NFQUEUE, ReleaseMode.BURST, "burst"),
+        (BackendName.PLUG, ReleaseMode.PACED, "at once"),
+    ],
+)
+def test_a_plan_says_how_it_will_let_go(
+    backend: BackendName, mode: ReleaseMode, words: str
+) -> None:
+    spec = HoldSpec(endpoints=(), run_id="0123abcd", backend=backend, release=mode)
+    assert release_words(spec) == words
