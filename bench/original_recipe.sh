@@ -1,7 +1,8 @@
 #!/bin/sh
 # The recipe that synplug is named after, as Yelp published it in 2015: on loopback a prio qdisc
 # with a plug as its last band, an iptables mark on the SYNs of local clients, and a filter that
-# sends what is marked to the plug. tc(8) in place of libnl's nl-qdisc-add, which did the same.
+# sends what is marked to the plug. tc(8) in place of libnl's nl-qdisc-add, which did the same; the
+# mark is for one port, not for one address, as there.
 #
 #   original_recipe.sh up PORT | block | release | down PORT
 #

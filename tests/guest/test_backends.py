@@ -26,7 +26,7 @@ from tests.integration import shell
 from tests.integration.conftest import SimpleService
 from tests.integration.connect import connects_within, holds_in_force
 
-#: The watcher of a plug loads pyroute2 first: seconds, in a guest. Others pass at the next SYN.
+#: A plug is opened by its watcher, which reads all qdiscs and filters first: seconds, in a guest.
 PASSES_AFTER_SIGKILL_S = {"nfqueue": 5.0, "nfqueue-iptables": 5.0, "plug": 30.0}
 
 # include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h; NFPROTO_BRIDGE
