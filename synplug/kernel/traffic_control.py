@@ -1,7 +1,8 @@
 """Devices, qdiscs and filters: what the plug backend needs of traffic control, through pyroute2.
 
 Source: tc(8), ``net/sched/sch_plug.c``, ``net/sched/act_mirred.c``, ``drivers/net/ifb.c``.
-pyroute2 has no flower: filters are messages of our own (:mod:`synplug.kernel.flower`).
+pyroute2 has no flower: filters are messages of our own (:mod:`synplug.kernel.flower`). So is the
+list of qdiscs, which is asked for often (:mod:`synplug.kernel.qdiscs`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from synplug.kernel import flower, routes
 from synplug.kernel.flower import Installed, Prefix, SynFilter
 from synplug.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket
 from synplug.kernel.places import Places
+from synplug.kernel.qdiscs import ROOT, Qdisc, qdiscs
 from synplug.kernel.route_socket import RouteSocket, load_library, refused
 
 _NETLINK_ROUTE = 0
-#: ``include/uapi/linux/pkt_sched.h``, TC_H_ROOT: the parent of a device's own qdisc.
-_ROOT = 0xFFFFFFFF
 _NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
 #: Less than IPV6_MIN_MTU (1280), more than any SYN; ifb does not look at it.
 _WITHOUT_IPV6_BYTES = 1000
@@ -76,11 +76,11 @@ class TrafficControl:
         self._prefix = prefix
         self._route = RouteSocket()
         with refused("open a routing socket"):
-            self._filters = NetlinkSocket(_NETLINK_ROUTE)
+            self._netlink = NetlinkSocket(_NETLINK_ROUTE)
 
     def close(self) -> None:
         """Close the sockets; everything in the kernel stays."""
-        self._filters.close()
+        self._netlink.close()
         self._route.close()
 
     # --- devices
@@ -162,7 +162,7 @@ class TrafficControl:
 
     def local_prefixes(self) -> set[Prefix]:
         """The addresses that this machine answers for: the table *local* of both IP versions."""
-        return routes.local_prefixes(self._filters)
+        return routes.local_prefixes(self._netlink)
 
     def addresses(self) -> set[Prefix]:
         """Those that its devices have; of one in a VRF the table *local* does not tell."""
@@ -197,32 +197,25 @@ class TrafficControl:
         qdisc = self._qdisc("read the plug's statistics", device, "plug")
         if qdisc is None:
             return None
-        statistics = qdisc.get_attr("TCA_STATS2")
-        queue = statistics.get_attr("TCA_STATS_QUEUE")
-        return PlugState(
-            waiting=queue["qlen"],
-            passed=statistics.get_attr("TCA_STATS_BASIC")["packets"],
-            dropped=queue["drops"],
-            waiting_bytes=queue["backlog"],
-        )
+        return PlugState(qdisc.queued, qdisc.sent, qdisc.dropped, qdisc.queued_bytes)
 
-    def _qdisc(self, action: str, device: int, kind: str) -> Any:
+    def _qdisc(self, action: str, device: int, kind: str) -> Qdisc | None:
         """The qdisc of that kind on that device; None: two looks agree that it has none."""
         for _ in range(_LOOKS):
             for qdisc in self._qdiscs(action):
-                if qdisc["index"] == device and qdisc.get_attr("TCA_KIND") == kind:
+                if (qdisc.device, qdisc.kind) == (device, kind):
                     return qdisc
         return None
 
-    def _qdiscs(self, action: str) -> list[Any]:
-        return self._route.dump(action, lambda route: route.get_qdiscs())
+    def _qdiscs(self, action: str) -> list[Qdisc]:
+        return qdiscs(self._netlink, action)
 
     # --- filters
 
     def places(self) -> Places:
         """Where filters have a place now; where two looks see none, there is none."""
         looks = (self._qdiscs("list the qdiscs") for _ in range(_LOOKS))
-        return Places((one["index"], one.get_attr("TCA_KIND")) for one in chain(*looks))
+        return Places((one.device, one.kind) for one in chain(*looks))
 
     def to_send(self, devices: Collection[int]) -> set[int]:
         """Those of them whose own queue to send is not empty, by their root qdiscs.
@@ -231,11 +224,9 @@ class TrafficControl:
         qdisc_graft: dev_deactivate, which resets the qdiscs).
         """
         return {
-            one["index"]
+            one.device
             for one in self._qdiscs("look at what devices have to send")
-            if one["index"] in devices
-            and one["parent"] == _ROOT
-            and one.get_attr("TCA_STATS2").get_attr("TCA_STATS_QUEUE")["qlen"]
+            if one.device in devices and one.parent == ROOT and one.queued
         }
 
     def make_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:
@@ -265,12 +256,12 @@ class TrafficControl:
     def filters(self, device: int, parent: int = flower.INGRESS) -> list[Installed]:
         """The filters there."""
         body = flower.filters_at(device, parent)
-        answers = self._filters.dump("list the filters", _GETTFILTER, body)
+        answers = self._netlink.dump("list the filters", _GETTFILTER, body)
         return [found for found in map(flower.installed, answers) if found.handle]
 
     def add_filter(self, syns: SynFilter, where: Installed, action: bytes) -> None:
         """Add one; its handle is the caller's to choose."""
-        self._filters.acknowledged(
+        self._netlink.acknowledged(
             f"add a filter for port {syns.port}",
             _NEWTFILTER,
             flower.message(syns, where, action),
@@ -281,7 +272,7 @@ class TrafficControl:
         """Let packets with a mark pass the filters behind."""
         body = flower.mark_message(where)
         flags = NLM_F_CREATE | NLM_F_EXCL
-        self._filters.acknowledged("add a filter for the mark", _NEWTFILTER, body, flags=flags)
+        self._netlink.acknowledged("add a filter for the mark", _NEWTFILTER, body, flags=flags)
 
     def remove_filter(self, where: Installed) -> None:
         """Remove it; it may be gone, with its device or by somebody else.
@@ -290,7 +281,7 @@ class TrafficControl:
         qdisc has the same block as long as it lives: ours is gone (``net/sched/cls_api.c``).
         """
         try:
-            self._filters.acknowledged("remove a filter", _DELTFILTER, where.place())
+            self._netlink.acknowledged("remove a filter", _DELTFILTER, where.place())
         except KernelError as error:
             if error.errno not in _GONE:
                 raise

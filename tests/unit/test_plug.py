@@ -1405,7 +1405,7 @@ class Refusing:
 )
 def test_a_filter_is_gone_where_a_shared_block_is_now(number: int, is_gone: bool) -> None:
     control = TrafficControl.__new__(TrafficControl)
-    control._filters = Refusing(number)  # type: ignore[assignment]
+    control._netlink = Refusing(number)  # type: ignore[assignment]
     with nullcontext() if is_gone else pytest.raises(KernelError):
         control.remove_filter(Installed(2, flower.INGRESS, 5, 1 << 16, flower.FLOWER))
 

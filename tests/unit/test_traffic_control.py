@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,40 +14,60 @@ import pytest
 
 from synplug.errors import KernelError, UnsupportedError
 from synplug.kernel import flower, route_socket
+from synplug.kernel.netlink_codec import attribute, nested, text
+from synplug.kernel.qdiscs import ROOT
 from synplug.kernel.route_socket import RouteSocket
 from synplug.kernel.traffic_control import PlugState, TrafficControl
 
 
-class Qdisc(dict[str, Any]):
+class Link(dict[str, Any]):
     """As pyroute2 gives them."""
 
-    def __init__(self, *, flags: int = 0, **fields: Any) -> None:
-        super().__init__(fields, header={"flags": flags})
-
-    def get_attr(self, name: str) -> Any:
-        return self[name]
+    def __init__(self, *, flags: int = 0) -> None:
+        super().__init__(header={"flags": flags})
 
 
-_PLUG = Qdisc(
-    index=7,
-    TCA_KIND="plug",
-    TCA_STATS2=Qdisc(
-        TCA_STATS_QUEUE={"qlen": 3, "drops": 1, "backlog": 180},
-        TCA_STATS_BASIC={"packets": 5},
-    ),
-)
-_CLSACT = Qdisc(index=9, TCA_KIND="clsact")
-_OTHER = Qdisc(index=8, TCA_KIND="fq_codel")
+def qdisc(device: int, kind: str, *, parent: int = ROOT, queue: bytes = b"") -> bytes:
+    """As the kernel gives them (``net/sched/sch_api.c``, tc_fill_qdisc)."""
+    header = struct.pack("=BBHiIII", 0, 0, 0, device, 0x10000, parent, 1)
+    return header + text(1, kind) + (nested(7, queue) if queue else b"")
+
+
+def statistics(
+    *, packets: int = 0, queued: int = 0, queued_bytes: int = 0, drops: int = 0
+) -> bytes:
+    """Its TCA_STATS2: of what has left it, and of its queue."""
+    basic = attribute(1, struct.pack("=QIxxxx", 60 * packets, packets))
+    return basic + attribute(3, struct.pack("=IIIII", queued, queued_bytes, drops, 7, 8))
+
+
+_PLUG = qdisc(7, "plug", queue=statistics(packets=5, queued=3, queued_bytes=180, drops=1))
+_CLSACT = qdisc(9, "clsact", parent=0xFFFFFFF1)
+_OTHER = qdisc(8, "fq_codel", queue=statistics())
+
+
+class Netlink:
+    """Its dumps, one after the other."""
+
+    def __init__(self, *dumps: list[bytes]) -> None:
+        self.dumps = list(dumps)
+
+    def dump(self, _action: str, kind: int, body: bytes) -> list[memoryview]:
+        assert (kind, body) == (38, bytes(20))
+        return [memoryview(answer) for answer in self.dumps.pop(0)]
 
 
 class Route:
-    """Its dumps, one after the other."""
+    """What pyroute2 does; its dumps, one after the other."""
 
-    def __init__(self, *dumps: list[Qdisc]) -> None:
+    def __init__(self, *dumps: list[Link]) -> None:
         self.dumps = list(dumps)
 
-    def get_qdiscs(self) -> list[Qdisc]:
+    def get_links(self) -> list[Link]:
         return self.dumps.pop(0)
+
+    def tc(self, *_: object) -> None:
+        raise KernelError("make a clsact qdisc", errno.EEXIST)
 
 
 @pytest.fixture
@@ -56,15 +77,24 @@ def control() -> TrafficControl:
     return made
 
 
-def answers(control: TrafficControl, *dumps: list[Qdisc]) -> Route:
+def answers(control: TrafficControl, *dumps: list[bytes]) -> Netlink:
+    control._netlink = made = Netlink(*dumps)  # type: ignore[assignment]
+    return made
+
+
+def links(socket: RouteSocket, *dumps: list[Link]) -> Route:
     route = Route(*dumps)
 
     @contextmanager
     def asked(_action: str) -> Iterator[Route]:
         yield route
 
-    control._route.asked = asked  # type: ignore[assignment,method-assign]
+    socket.asked = asked  # type: ignore[assignment,method-assign]
     return route
+
+
+def dumped(socket: RouteSocket) -> list[Any]:
+    return socket.dump("list", lambda route: route.get_links())
 
 
 def test_a_plug_that_one_dump_leaves_out_is_there(control: TrafficControl) -> None:
@@ -88,72 +118,70 @@ def test_a_clsact_that_one_dump_leaves_out_is_not_ours_to_make(control: TrafficC
 
 def test_who_has_something_to_send(control: TrafficControl) -> None:
     """By the device's own qdisc; one of a class below it counts there, too."""
-
-    def queued(index: int, parent: int, packets: int) -> Qdisc:
-        return Qdisc(
-            index=index, parent=parent, TCA_STATS2=Qdisc(TCA_STATS_QUEUE={"qlen": packets})
-        )
-
-    root, below = 0xFFFFFFFF, 0x80010001
-    dump = [queued(1, root, 0), queued(2, root, 3), queued(3, below, 3), queued(4, root, 3)]
+    waits = statistics(queued=3, queued_bytes=180)
+    dump = [
+        qdisc(1, "tbf", queue=statistics(packets=9)),
+        qdisc(2, "tbf", queue=waits),
+        qdisc(3, "pfifo", parent=0x80010001, queue=waits),
+        qdisc(4, "tbf", queue=waits),
+        _CLSACT,
+    ]
     answers(control, dump)
-    assert control.to_send([1, 2, 3]) == {2}
+    assert control.to_send([1, 2, 3, 9]) == {2}
 
 
-def test_a_dump_that_changed_meanwhile_is_asked_for_anew(control: TrafficControl) -> None:
+@pytest.mark.parametrize("size", range(0, len(_PLUG) + 1, 4))
+def test_an_answer_that_is_cut_off_is_no_error(control: TrafficControl, size: int) -> None:
+    """As with other netlink messages: what does not fit what is left ends the walk."""
+    answers(control, [_PLUG[: max(20, size)]] * 2, [_OTHER])
+    found = control.plug_state(7)
+    assert found is None or found.waiting in (0, 3)
+
+
+def test_a_dump_that_changed_meanwhile_is_asked_for_anew() -> None:
     """The kernel marks it (NLM_F_DUMP_INTR): it may have left out what is there."""
-    marked = Qdisc(flags=0x12, index=8, TCA_KIND="fq_codel")
-    whole = [_PLUG, _CLSACT]
-    route = answers(control, [marked], whole, whole)
-    assert control.places().has(9)
+    socket = RouteSocket()
+    route = links(socket, [Link(flags=0x12)], [Link()])
+    assert len(dumped(socket)) == 1
     assert not route.dumps
-    answers(control, *[[marked]] * 10)
+    links(socket, *[[Link(flags=0x12)]] * 10)
     with pytest.raises(KernelError, match="changed meanwhile"):
-        control.plug_state(7)
+        dumped(socket)
 
 
-def test_a_dump_that_pyroute2_itself_gives_up_is_asked_for_anew(control: TrafficControl) -> None:
+def test_a_dump_that_pyroute2_itself_gives_up_is_asked_for_anew() -> None:
     """Before 0.9 it raised an error that the kernel does not know."""
-    route = answers(control, [_CLSACT], [_CLSACT])
-    dumped = route.get_qdiscs
+    socket = RouteSocket()
+    route = links(socket, [Link()])
+    whole = route.get_links
     refusals = [KernelError("list", -1), KernelError("list", errno.EPERM)]
 
-    def get_qdiscs() -> list[Qdisc]:
+    def get_links() -> list[Link]:
         if refusals:
             raise refusals.pop(0)
-        return dumped()
+        return whole()
 
-    route.get_qdiscs = get_qdiscs  # type: ignore[method-assign]
+    route.get_links = get_links  # type: ignore[method-assign]
     with pytest.raises(KernelError, match="EPERM"):
-        control.places()
-    assert control.places().has(9)
+        dumped(socket)
+    assert len(dumped(socket)) == 1
 
 
-def test_a_dump_is_not_asked_for_for_ever(
-    control: TrafficControl, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dump_is_not_asked_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """A keeper has a deadline."""
     monkeypatch.setattr(route_socket, "_DUMP_LIMIT_S", 0.0)
-    route = answers(control, *[[Qdisc(flags=0x10)]] * 9)
+    socket = RouteSocket()
+    route = links(socket, *[[Link(flags=0x10)]] * 9)
     with pytest.raises(KernelError, match="changed meanwhile"):
-        control.plug_state(7)
+        dumped(socket)
     assert len(route.dumps) >= 7, "once, or twice by a clock that stands still"
 
 
-class Taken(Route):
-    """There is one already."""
-
-    def tc(self, *_: object) -> None:
-        raise KernelError("make a clsact qdisc", errno.EEXIST)
-
-
-def test_a_place_that_came_since_the_look_is_used(
-    control: TrafficControl, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "Route", Taken)
+def test_a_place_that_came_since_the_look_is_used(control: TrafficControl) -> None:
+    links(control._route)
     answers(control, [_CLSACT], [_CLSACT])
     assert not control.make_ingress(9, side=flower.EGRESS)
-    one_sided = Qdisc(index=9, TCA_KIND="ingress")
+    one_sided = qdisc(9, "ingress", parent=0xFFFFFFF1)
     answers(control, [one_sided], [one_sided])
     with pytest.raises(UnsupportedError, match="takes the place of the clsact"):
         control.make_ingress(9, side=flower.EGRESS)
