@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from synplug.errors import KernelError, OverrunError, PrivilegeError, UnsupportedError
 from synplug.kernel.abi import architecture, buffer_force_options
@@ -203,6 +204,26 @@ class NetlinkSocket:
     def _dump(self, action: str, kind: int, body: bytes) -> tuple[list[memoryview], bool]:
         """One dump, and whether it was interrupted; its end can be marked, too, or be an error."""
         self.send(action, self.message(kind, NLM_F_REQUEST | NLM_F_DUMP, body))
+        try:
+            return self._read_dump(action)
+        except KernelError:
+            self._end_dump(action)
+            raise
+
+    def _end_dump(self, action: str) -> None:
+        """Read the rest of one of which something could not be read.
+
+        Until its end is read the kernel refuses the socket's next one: EBUSY
+        (``net/netlink/af_netlink.c``, __netlink_dump_start). It answers inside our recv(2).
+        """
+        with suppress(KernelError, BlockingIOError):
+            while not any(
+                message.kind in (NLMSG_DONE, NLMSG_ERROR) and message.sequence == self._sequence
+                for message in self._receive(action, socket.MSG_DONTWAIT)
+            ):
+                pass
+
+    def _read_dump(self, action: str) -> tuple[list[memoryview], bool]:
         found: list[memoryview] = []
         interrupted = False
         while True:

@@ -6,7 +6,7 @@ import errno
 import resource
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -330,6 +330,28 @@ def test_a_dump_that_is_always_interrupted_is_an_error_or_will_do() -> None:
     sock, script = changing(99, marked="end")
     assert len(sock.dump("list", 20, b"", complete=False)) == 2
     assert len(script.sent) == 10
+
+
+@pytest.mark.parametrize("unread", [1, 2])
+def test_a_dump_that_could_not_be_read_leaves_the_socket_usable(
+    monkeypatch: pytest.MonkeyPatch, unread: int
+) -> None:
+    """The kernel's own answers: it refuses a socket whose last dump is not over (EBUSY)."""
+    sock = NetlinkSocket(0)
+    real, calls = sock._receive, 0
+
+    def receive(action: str, flags: int = 0) -> Iterator[Message]:
+        nonlocal calls
+        calls += 1
+        if calls == unread:
+            raise KernelError(action, errno.ENOBUFS)
+        return real(action, flags)
+
+    monkeypatch.setattr(sock, "_receive", receive)
+    with pytest.raises(KernelError, match="ENOBUFS"):
+        sock.dump("list the links", 18, bytes(16))
+    assert sock.dump("list the links", 18, bytes(16))
+    sock.close()
 
 
 # --- what the socket itself refuses
