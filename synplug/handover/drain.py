@@ -177,6 +177,7 @@ class Drain:
             self._pause(_ON_ITS_WAY_S)
             self._unfinished.walk()
             if begun := hold.begun():  # where not all are known, nor are they when it holds
+                self._pause(_ON_ITS_WAY_S)  # another's netfilter queue may stand behind ours
                 self._unfinished.catch_up(begun)
 
     def wait(self, stopped: Callable[[], bool]) -> DrainResult:

@@ -22,6 +22,8 @@ _PROCESSES_EVERY_S = 0.01
 _ENDING_S = 0.01
 #: To look into so many processes takes as long as to wait for an end would.
 _MANY = 100
+#: To read what so many were started with takes as long as to ask who has a socket open.
+_FEW = 50
 _LOCAL_WAITED = (
     "connections from this host may have waited: a check of the restart's own among them waited "
     "for itself; --ready-http, and what the command itself starts, need not wait"
@@ -188,7 +190,7 @@ class ReadyWait:
 
     def _may_be_testing(self, command_pid: int) -> bool:
         """Whether a configuration test may be running, or ending: who ends has no words."""
-        found = self._tools.processes.command_lines_since(command_pid, _MANY)
+        found = self._tools.processes.command_lines_since(command_pid, _FEW)
         return found is None or any(not words or is_configuration_test(words) for words in found)
 
     def _note_lasting(self, cookies: set[int]) -> bool:

@@ -28,7 +28,7 @@ from synplug.holding.ownership import (
 )
 from synplug.holding.reach import LOOPBACK, brings_own, devices_for, syns_by_endpoint
 from synplug.holding.remains import Key, filters_left, remove_filters, remove_places
-from synplug.holding.sending import room_made
+from synplug.holding.sending import LATER_S, PATIENCE_S, Sending
 from synplug.holding.surroundings import Surroundings, surroundings
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, SynFilter
@@ -129,8 +129,11 @@ class Diversion:
         self._around = surroundings(self._control.places(), entries())
         self._look_again({device.index: device for device in devices})
         self._fitted = {index for index, _ in self._filters}
-        self._notes.add(room_made(self._control, self._lacking(devices), is_first=is_first))
-        for device in devices:
+        limit_s = PATIENCE_S if is_first else LATER_S
+        sending = Sending(self._control, self._lacking(devices), limit_s)
+        for device in sorted(devices, key=lambda device: sending.is_busy(device.index)):
+            if not sending.is_over(device.index):
+                self._notes.add(remarks.dropped_remark(device.name))
             try:
                 self._fit_out(device, wanted, target)
             except SynplugError as error:
@@ -141,14 +144,11 @@ class Diversion:
                     self._notes.add(remarks.unheld_remark(device.name, str(error)))
         self._notes.see_hooks(devices, self._side)
 
-    def _lacking(self, devices: Iterable[Device]) -> dict[int, str]:
+    def _lacking(self, devices: Iterable[Device]) -> set[int]:
         """Those that are to get a clsact, and have no place for filters yet."""
-        has = self._around.places.has
-        return {
-            device.index: device.name
-            for device in devices
-            if device.index not in self._preferences and not has(device.index, self._side)
-        }
+        there, side = self._around.places, self._side
+        new = {device.index for device in devices} - self._preferences.keys()
+        return {index for index in new if not there.has(index, side)}
 
     def _fit_out(self, device: Device, wanted: Sequence[SynFilter], target: int) -> None:
         is_new = device.index not in self._preferences

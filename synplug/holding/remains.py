@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from synplug.errors import KernelError, SynplugError
 from synplug.holding.ownership import is_of, marks_of
-from synplug.holding.sending import PATIENCE_AT_THE_END_S, wait_until_sent
+from synplug.holding.sending import PATIENCE_AT_THE_END_S, Sending
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, SynFilter
 from synplug.kernel.traffic_control import TrafficControl
@@ -68,8 +68,9 @@ def remove_places(control: TrafficControl, ours: Mapping[int, str]) -> dict[int,
     :param ours: the names of the devices.
     """
     refused: dict[int, SynplugError] = {}
-    wait_until_sent(control, ours, PATIENCE_AT_THE_END_S)
-    for device in ours:
+    sending = Sending(control, ours, PATIENCE_AT_THE_END_S)
+    for device in sorted(ours, key=sending.is_busy):
+        sending.is_over(device)
         try:
             control.remove_ingress(device)
         except SynplugError as error:

@@ -86,13 +86,10 @@ def cut_remark(times: int) -> tuple[str, ...]:
     )
 
 
-def dropped_remark(devices: Collection[str]) -> tuple[str, ...]:
-    """On devices that a clsact was put on while they had something to send."""
-    if not devices:
-        return ()
-    names = " and ".join(sorted(devices))
+def dropped_remark(device: str) -> tuple[str, ...]:
+    """On a device that a clsact was put on while it had something to send."""
     return (
-        f"what {names} had to send may have been dropped when a clsact was put there: it did not "
+        f"what {device} had to send may have been dropped when a clsact was put there: it did not "
         "run empty; nothing is with a standing one ('tc qdisc add dev DEVICE clsact'), or with "
         "other devices (--dev)",
     )

@@ -3,42 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from synplug.errors import SynplugError
-from synplug.holding.remarks import dropped_remark
 from synplug.kernel.traffic_control import TrafficControl
 
-#: Before anybody waits, and when somebody does: for a device that has come.
-_PATIENCE_S, _LATER_S = 0.5, 0.005
-#: Behind a release nobody waits for this.
-PATIENCE_AT_THE_END_S = 2.0
-_POLL_S = 0.002
+#: In all, before anybody waits; and when somebody does, for a device that has come.
+PATIENCE_S, LATER_S = 0.5, 0.005
+#: Behind a release. Less than a run waits for its keeper to clean up.
+PATIENCE_AT_THE_END_S = 0.7
+#: A look that costs much is followed by a longer pause.
+_POLL_S, _SPARE = 0.002, 4
 
 
-def room_made(
-    control: TrafficControl, devices: Mapping[int, str], *, is_first: bool
-) -> tuple[str, ...]:
-    """Wait until these have sent what they have to send; what the operator is to know.
-
-    :param devices: their names. :param is_first: whether nobody waits yet.
-    """
-    left = wait_until_sent(control, devices, _PATIENCE_S if is_first else _LATER_S)
-    return dropped_remark([devices[index] for index in left])
-
-
-def wait_until_sent(
-    control: TrafficControl, devices: Collection[int], limit_s: float
-) -> Collection[int]:
-    """Wait until these have nothing to send; those that still had after so many seconds.
+class Sending:
+    """Which devices have something to send; one that has, is waited for right before its change.
 
     Where that cannot be seen, nothing is waited for.
+
+    :param devices: that are to change. :param limit_s: for all of them together.
     """
-    give_up_s = time.monotonic() + limit_s
-    left: Collection[int] = ()
-    try:
-        while devices and (left := control.to_send(devices)) and time.monotonic() < give_up_s:
-            time.sleep(_POLL_S)
-    except SynplugError:
-        return ()
-    return left
+
+    def __init__(self, control: TrafficControl, devices: Collection[int], limit_s: float) -> None:
+        self._control = control
+        self._give_up_s = time.monotonic() + limit_s
+        self._busy = self._look(devices)
+
+    def is_busy(self, device: int) -> bool:
+        """Whether it had something at the first look. Others need not wait for it: it is last."""
+        return device in self._busy
+
+    def is_over(self, device: int) -> bool:
+        """Wait until it has nothing to send; False: it still had when time was up."""
+        is_busy = device in self._busy
+        while is_busy and time.monotonic() < self._give_up_s:
+            began_s = time.monotonic()
+            is_busy = bool(self._look([device]))
+            if is_busy:
+                time.sleep(max(_POLL_S, _SPARE * (time.monotonic() - began_s)))
+        return not is_busy
+
+    def _look(self, devices: Collection[int]) -> set[int]:
+        try:
+            return self._control.to_send(devices) if devices else set()
+        except SynplugError:
+            return set()

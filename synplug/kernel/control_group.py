@@ -7,8 +7,6 @@ from contextlib import suppress
 
 from synplug.kernel import procfs
 
-#: include/linux/proc_ns.h, PROC_CGROUP_INIT_INO and PROC_PID_INIT_INO
-_FIRST_NAMESPACES = {"cgroup": 0xEFFFFFFB, "pid": 0xEFFFFFFC}
 #: Where a group can be killed, or frozen, as a whole: by the kernel, or by who kept it for that.
 _DANGEROUS = (*procfs.SYSTEMDS, "freezer")
 #: With version 1 the first of them is a file system in memory.
@@ -37,18 +35,11 @@ def leave_control_group() -> bool:
                     os.write(descriptor, b"0")
                 finally:
                     os.close(descriptor)
-    return _is_in_no_group() and _is_in_first_namespace("pid")
+    return _is_in_no_group() and procfs.is_in_first_namespace("pid")
 
 
 def _is_in_no_group() -> bool:
     """Whether it is in the root groups of the machine; of a namespace they may be a container's."""
     if any(path != "/" for _, path in procfs.control_groups(os.getpid(), _DANGEROUS)):
         return False
-    return _is_in_first_namespace("cgroup")
-
-
-def _is_in_first_namespace(kind: str) -> bool:
-    try:
-        return os.stat(f"/proc/self/ns/{kind}").st_ino == _FIRST_NAMESPACES[kind]
-    except OSError:  # a kernel without
-        return True
+    return procfs.is_in_first_namespace("cgroup")

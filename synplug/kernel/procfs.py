@@ -17,6 +17,10 @@ from synplug.model import Process
 CAP_NET_ADMIN = 12
 #: The hierarchies that systemd keeps: the unified one, and its own of version 1 (cgroups(7)).
 SYSTEMDS = ("", "name=systemd")
+#: include/linux/proc_ns.h, PROC_CGROUP_INIT_INO and PROC_PID_INIT_INO
+FIRST_NAMESPACES = {"cgroup": 0xEFFFFFFB, "pid": 0xEFFFFFFC}
+#: include/linux/sched.h: a thread of the kernel's own.
+_PF_KTHREAD = 0x00200000
 _GONE_OR_HIDDEN = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 
 
@@ -86,10 +90,13 @@ def command_lines_since(pid: int, most: int) -> list[list[str]] | None:
     :param most: so many numbers are looked at, at the most.
     :returns: None where that cannot be told: there are more; numbers have begun anew at pid_max;
         the kernel does not say which it gave last (``kernel.ns_last_pid``,
-        CONFIG_CHECKPOINT_RESTORE); others' processes are hidden (proc(5), hidepid).
+        CONFIG_CHECKPOINT_RESTORE); others' processes are hidden (proc(5), hidepid), or may be in
+        a PID namespace that is not ours.
     """
     last = sysctl("kernel.ns_last_pid")
-    if not last or not pid <= int(last) < pid + most or not os.path.isdir("/proc/1"):
+    if not last or not pid <= int(last) < pid + most:
+        return None
+    if not os.path.isdir("/proc/1") or not is_in_first_namespace("pid"):
         return None
     found = []
     for number in range(pid, int(last) + 1):
@@ -97,13 +104,28 @@ def command_lines_since(pid: int, most: int) -> list[list[str]] | None:
             descriptor = os.open(f"/proc/{number}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
             with open(descriptor, "rb", buffering=0) as file:
                 words = file.readall()
+            is_there = bool(words) or _is_ending(number)
         except (FileNotFoundError, ProcessLookupError):
             continue
-        except OSError:
+        except (OSError, KernelError):
             return None
-        if words or is_alive(number):
+        if is_there:
             found.append(words.decode(errors="replace").split("\0")[:-1])
     return found
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether one that has no words is a program that has not ended yet."""
+    state = _stat(pid)
+    return bool(state) and state[0] not in "ZX" and not int(state[6]) & _PF_KTHREAD
+
+
+def is_in_first_namespace(kind: str) -> bool:
+    """Whether this process is in the machine's first one. :param kind: ``pid`` or ``cgroup``."""
+    try:
+        return os.stat(f"/proc/self/ns/{kind}").st_ino == FIRST_NAMESPACES[kind]
+    except OSError:  # a kernel without
+        return True
 
 
 def _stat(pid: int) -> list[str]:

@@ -19,8 +19,6 @@ _KIND, _STATS2 = 1, 7
 _STATS_BASIC, _STATS_QUEUE = 1, 3
 _BASIC = struct.Struct("=QI")  # bytes, packets
 _QUEUE = struct.Struct("=III")  # qlen, backlog, drops; more follow
-#: ``include/uapi/linux/pkt_sched.h``, TC_H_ROOT: the parent of a device's own qdisc.
-ROOT = 0xFFFFFFFF
 
 
 class Qdisc(NamedTuple):
@@ -31,7 +29,6 @@ class Qdisc(NamedTuple):
     """
 
     device: int
-    parent: int
     kind: str
     sent: int = 0
     queued: int = 0
@@ -48,7 +45,7 @@ def qdiscs(netlink: NetlinkSocket, action: str) -> list[Qdisc]:
 
 
 def _decoded(answer: memoryview) -> Qdisc:
-    _, _, _, device, _, parent, _ = _TCMSG.unpack_from(answer)
+    _, _, _, device, *_ = _TCMSG.unpack_from(answer)
     found = dict(attributes(answer[_TCMSG.size :]))
     statistics = dict(attributes(found.get(_STATS2, b"")))
     basic, queue = statistics.get(_STATS_BASIC, b""), statistics.get(_STATS_QUEUE, b"")
@@ -56,4 +53,4 @@ def _decoded(answer: memoryview) -> Qdisc:
     has_queue = len(queue) >= _QUEUE.size
     queued, queued_bytes, dropped = _QUEUE.unpack_from(queue) if has_queue else (0, 0, 0)
     kind = bytes(found.get(_KIND, b"")).rstrip(b"\0").decode(errors="replace")
-    return Qdisc(device, parent, kind, sent, queued, queued_bytes, dropped)
+    return Qdisc(device, kind, sent, queued, queued_bytes, dropped)

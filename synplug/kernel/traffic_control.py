@@ -19,7 +19,7 @@ from synplug.kernel import flower, routes
 from synplug.kernel.flower import Installed, Prefix, SynFilter
 from synplug.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket
 from synplug.kernel.places import Places
-from synplug.kernel.qdiscs import ROOT, Qdisc, qdiscs
+from synplug.kernel.qdiscs import Qdisc, qdiscs
 from synplug.kernel.route_socket import RouteSocket, load_library, refused
 
 _NETLINK_ROUTE = 0
@@ -218,7 +218,9 @@ class TrafficControl:
         return Places((one.device, one.kind) for one in chain(*looks))
 
     def to_send(self, devices: Collection[int]) -> set[int]:
-        """Those of them whose own queue to send is not empty, by their root qdiscs.
+        """Those of them that have something queued to send, in whichever of their qdiscs.
+
+        Of one whose qdiscs the hardware plays (HTB, taprio), the own one does not count it.
 
         To put in a clsact, or to take it out, drops what is there (``net/sched/sch_api.c``,
         qdisc_graft: dev_deactivate, which resets the qdiscs).
@@ -226,7 +228,7 @@ class TrafficControl:
         return {
             one.device
             for one in self._qdiscs("look at what devices have to send")
-            if one.device in devices and one.parent == ROOT and one.queued
+            if one.device in devices and one.queued
         }
 
     def make_ingress(self, device: int, *, side: int = flower.INGRESS) -> bool:

@@ -21,7 +21,7 @@ from synplug.errors import (
     UnsupportedError,
     UsageError,
 )
-from synplug.holding import diversion, notes, plug, remains, sending
+from synplug.holding import diversion, notes, plug, remains
 from synplug.holding.describe import equivalent_commands
 from synplug.holding.diversion import Diversion
 from synplug.holding.ledger import Entry
@@ -1502,7 +1502,7 @@ def test_what_a_device_has_to_send_is_waited_for(
     control.sending = [{1}, {1}, set(), {1}, {1}]
     backend = PlugBackend(replace(SPEC, backend=backend_name))
     backend.arm()
-    assert control.looks_at_queues == 3
+    assert control.looks_at_queues == 3, "of all at once, then of the one that has something"
     assert backend.remarks == ()
     backend.hold()
     backend.open()
@@ -1515,7 +1515,7 @@ def test_what_a_device_has_to_send_is_waited_for(
 def test_what_a_device_has_to_send_is_not_waited_for_for_ever(
     control: FakeControl, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    monkeypatch.setattr(sending, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(diversion, "PATIENCE_S", 0.01)
     monkeypatch.setattr(remains, "PATIENCE_AT_THE_END_S", 0.01)
     backend = PlugBackend(replace(SPEC, backend=BackendName.PLUG))
     control.sending = [{1}] * 1000 if at == "the beginning" else []
@@ -1574,4 +1574,17 @@ def test_what_local_clients_send_is_counted_as_such(
     assert backend.waiting() == 5
     assert (backend.counts().held, backend.counts().held_local) == (5, 5 * loopback_egress)
     control.state = PlugState(waiting=0, passed=5, dropped=0, waiting_bytes=0)
+    backend.close()
+
+
+def test_devices_that_are_never_empty_at_once_are_waited_for_one_by_one(
+    control: FakeControl,
+) -> None:
+    """And one that has nothing to send is seen to first, right after the look."""
+    control.there[3] = "eth1"
+    control.sending = [{1, 3}, {1, 3}, {3}, {1, 3}, {1}]
+    backend = PlugBackend(replace(SPEC, backend=BackendName.PLUG))
+    backend.arm()
+    assert backend.remarks == ()
+    assert control.looks_at_queues == 5
     backend.close()

@@ -66,8 +66,9 @@ def test_the_words_of_all_since_a_process(monkeypatch: pytest.MonkeyPatch) -> No
         real = procfs.sysctl
         last_pid = real("kernel.ns_last_pid")
         monkeypatch.setattr(procfs, "sysctl", lambda _: str(last.pid))
+        monkeypatch.setattr(procfs, "is_in_first_namespace", lambda _: True)
         found = procfs.command_lines_since(first.pid, 1 << 22)
-        monkeypatch.setattr(procfs, "is_alive", lambda pid: pid == ended.pid)
+        monkeypatch.setattr(procfs, "_is_ending", lambda pid: pid == ended.pid)
         ending = procfs.command_lines_since(first.pid, 1 << 22)
         too_many = procfs.command_lines_since(first.pid, last.pid - first.pid)
         monkeypatch.setattr(procfs, "sysctl", lambda _: str(first.pid - 1))
@@ -85,6 +86,29 @@ def test_the_words_of_all_since_a_process(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(ending) == len(found) + 1
     assert [] in ending
     assert (too_many, anew) == (None, None)
+
+
+def test_of_who_may_be_in_another_pid_namespace_nothing_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(procfs, "sysctl", lambda _: str(os.getpid()))
+    monkeypatch.setattr(procfs, "is_in_first_namespace", lambda kind: kind != "pid")
+    assert procfs.command_lines_since(os.getpid(), 10) is None
+    monkeypatch.setattr(procfs, "is_in_first_namespace", lambda _: True)
+    assert procfs.command_lines_since(os.getpid(), 10) == [procfs.command_line(os.getpid())]
+
+
+@pytest.mark.parametrize(
+    ("state", "flags", "is_ending"),
+    [("R", 0x404004, True), ("D", 0, True), ("Z", 0x40000C, False), ("I", 0x4208060, False)],
+)
+def test_who_has_no_words_is_ending_or_a_thread_of_the_kernels_own_or_has_ended(
+    monkeypatch: pytest.MonkeyPatch, state: str, flags: int, *, is_ending: bool
+) -> None:
+    monkeypatch.setattr(procfs, "_stat", lambda _: [state, *["0"] * 5, str(flags), "0"])
+    assert procfs._is_ending(4242) is is_ending
+    monkeypatch.setattr(procfs, "_stat", lambda _: [])
+    assert not procfs._is_ending(4242)
 
 
 @pytest.mark.parametrize("refusal", [PermissionError, FileNotFoundError])
@@ -269,7 +293,7 @@ def test_who_cannot_leave_a_control_group_is_safe_only_where_there_is_none(
 
     def inode(path: str) -> SimpleNamespace:
         kind = path.rpartition("/")[2]
-        first = control_group._FIRST_NAMESPACES[kind]
+        first = procfs.FIRST_NAMESPACES[kind]
         return SimpleNamespace(st_ino=first - (kind == other_namespace))
 
     real_open = os.open
