@@ -9,7 +9,7 @@ from netlab.topology import ClientServer
 #: Forty datagrams into a slow queue, then a clsact on or off: at once, or when they are sent.
 _PROGRAM = """
 import socket, sys
-from synplug.holding.sending import wait_until_sent
+from synplug.holding.sending import Sending
 from synplug.kernel.traffic_control import TrafficControl
 control, index = TrafficControl("synplug"), socket.if_nametoindex("lo")
 receiver, sender = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
@@ -20,7 +20,7 @@ for waits in (False, False, True, True):
     for _ in range(40):
         sender.sendto(bytes(500), receiver.getsockname())
     assert control.to_send([index]) == {index}
-    assert not waits or not wait_until_sent(control, [index], 10.0)
+    assert not waits or Sending(control, [index], 10.0).is_over(index)
     change(index)
     received = 0
     try:
