@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
 
 from synplug.handover.configuration_test import is_configuration_test
@@ -11,7 +10,7 @@ from synplug.handover.own_connections import OwnConnections
 from synplug.handover.plan import WrapPlan
 from synplug.handover.readiness import Readiness, Watch
 from synplug.handover.tools import Command, Held, Tools
-from synplug.holding.paced import Fitting, Sighting
+from synplug.holding.paced import Sighting
 from synplug.model import HoldResult, Listener, Outcome, ReleaseReason
 
 #: So often it looks, and for so long, once a new listener is there and something is still missing:
@@ -86,15 +85,6 @@ class ReadyWait:
             self._own.look([*own, *self._probe_pids()], self._hold)
             is_near = self._tools.clock() - self._new_at_s < _NEAR_S
             self._tools.signals.pause(_NEAR_POLL_S if is_near else POLL_S)
-
-    def rehearse(self) -> None:
-        """Go once, before anybody waits, through what comes between a listener and the release.
-
-        The first time takes thrice as long: the pages that it writes to are copied then, since the
-        keeper's fork has left them shared.
-        """
-        self._may_be_testing(os.getpid())
-        Fitting.to_wire(self._plan.spec, Sighting(self._listeners(), self._tools.clock()))
 
     def reviewed(self, outcome: Outcome, result: HoldResult | None) -> Outcome:
         """What it comes to once the hold is over, which may have ended during the last look.

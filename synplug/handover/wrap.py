@@ -127,7 +127,7 @@ class _Run:
         """Hold, drain, run the command, wait until it is ready, release, see the command end."""
         waiting = self._ready_wait()
         if self._hold.is_armed and self._take_signals() is None:
-            self._begin(waiting)
+            self._begin()
         if self._take_signals() is not None:
             self._outcome = Outcome.INTERRUPTED
             self._release()
@@ -153,11 +153,10 @@ class _Run:
         if self._outcome is Outcome.DEADLINE:
             self._warnings += waiting.complaints
 
-    def _begin(self, waiting: ReadyWait) -> None:
+    def _begin(self) -> None:
         """SYNs wait from here on; let the old listener's queues run empty."""
         try:
             with self._timeline.phase(Step.LOOK_AHEAD):
-                waiting.rehearse()
                 self._sight.look_ahead(self._hold)
             self._hold.begin()
         except SynplugError as error:

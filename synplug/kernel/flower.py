@@ -17,7 +17,8 @@ from synplug.model import Endpoint
 
 #: The sides of clsact: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS); an ingress qdisc has the first.
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
-_TCMSG = struct.Struct("=BBHiIII")
+#: struct tcmsg: family, padding, device, handle, parent, info.
+TCMSG = struct.Struct("=BBHiIII")
 _MIRRED = struct.Struct("=IIiiiiI")  # index, capab, action, refcnt, bindcnt, eaction, ifindex
 _GACT = struct.Struct("=IIiii")
 
@@ -72,7 +73,7 @@ class Installed:
 
     def place(self) -> bytes:
         """The body of RTM_DELTFILTER; with its kind, so that one of another in its place stays."""
-        header = _TCMSG.pack(0, 0, 0, self.device, self.handle, self.parent, self.info)
+        header = TCMSG.pack(0, 0, 0, self.device, self.handle, self.parent, self.info)
         return header + text(_KIND, self.kind)
 
 
@@ -98,13 +99,13 @@ def syns_to(
 
 def filters_at(device: int, parent: int) -> bytes:
     """The body of RTM_GETTFILTER for all filters there."""
-    return _TCMSG.pack(0, 0, 0, device, 0, parent, 0)
+    return TCMSG.pack(0, 0, 0, device, 0, parent, 0)
 
 
 def installed(answer: memoryview) -> Installed:
     """A filter in the answer to that."""
-    _, _, _, device, handle, parent, info = _TCMSG.unpack_from(answer)
-    found = dict(attributes(answer[_TCMSG.size :]))
+    _, _, _, device, handle, parent, info = TCMSG.unpack_from(answer)
+    found = dict(attributes(answer[TCMSG.size :]))
     kind = bytes(found.get(_KIND, b"")).rstrip(b"\0").decode(errors="replace")
     options = found.get(_OPTIONS, memoryview(b""))
     return Installed(device, parent, handle, info, kind, _target(options) if kind == FLOWER else 0)

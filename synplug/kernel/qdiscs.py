@@ -10,11 +10,11 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from synplug.kernel.flower import TCMSG
 from synplug.kernel.netlink import NetlinkSocket
 from synplug.kernel.netlink_codec import attributes
 
 _GETQDISC = 38
-_TCMSG = struct.Struct("=BBHiIII")
 _KIND, _STATS2 = 1, 7
 _STATS_BASIC, _STATS_QUEUE = 1, 3
 _BASIC = struct.Struct("=QI")  # bytes, packets
@@ -41,12 +41,12 @@ def qdiscs(netlink: NetlinkSocket, action: str) -> list[Qdisc]:
 
     :param action: for the error. :raises KernelError: what the kernel answered.
     """
-    return [_decoded(answer) for answer in netlink.dump(action, _GETQDISC, bytes(_TCMSG.size))]
+    return [_decoded(answer) for answer in netlink.dump(action, _GETQDISC, bytes(TCMSG.size))]
 
 
 def _decoded(answer: memoryview) -> Qdisc:
-    _, _, _, device, *_ = _TCMSG.unpack_from(answer)
-    found = dict(attributes(answer[_TCMSG.size :]))
+    _, _, _, device, *_ = TCMSG.unpack_from(answer)
+    found = dict(attributes(answer[TCMSG.size :]))
     statistics = dict(attributes(found.get(_STATS2, b"")))
     basic, queue = statistics.get(_STATS_BASIC, b""), statistics.get(_STATS_QUEUE, b"")
     _, sent = _BASIC.unpack_from(basic) if len(basic) >= _BASIC.size else (0, 0)

@@ -121,6 +121,7 @@ def test_hidden_processes_are_not_none(
         raise refusal
 
     is_there = refusal is PermissionError
+    monkeypatch.setattr(procfs, "is_in_first_namespace", lambda _: True)
     monkeypatch.setattr(procfs, "sysctl", lambda _: "4243")
     monkeypatch.setattr(os.path, "isdir", lambda _: is_there)
     monkeypatch.setattr(os, "open", refuse)
