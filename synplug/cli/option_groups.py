@@ -91,8 +91,8 @@ def quiesce_option(group: argparse._ArgumentGroup) -> None:
         type=value_of(values.duration),
         default=1.0,
         metavar="TIME",
-        help="wait so long at the most for requests in flight on established connections; "
-        "0 does not wait (default 1s)",
+        help="wait so long at the most for requests in flight on established connections, and half "
+        "a second for the first one of a new connection; 0 does not wait (default 1s)",
     )
 
 

@@ -120,8 +120,8 @@ def generation_options(verb: Parser) -> None:
         "--quiesce",
         type=value_of(values.duration),
         metavar="TIME",
-        help="wait so long at the most for its requests in flight (default 1s; 0 with any "
-        "--stop-… of these)",
+        help="wait so long at the most for its requests in flight, and half a second for the first "
+        "one of a new connection (default 1s; 0 with any --stop-… of these)",
     )
     _stop_options(verb)
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from synplug.errors import KernelError, ReleaseError, SynplugError
 from synplug.holding import remarks
-from synplug.holding.ledger import Ledger, entries
+from synplug.holding.ledger import entries
 from synplug.holding.notes import Notes
 from synplug.holding.ownership import (
     CLSACT,
@@ -70,9 +70,8 @@ class Diversion:
 
         Only looks: it can be asked before anything is put in.
         """
-        devices, places = self._devices(), self._control.places()
-        self._around = surroundings(places, entries())
-        for device in devices:
+        self._look_around()
+        for device in (devices := self._devices()):
             found = self._control.filters(device.index, self._side)
             self._tell_of_others(device, found, first_free(found))
         self._notes.see_hooks(devices, self._side)
@@ -84,7 +83,7 @@ class Diversion:
         A device may get another name: its index says which one it was.
         """
         found = {"filters": f"handle {self._first_handle:#x} ff."}
-        around, devices = surroundings(self._control.places(), entries()), self._devices()
+        around, devices = self._look_around(), self._devices()
         self._entered = {device.index for device in devices}
         ours = self._ours | {
             device.index: device.name
@@ -95,11 +94,9 @@ class Diversion:
         words = [f"{name}:{index}" for index, name in ours.items()]
         return found | ({CLSACT: " ".join(words)} if words else {})
 
-    def enter_into_ledger(self, traces: dict[str, str]) -> None:
-        """Have the ledger know of a device that has come during the hold."""
-        for entry in entries():
-            if entry.run_id == self._spec.run_id and entry.traces != traces:
-                Ledger(entry.run_id).write(replace(entry, traces=traces))
+    def _look_around(self) -> Surroundings:
+        self._around = surroundings(self._control.places(), entries(), self._spec.run_id)
+        return self._around
 
     def _devices(self) -> list[Device]:
         return devices_for(self._spec, self._control, all_there=not self._spread)
@@ -126,7 +123,7 @@ class Diversion:
         self._spread, self._target = True, target
         self._own_by = [device.index for device in devices if brings_own(device)]
         self._forget_others({device.index for device in devices})
-        self._around = surroundings(self._control.places(), entries())
+        self._look_around()
         self._look_again({device.index: device for device in devices})
         self._fitted = {index for index, _ in self._filters}
         limit_s = PATIENCE_S if is_first else LATER_S
@@ -145,9 +142,10 @@ class Diversion:
         self._notes.see_hooks(devices, self._side)
 
     def _lacking(self, devices: Iterable[Device]) -> set[int]:
-        """Those that are to get a clsact, and have no place for filters yet."""
+        """Those that are to get a clsact, and have no place for filters: not yet, or no more."""
         there, side = self._around.places, self._side
-        new = {device.index for device in devices} - self._preferences.keys()
+        others = self._preferences.keys() - self._ours.keys()
+        new = {device.index for device in devices} - others
         return {index for index in new if not there.has(index, side)}
 
     def _fit_out(self, device: Device, wanted: Sequence[SynFilter], target: int) -> None:
@@ -155,8 +153,7 @@ class Diversion:
         try:
             self._put_in(device, wanted, target)
         except KernelError:
-            self._around = surroundings(self._control.places(), entries())
-            if self._around.places.has(device.index, self._side):
+            if self._look_around().places.has(device.index, self._side):
                 raise
             # Another run made the place, and has ended since.
             self._filters = {
@@ -243,7 +240,9 @@ class Diversion:
         if not self._around.places.has(device.index) or device.index in self._around.of_runs:
             self._ours[device.index] = device.name  # before it is made: the answer may be lost
         if not self._around.places.has(device.index, self._side):
-            self._control.make_ingress(device.index, side=self._side)
+            is_made = self._control.make_ingress(device.index, side=self._side)
+            if not is_made and device.index not in self._look_around().of_runs:
+                self._ours.pop(device.index, None)  # somebody else has, in this moment
         found = self._control.filters(device.index, self._side)
         self._preferences[device.index] = first_free(found)
         self._tell_of_others(device, found, self._preferences[device.index])

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synplug.errors import PrivilegeError, SynplugError
@@ -139,6 +139,13 @@ def entries() -> Iterator[Entry]:
     for path in _paths():
         with suppress(*_NOT_AN_ENTRY):
             yield _entry(path)
+
+
+def note_traces(run_id: str, traces: dict[str, str]) -> None:
+    """Have a run's entry, if there is one, tell of other traces than before."""
+    for entry in entries():
+        if entry.run_id == run_id and entry.traces != traces:
+            Ledger(run_id).write(replace(entry, traces=traces))
 
 
 def illegible() -> Iterator[tuple[str, str, str]]:

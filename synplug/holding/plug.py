@@ -18,6 +18,7 @@ from ipaddress import ip_address, ip_network
 from synplug.errors import KernelError, ReleaseError, SynplugError, UnsupportedError
 from synplug.holding.base import ANY_BACKEND, Backend
 from synplug.holding.diversion import Diversion
+from synplug.holding.ledger import note_traces
 from synplug.holding.ownership import ifb_index
 from synplug.holding.plug_account import PlugAccount
 from synplug.holding.plug_limits import limit_bytes, refuse_what_it_cannot
@@ -115,7 +116,7 @@ class PlugBackend(Backend):
     def _spread(self) -> None:
         """Divert what all devices bring; the ledger knows of a place for filters beforehand."""
         assert self._ifb is not None, "arm() comes first"
-        self._diversion.enter_into_ledger(self.traces())
+        note_traces(self._spec.run_id, self.traces())
         self._diversion.spread(self._ifb)
 
     # --- holding
@@ -170,7 +171,7 @@ class PlugBackend(Backend):
             if self._ifb is not None and spreads:
                 self._spread()
                 # Another run may have been faster with a clsact that we share.
-                self._diversion.enter_into_ledger(self.traces())
+                note_traces(self._spec.run_id, self.traces())
         except SynplugError as error:
             self._behind = str(error)
         else:

@@ -17,8 +17,9 @@ class Surroundings:
     """Dumps and ledgers take long where devices are many.
 
     :param places: where filters have a place.
-    :param of_runs: the devices whose clsact some run has made; the last one that goes removes it.
-    :param runs: the ids of all runs.
+    :param of_runs: the devices whose clsact another run has made; the last one that goes removes
+        it.
+    :param runs: the ids of the other runs.
     """
 
     places: Places
@@ -39,12 +40,13 @@ class Surroundings:
         )
 
 
-def surroundings(places: Places, runs: Iterable[Entry]) -> Surroundings:
+def surroundings(places: Places, runs: Iterable[Entry], run_id: str) -> Surroundings:
     """What these say.
 
     :param places: looked at before the ledgers, which know of a place before the kernel does.
+    :param run_id: whose surroundings.
     """
-    runs = tuple(runs)
+    runs = [entry for entry in runs if entry.run_id != run_id]
     return Surroundings(
         places=places,
         of_runs={device for entry in runs for device in places_in(entry.traces)},

@@ -8,11 +8,11 @@ list of qdiscs, which is asked for often (:mod:`synplug.kernel.qdiscs`).
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from ipaddress import ip_network
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from synplug.errors import KernelError, UnsupportedError
 from synplug.kernel import flower, routes
@@ -31,6 +31,7 @@ _PORTS = ("bridge", "bond", "team")
 #: The kernel goes on with a dump by position (``net/sched/sch_api.c``, tc_dump_qdisc): where a
 #: device has gone in between, it leaves out another one that is there.
 _LOOKS = 2
+_Found = TypeVar("_Found")
 _GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -162,7 +163,7 @@ class TrafficControl:
 
     def local_prefixes(self) -> set[Prefix]:
         """The addresses that this machine answers for: the table *local* of both IP versions."""
-        return routes.local_prefixes(self._netlink)
+        return self._listed(routes.local_prefixes)
 
     def addresses(self) -> set[Prefix]:
         """Those that its devices have; of one in a VRF the table *local* does not tell."""
@@ -208,7 +209,24 @@ class TrafficControl:
         return None
 
     def _qdiscs(self, action: str) -> list[Qdisc]:
-        return qdiscs(self._netlink, action)
+        return self._listed(lambda netlink: qdiscs(netlink, action))
+
+    def _listed(self, ask: Callable[[NetlinkSocket], _Found]) -> _Found:
+        """What a dump finds, with another socket where this one has had its last.
+
+        One that the kernel gave up, for want of memory, stays under way: the next is EBUSY
+        (``net/netlink/af_netlink.c``, netlink_dump and __netlink_dump_start).
+        """
+        try:
+            return ask(self._netlink)
+        except KernelError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        with refused("open a routing socket"):
+            another = NetlinkSocket(_NETLINK_ROUTE)
+        self._netlink.close()
+        self._netlink = another
+        return ask(another)
 
     # --- filters
 
@@ -258,7 +276,7 @@ class TrafficControl:
     def filters(self, device: int, parent: int = flower.INGRESS) -> list[Installed]:
         """The filters there."""
         body = flower.filters_at(device, parent)
-        answers = self._netlink.dump("list the filters", _GETTFILTER, body)
+        answers = self._listed(lambda net: net.dump("list the filters", _GETTFILTER, body))
         return [found for found in map(flower.installed, answers) if found.handle]
 
     def add_filter(self, syns: SynFilter, where: Installed, action: bytes) -> None:

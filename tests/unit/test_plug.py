@@ -641,9 +641,7 @@ def test_a_new_device_gets_its_filters_and_is_entered_into_the_ledger(
 ) -> None:
     backend = held(control)
     entered: list[dict[str, str]] = []
-    monkeypatch.setattr(
-        Diversion, "enter_into_ledger", lambda _self, traces: entered.append(traces)
-    )
+    monkeypatch.setattr(plug, "note_traces", lambda _run_id, traces: entered.append(traces))
     make_ingress = FakeControl.make_ingress
 
     def made(self: FakeControl, device: int, *, side: int = flower.INGRESS) -> bool:
@@ -723,9 +721,7 @@ def test_a_device_of_which_the_ledger_does_not_know_yet_is_the_next_change(
     control: FakeControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is put on it must be found after a crash."""
-    monkeypatch.setattr(
-        Diversion, "enter_into_ledger", lambda *_: control.there.setdefault(3, "eth1")
-    )
+    monkeypatch.setattr(plug, "note_traces", lambda *_: control.there.setdefault(3, "eth1"))
     backend = held(control)
     assert 3 not in control.ingress
     changed(backend)
@@ -874,10 +870,10 @@ def test_a_ledger_that_cannot_be_written_leaves_the_kernel_as_it_is(
 ) -> None:
     backend = held(control)
 
-    def full(_self: Diversion, _traces: dict[str, str]) -> None:
+    def full(_run_id: str, _traces: dict[str, str]) -> None:
         raise SynplugError("no space left on device")
 
-    monkeypatch.setattr(Diversion, "enter_into_ledger", full)
+    monkeypatch.setattr(plug, "note_traces", full)
     control.there[3] = "eth1"
     changed(backend)
     assert control.log == ["set-up"]
@@ -1588,3 +1584,47 @@ def test_devices_that_are_never_empty_at_once_are_waited_for_one_by_one(
     assert backend.remarks == ()
     assert control.looks_at_queues == 5
     backend.close()
+
+
+def test_a_clsact_of_ours_is_put_back_when_nothing_is_to_be_sent(control: FakeControl) -> None:
+    backend = held(control)
+    control.ingress.discard(1)
+    control.installed = [one for one in control.installed if one.device != 1]
+    control.sending = [{1}, {1}, set()]
+    looks = control.looks_at_queues
+    changed(backend)
+    assert control.looks_at_queues == looks + 3
+    assert "make-ingress 1" in control.log
+    backend.close()
+    assert control.ingress == {2}
+
+
+@pytest.mark.parametrize("whose", ["somebody else's", "another run's"])
+def test_a_clsact_that_comes_while_we_wait_is_whose_it_is(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    """The last run that goes removes one of runs; nobody removes another's."""
+    other = Entry(
+        run_id="89ab0000",
+        name="",
+        keeper=1,
+        keeper_start=1,
+        backend="plug",
+        state="armed",
+        endpoints=(),
+        deadline_s=0,
+        traces={"clsact": "lo:1"},
+    )
+
+    def to_send(_devices: Collection[int]) -> set[int]:
+        if 1 not in control.ingress and not control.installed[1:]:
+            control.ingress.add(1)
+            if whose == "another run's":
+                monkeypatch.setattr(diversion, "entries", lambda: [other])
+        return set()
+
+    monkeypatch.setattr(control, "to_send", to_send)
+    backend = held(control)
+    assert "make-ingress 1" not in control.log
+    backend.close()
+    assert control.ingress == ({1, 2} if whose == "somebody else's" else {2})

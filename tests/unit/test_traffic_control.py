@@ -188,6 +188,19 @@ def test_a_place_that_came_since_the_look_is_used(control: TrafficControl) -> No
     assert not control.make_ingress(9)
 
 
+def test_a_dump_that_never_ends_does_not_keep_others_from_being_asked_for() -> None:
+    """The kernel's own answers. What had no memory for its next part is never gone on with."""
+    control = TrafficControl("syn")
+    for ask in (lambda: control.plug_state(1), lambda: control.filters(1), control.local_prefixes):
+        expected = ask()
+        control._netlink.send("list", control._netlink.message(38, 0x301, bytes(20)))
+        with pytest.raises(KernelError, match="EBUSY"):
+            control._netlink.dump("list", 38, bytes(20))
+        control._netlink.send("list", control._netlink.message(38, 0x301, bytes(20)))
+        assert ask() == expected
+    control.close()
+
+
 _WITHOUT_DESCRIPTORS = """
 import os, resource, sys
 from synplug.errors import KernelError
