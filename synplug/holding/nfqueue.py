@@ -267,7 +267,8 @@ class QueueBackend(Backend):
 
     def _let_all_go(self) -> int:
         self._open = True
-        self.check_for_loss()
+        if self._held:  # else nobody is left who could have been lost
+            self.check_for_loss()
         places = self._held.take_all()
         upto: dict[int, int] = {}
         for place in places:
