@@ -9,7 +9,7 @@ from synplug.errors import KeeperError, SynplugError, unforeseen
 from synplug.handover.timeline import Step, Timeline
 from synplug.handover.tools import Tools
 from synplug.holding.handle import Hold
-from synplug.holding.paced import Fitting, Sighting
+from synplug.holding.paced import Fitting, Sighting, syn_limit
 from synplug.kernel.sock_diag import Connection
 from synplug.model import Flow, HoldResult, HoldSpec, ReleaseReason
 
@@ -38,6 +38,7 @@ class RunHold:
         self._interrupted = interrupted
         self._hold: Hold | None = None
         self._held_at_s: float | None = None
+        self._syn_limit = 0
         #: Of the hold that has ended, as far as is known.
         self.result: HoldResult | None = None
 
@@ -57,12 +58,13 @@ class RunHold:
         return self._hold.keeper_pid if self._hold is not None else 0
 
     def arm(self) -> None:
-        """Do everything that can fail.
+        """Do everything that can fail, and what can be done before anybody waits.
 
         :raises SynplugError: it did.
         """
         self._hold = self._tools.hold(self._spec)
         self._hold.arm()
+        self._syn_limit = syn_limit()
 
     def observe(self) -> bool:
         """SYNs pass from here on, and it is noted whose; False: this backend cannot do that."""
@@ -116,7 +118,8 @@ class RunHold:
             return ""
         self._timeline.begins(Step.RELEASE)
         asked_s = self._tools.clock()
-        self.result = self._let_go(self._hold, Fitting.to_wire(self._spec, seen or Sighting()))
+        fitting = Fitting.to_wire(self._spec, seen or Sighting(), self._syn_limit)
+        self.result = self._let_go(self._hold, fitting)
         self._timeline.note(Step.HOLD, self._held_at_s, self.result.opened_at_s)
         if self.result.reason is ReleaseReason.ASKED:
             self._timeline.note(Step.RELEASE, asked_s, self.result.opened_at_s)

@@ -58,11 +58,11 @@ class Fitting:
         self._until_s = 0.0
 
     @staticmethod
-    def to_wire(spec: HoldSpec, seen: Sighting) -> dict[str, Any]:
-        """For the keeper."""
+    def to_wire(spec: HoldSpec, seen: Sighting, syn_limit: int) -> dict[str, Any]:
+        """For the keeper. :param syn_limit: as :func:`syn_limit` had it."""
         if not seen.listeners or spec.hook is not Hook.INPUT:
             return {}
-        by_port = at_once(spec.endpoints, seen.listeners, syn_limit=_syn_limit())
+        by_port = at_once(spec.endpoints, seen.listeners, syn_limit=syn_limit)
         return {"at_once": list(by_port.items()), "seen_at_s": seen.at_s}
 
     def hear(self, message: Mapping[str, Any]) -> None:
@@ -108,7 +108,7 @@ def let_go_in_steps(
                 divide=backend.divide,
                 clock=clock,
                 somaxconn=lambda: int(sysctl("net.core.somaxconn") or 0),
-                syn_limit=_syn_limit(),
+                syn_limit=syn_limit(),
             )
             while backend.can_pace and not why_over():
                 room = pacer.step(backend.waiting_by_lane())
@@ -151,7 +151,7 @@ def _let_go_in_order(backend: Backend, why_over: Callable[[], str]) -> None:
         backend.absorb()
 
 
-def _syn_limit() -> int:
+def syn_limit() -> int:
     """How many request sockets a listener may have; 0: as many as its backlog.
 
     Without SYN cookies a quarter of tcp_max_syn_backlog is kept for peers that are known from

@@ -204,19 +204,19 @@ def test_what_the_run_has_seen_counts_for_a_moment() -> None:
     fitting = Fitting()
     assert not fitting.has_room({80: 0}, 0.0), "nothing is known"
     seen = Sighting([listener(1, backlog=1000)], 7.0)
-    fitting.hear(json.loads(json.dumps(Fitting.to_wire(spec, seen))))
+    fitting.hear(json.loads(json.dumps(Fitting.to_wire(spec, seen, 0))))
     assert fitting.has_room({80: 256}, 7.001)
     assert not fitting.has_room({80: 257}, 7.001), "a look takes less than they do"
     assert not fitting.has_room({80: 1, 0: 1}, 7.001), "whose that is cannot be read"
     assert not fitting.has_room({80: 50}, 7.01), "it may be another one by now"
-    fitting.hear(Fitting.to_wire(spec, Sighting([listener(1, backlog=100)], 7.0)))
+    fitting.hear(Fitting.to_wire(spec, Sighting([listener(1, backlog=100)], 7.0), 0))
     assert fitting.has_room({80: 50}, 7.001)
     assert not fitting.has_room({80: 51}, 7.001), "half of the room is the newcomers'"
     fitting.hear({"event": "open"})
     assert not fitting.has_room({80: 1}, 7.001)
     forwarded = replace(spec, hook=Hook.FORWARD)
-    assert Fitting.to_wire(forwarded, seen) == {}, "this host's are not its own"
-    assert Fitting.to_wire(spec, Sighting()) == {}
+    assert Fitting.to_wire(forwarded, seen, 0) == {}, "this host's are not its own"
+    assert Fitting.to_wire(spec, Sighting(), 0) == {}
 
 
 class Waiting(QueueBackend):
@@ -257,7 +257,7 @@ def test_who_comes_while_all_fit_stays_behind_them(
     """They go before the rule is taken out, and then those who came meanwhile; not for ever."""
     spec = HoldSpec(endpoints=(HTTP,), run_id="0123abcd", release=mode)
     fitting = Fitting()
-    fitting.hear(Fitting.to_wire(spec, Sighting([listener(1, backlog=1000)], 7.0)))
+    fitting.hear(Fitting.to_wire(spec, Sighting([listener(1, backlog=1000)], 7.0), 0))
     paced = let_go_in_steps(
         backend,
         spec,
