@@ -264,7 +264,7 @@ class _LanePacer:
             self.apart = tuple(one for one in found if one.address is not None)
         else:
             self.apart = ()
-        return self._stuck.left_out(listeners, now)
+        return self._stuck.left_out(listeners, now, syn_limit=self._syn_limit)
 
     def _suffices(self, room: Room, waiting: int) -> bool:
         """Whether more room would change nothing now."""

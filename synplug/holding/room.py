@@ -79,7 +79,7 @@ def opening(room: Room, *, has_queued: bool) -> int:
 
 
 def _of_group(group: list[Listener], request_sockets: int, syn_limit: int) -> Room:
-    limits = [max(1, min(one.backlog, syn_limit or one.backlog)) for one in group]
+    limits = [_limit_of(one, syn_limit) for one in group]
     free = min(limit - listener.accept_queue for limit, listener in zip(limits, group, strict=True))
     acceptable = _share(max(0, free), len(group))
     return Room(
@@ -88,6 +88,11 @@ def _of_group(group: list[Listener], request_sockets: int, syn_limit: int) -> Ro
         backlog=min(listener.backlog for listener in group),
         awaits_clients=acceptable > 0 and request_sockets >= acceptable,
     )
+
+
+def _limit_of(listener: Listener, syn_limit: int) -> int:
+    """How many it takes that nobody has accepted yet."""
+    return max(1, min(listener.backlog, syn_limit or listener.backlog))
 
 
 def _group_of(listener: Listener) -> object:
@@ -116,9 +121,12 @@ class Stuck:
         """One that has seen the same."""
         return Stuck(self._full_since_s)
 
-    def left_out(self, listeners: list[Listener], now_s: float) -> list[Listener]:
-        """The others."""
-        full = {one.cookie for one in listeners if one.accept_queue >= max(1, one.backlog)}
+    def left_out(
+        self, listeners: list[Listener], now_s: float, *, syn_limit: int = 0
+    ) -> list[Listener]:
+        """The others. :param syn_limit: as for :func:`room_of`."""
+        limits = ((one, _limit_of(one, syn_limit)) for one in listeners)
+        full = {one.cookie for one, limit in limits if one.accept_queue >= limit}
         since_s = self._full_since_s
         self._full_since_s = {cookie: since_s.get(cookie, now_s) for cookie in full}
         stuck = {cookie for cookie, at_s in self._full_since_s.items() if now_s - at_s >= _STUCK_S}

@@ -48,6 +48,7 @@ def pacer(
     world: World | None = None,
     *endpoints: Endpoint,
     mode: ReleaseMode = ReleaseMode.PACED,
+    syn_limit: int = 0,
 ) -> Pacer:
     world = world or World(0.0)
     return Pacer(
@@ -56,6 +57,7 @@ def pacer(
         rooms=rooms,
         clock=world.clock,
         divide=never_divided,
+        syn_limit=syn_limit,
     )
 
 
@@ -134,6 +136,19 @@ def test_without_syn_cookies_handshakes_have_less_room() -> None:
     )
     assert step(paced, 300) == 28
     assert paced.limit.startswith("48 handshakes, by net.ipv4.tcp_max_syn_backlog")
+
+
+def test_a_member_that_hangs_at_the_limit_of_handshakes_does_not_stop_the_others() -> None:
+    """Without SYN cookies it is never given as many as its backlog takes."""
+    world = World(0.0)
+    rooms = Listening(
+        listener(1, backlog=511, accept_queue=96), *(listener(n, backlog=511) for n in (2, 3, 4))
+    )
+    paced = pacer(rooms, world, syn_limit=96)
+    assert step(paced, 1000) == 0
+    world.now_s += 0.6
+    assert step(paced, 1000) == room_of(rooms.now[1:], 0, syn_limit=96).free > 0
+    assert "a listener that accepts nothing was left out" in paced.limit
 
 
 def test_a_member_that_accepts_nothing_does_not_stop_the_others() -> None:
