@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from synplug.errors import SynplugError
+from synplug.holding.backends import plug_objections
 from synplug.holding.runtime import ROOT, check_root
 from synplug.holding.selftest import try_hold
 from synplug.kernel import procfs
@@ -61,6 +62,7 @@ class Health:
 def examine() -> Health:
     """Look at everything."""
     tests = {backend: _self_test(backend) for backend in _NEEDS}
+    tests[BackendName.PLUG] = _beside_others(tests[BackendName.PLUG])
     taken = next((backend for backend, test in tests.items() if test.ok), None)
     findings = (
         _try("CAP_NET_ADMIN", procfs.require_net_admin, "in the effective set"),
@@ -109,6 +111,20 @@ def _self_test(backend: BackendName, hook: Hook = Hook.INPUT) -> Finding:
         detail=failure or "a SYN waited, was released and connected, IPv4 and IPv6",
         remedy="see the lines above, and docs/kernels.md" if failure else "",
     )
+
+
+def _beside_others(plug: Finding) -> Finding:
+    """The plug's self-test, if ``auto`` would take one in this network namespace."""
+    if not plug.ok:
+        return plug
+    try:
+        said = plug_objections()
+    except SynplugError as error:
+        return replace(plug, ok=False, detail=error.message, remedy=error.remedy)
+    if not said:
+        return plug
+    detail = f"it works, but 'auto' passes it over here: {said[0]}"
+    return replace(plug, ok=False, detail=detail, remedy="--backend plug, if that may be")
 
 
 def _sysctl(name: str) -> Finding:

@@ -31,6 +31,22 @@ def plug(spec: HoldSpec) -> Backend:
     return PlugBackend(spec)
 
 
+def plug_objections() -> list[str]:
+    """Why ``auto`` would not take a plug in this network namespace, whatever is held; only looks.
+
+    :raises SynplugError: that cannot be seen.
+    """
+    from synplug.holding.diversion import Diversion
+    from synplug.holding.plug import PREFIX
+    from synplug.kernel.traffic_control import TrafficControl
+
+    control = TrafficControl(PREFIX)
+    try:
+        return Diversion(HoldSpec(endpoints=(), run_id="0" * 8), control).objections()
+    finally:
+        control.close()
+
+
 _MAKERS: dict[BackendName, tuple[MakeBackend, ...]] = {
     BackendName.AUTO: (nfqueue, nfqueue_iptables, plug),
     BackendName.NFQUEUE: (nfqueue,),

@@ -26,7 +26,7 @@ from synplug.holding.ownership import (
     first_handle,
     places_in,
 )
-from synplug.holding.reach import LOOPBACK, brings_own, devices_for, syns_by_endpoint
+from synplug.holding.reach import LOOPBACK, Reach, brings_own
 from synplug.holding.remains import Key, filters_left, remove_filters, remove_places
 from synplug.holding.sending import LATER_S, PATIENCE_S, Sending
 from synplug.holding.surroundings import Surroundings, surroundings
@@ -57,7 +57,8 @@ class Diversion:
         self._fitted: set[int] = set()
         self._entered: set[int] = set()
         self._has_room_for_tagged = True
-        self._notes = Notes()
+        self._notes = Notes(spec)
+        self._reach = Reach(spec, control, self._notes)
         self._first_handle = self._next_handle = first_handle(spec.run_id)
 
     @property
@@ -73,7 +74,7 @@ class Diversion:
         self._look_around()
         for device in (devices := self._devices()):
             found = self._control.filters(device.index, self._side)
-            self._tell_of_others(device, found, first_free(found))
+            self._notes.see_filters(device, found, first_free(found), self._around)
         self._notes.see_hooks(devices, self._side)
         return list(self._notes.objections)
 
@@ -99,7 +100,7 @@ class Diversion:
         return self._around
 
     def _devices(self) -> list[Device]:
-        return devices_for(self._spec, self._control, all_there=not self._spread)
+        return self._reach.devices(all_there=not self._spread)
 
     def spread(self, target: int) -> None:
         """Give every device that the traces know the filters that it lacks.
@@ -112,9 +113,8 @@ class Diversion:
         """
         is_first = not self._spread
         devices = [device for device in self._devices() if device.index in self._entered]
-        found = syns_by_endpoint(self._spec.endpoints, self._control)
-        self._notes.elsewhere = tuple(endpoint for endpoint, syns in found.items() if not syns)
-        wanted = [syns for filters in found.values() for syns in filters]
+        wanted = self._reach.wanted()
+        self._remove_filters([key for key in self._filters if self._reach.is_left_by(key[1])])
         if is_first:
             number = len(devices) * len(wanted)
             check_number(number)
@@ -213,7 +213,8 @@ class Diversion:
         for device in self._preferences:
             found = self._control.filters(device, self._side)
             if device in devices:
-                self._tell_of_others(devices[device], found, self._preferences[device])
+                first = self._preferences[device]
+                self._notes.see_filters(devices[device], found, first, self._around)
             there = {(one.preference, one.handle) for one in found}
             gone = [
                 key
@@ -245,13 +246,8 @@ class Diversion:
                 self._ours.pop(device.index, None)  # somebody else has, in this moment
         found = self._control.filters(device.index, self._side)
         self._preferences[device.index] = first_free(found)
-        self._tell_of_others(device, found, self._preferences[device.index])
+        self._notes.see_filters(device, found, self._preferences[device.index], self._around)
         return True
-
-    def _tell_of_others(self, device: Device, found: list[Installed], first: int) -> None:
-        """Say which filters of somebody else come before ours there, and which behind."""
-        others = self._around.preferences_of_others(found, self._spec.run_id, self._spec.probe_mark)
-        self._notes.see_filters(device, others, first)
 
     def _add(self, device: int, syns: SynFilter, action: bytes) -> None:
         if (device, syns) in self._filters:

@@ -39,8 +39,9 @@ from synplug.model import BackendName, Flow, HoldCounts, HoldSpec
 
 #: Of the names of the devices; a run id fills what is left of a name (IFNAMSIZ, 15).
 PREFIX = "synplug"
-#: Soon, but the keeper has other things to do: it pauses for so many times as long as it took.
-_FOLLOW_AGAIN_S, _PAUSES = 0.5, 5
+#: Soon, but the keeper has other things to do: it pauses for so many times as long as it took; for
+#: another change only where that was long, with hundreds of devices.
+_FOLLOW_AGAIN_S, _PAUSES, _LONG_S = 0.5, 5, 0.02
 #: A plug that is open, and from which nothing has gone for so long, does not run empty.
 _SETTLE_LIMIT_S, _SETTLE_POLL_S = 2.0, 0.002
 
@@ -66,10 +67,9 @@ class PlugBackend(Backend):
         self._diverted: Diversion | None = None
         self._changes: Changes | None = None
         self._account = PlugAccount()
-        self._is_held = self._is_over = False
-        self._is_stale = False  # the filters, since something has changed before it held
+        self._is_held = self._is_over = self._is_stale = False  # stale: something has changed
         self._passing = 0
-        self._follow_again_s = 0.0
+        self._follow_again_s = self._rest_until_s = 0.0
         self._behind = ""  # why what has changed is not followed yet
         self._troubles: dict[str, None] = {}
 
@@ -147,7 +147,8 @@ class PlugBackend(Backend):
     def absorb(self) -> bool:
         if self._has_changed() and not self._is_over:
             self._is_stale = True
-            self._follow_changes(spreads=self._is_held)
+            if not self._is_held or time.monotonic() >= self._rest_until_s:
+                self._follow_changes(spreads=self._is_held)
         return False
 
     def _has_changed(self) -> bool:
@@ -164,6 +165,7 @@ class PlugBackend(Backend):
         if self._ifb is None:
             return
         began_s = time.monotonic()
+        self._is_stale &= not spreads
         try:
             self._count_loss()  # while it may be down: later what has come since may stand for it
             if self._ifb is not None:
@@ -177,7 +179,9 @@ class PlugBackend(Backend):
         else:
             self._behind = ""
         now_s = time.monotonic()
-        self._follow_again_s = now_s + max(_FOLLOW_AGAIN_S, _PAUSES * (now_s - began_s))
+        pause_s = _PAUSES * (now_s - began_s)
+        self._follow_again_s = now_s + max(_FOLLOW_AGAIN_S, pause_s)
+        self._rest_until_s = now_s + (pause_s if now_s - began_s > _LONG_S else 0.0)
 
     def let_through(self, flow: Flow) -> None:
         """A SYN that waits already stays; its retransmit passes."""
@@ -207,7 +211,9 @@ class PlugBackend(Backend):
         return state
 
     def check_for_loss(self) -> int:
-        if self._is_held and self._behind and time.monotonic() > self._follow_again_s:
+        now_s = time.monotonic()
+        is_due = self._is_stale and now_s >= self._rest_until_s
+        if self._is_held and (is_due or (self._behind and now_s > self._follow_again_s)):
             self._follow_changes()
         self._count_loss()
         return self._account.take_loss()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from synplug.errors import UsageError
+from synplug.holding.notes import Notes
 from synplug.kernel import flower
 from synplug.kernel.flower import SynFilter
+from synplug.kernel.hooks import translations_on_output
 from synplug.kernel.traffic_control import Device, TrafficControl
 from synplug.model import Endpoint, HoldSpec
 
@@ -34,6 +37,53 @@ def brings_own(device: Device) -> bool:
     ip_route_output_key_hash_rcu; ``net/ipv6/route.c``, ip6_rt_get_dev_rcu).
     """
     return device.name == LOOPBACK or device.is_vrf
+
+
+class Reach:
+    """Which SYNs of a run are diverted now, and of which devices.
+
+    :param notes: are told of what is not.
+    """
+
+    def __init__(self, spec: HoldSpec, control: TrafficControl, notes: Notes) -> None:
+        self._spec = spec
+        self._control = control
+        self._notes = notes
+        self._translations: list[str] | None = None
+        self._wanted: frozenset[SynFilter] = frozenset()
+
+    def devices(self, *, all_there: bool) -> list[Device]:
+        """Those that may bring some; parameters and errors as of :func:`devices_for`.
+
+        Of this host's own connections those that NAT translates as they leave cannot be diverted:
+        mirred takes the entry of conntrack from a SYN (``net/sched/act_mirred.c``, nf_reset_ct),
+        and the one that it gets then clashes with the first. Who brings them is left out, unless
+        it is named. What translates them is looked for once.
+        """
+        found = devices_for(self._spec, self._control, all_there=all_there)
+        own = [device for device in found if brings_own(device)]
+        if self._translations is None:
+            self._translations = translations_on_output() if own else []
+        is_named = self._spec.loopback_egress or bool(self._spec.devices)
+        self._notes.see_translations(self._translations, spares_own=not is_named)
+        return [one for one in found if is_named or not self._translations or one not in own]
+
+    def wanted(self) -> list[SynFilter]:
+        """Those SYNs, as the addresses are now."""
+        found = syns_by_endpoint(self._spec.endpoints, self._control)
+        self._notes.elsewhere = tuple(endpoint for endpoint, syns in found.items() if not syns)
+        wanted = [syns for filters in found.values() for syns in filters]
+        self._wanted = frozenset(wanted)
+        return wanted
+
+    def is_left_by(self, what: SynFilter | int) -> bool:
+        """Whether what a filter matches is wanted no more: its address has gone.
+
+        :param what: SYNs; a mark, or one connection, stays.
+        """
+        if isinstance(what, int) or what.source is not None:
+            return False
+        return replace(what, is_tagged=False) not in self._wanted
 
 
 def syns_by_endpoint(

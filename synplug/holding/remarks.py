@@ -136,6 +136,26 @@ def tcx_remark(device: str, programs: int) -> tuple[str, ...]:
     )
 
 
+def translated_remark(chains: Collection[str], *, spares_own: bool) -> tuple[str, ...]:
+    """On NAT that this host's own connections go through before they come to a plug's filters.
+
+    :param chains: those of it, by their names. :param spares_own: no filter sees them.
+    """
+    if not chains:
+        return ()
+    names = ", ".join(chains)
+    if spares_own:
+        return (
+            f"connections from this host are not held: {names} may translate them, and one that is "
+            "translated to the ports held cannot go through a plug; --dev lo, with the other "
+            "devices, if none is",
+        )
+    return (
+        f"connections from this host that {names} translates to the ports held time out as long as "
+        "the hold's filters are there, from before it holds",
+    )
+
+
 def _listed(numbers: Collection[int]) -> str:
     return ", ".join(map(str, numbers))
 

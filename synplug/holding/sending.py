@@ -27,6 +27,7 @@ class Sending:
     def __init__(self, control: TrafficControl, devices: Collection[int], limit_s: float) -> None:
         self._control = control
         self._give_up_s = time.monotonic() + limit_s
+        self._devices = devices
         self._busy = self._look(devices)
 
     def is_busy(self, device: int) -> bool:
@@ -34,14 +35,19 @@ class Sending:
         return device in self._busy
 
     def is_over(self, device: int) -> bool:
-        """Wait until it has nothing to send; False: it still had when time was up."""
-        is_busy = device in self._busy
-        while is_busy and time.monotonic() < self._give_up_s:
+        """Wait until it has nothing to send; False: it still had when time was up.
+
+        What it had at the first look does not tell: others have had their turn since.
+        """
+        if device not in self._devices:
+            return True
+        while True:
             began_s = time.monotonic()
-            is_busy = bool(self._look([device]))
-            if is_busy:
-                time.sleep(max(_POLL_S, _SPARE * (time.monotonic() - began_s)))
-        return not is_busy
+            if not self._look([device]):
+                return True
+            if time.monotonic() >= self._give_up_s:
+                return False
+            time.sleep(max(_POLL_S, _SPARE * (time.monotonic() - began_s)))
 
     def _look(self, devices: Collection[int]) -> set[int]:
         try:

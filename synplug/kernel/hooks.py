@@ -1,4 +1,4 @@
-"""What others have hooked into the ways of a device: chains of nftables, and programs of tcx.
+"""What others have hooked into the ways of packets: chains of nftables, and programs of tcx.
 
 Source of the formats: ``include/uapi/linux/netfilter/nf_tables.h``; bpf(2),
 ``include/uapi/linux/bpf.h``, ``kernel/bpf/tcx.c``.
@@ -7,20 +7,28 @@ Source of the formats: ``include/uapi/linux/netfilter/nf_tables.h``; bpf(2),
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
+from synplug.errors import SynplugError
 from synplug.kernel.abi import architecture, bpf_number
 from synplug.kernel.flower import INGRESS
 from synplug.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from synplug.kernel.netlink_codec import attributes
+from synplug.kernel.xtables import is_in_use
+from synplug.model import Family
 
 _GETCHAIN = 10 << 8 | 4
-_TABLE, _NAME, _HOOK = 1, 3, 4
+_TABLE, _NAME, _HOOK, _USE, _TYPE = 1, 3, 4, 6, 7
 _HOOKNUM, _DEVICE, _DEVICES = 1, 3, 4
 _DEVICE_PREFIX = 2  # among the devices, besides their names; Linux 6.17
 #: By family, the number of its ingress hook: NF_INET_INGRESS, NF_NETDEV_INGRESS.
 _INGRESS_HOOKS = {1: 5, 5: 0}
-_FAMILIES = {1: "inet", 5: "netdev"}
+_LOCAL_OUT = 3
+_FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 10: "ip6"}
+_TRANSLATED = (1, 2, 10)
+_LEGACY = {"iptables": Family.IPV4, "ip6tables": Family.IPV6}
 
 _STATUS = "/proc/self/status"
 _BPF_PROG_QUERY, _TCX_INGRESS, _TCX_EGRESS = 16, 46, 47
@@ -50,28 +58,69 @@ def ingress_chains() -> list[IngressChain]:
 
     :raises SynplugError: no nf_tables here; or no CAP_NET_ADMIN.
     """
+    return [
+        _ingress_chain(chain)
+        for chain in _base_chains(_INGRESS_HOOKS)
+        if chain.hook == _INGRESS_HOOKS[chain.family]
+    ]
+
+
+def translations_on_output() -> list[str]:
+    """What may translate the connections of this host as they leave: chains of NAT that have rules.
+
+    Of legacy iptables its tables, by the command that lists them: only who uses one has it
+    (``net/netfilter/x_tables.c``, xt_find_table_lock).
+    """
+    found = []
+    with suppress(SynplugError):  # without nf_tables nobody has one
+        found = [
+            chain.name
+            for chain in _base_chains(_TRANSLATED)
+            if (chain.hook, chain.kind) == (_LOCAL_OUT, "nat") and chain.uses
+        ]
+    for command, family in _LEGACY.items():
+        with suppress(SynplugError):
+            found += [f"{command}-legacy -t nat"] * is_in_use(family, "nat")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _BaseChain:
+    """A chain at a hook. *kind*: its type. *uses*: its rules, and more."""
+
+    family: int
+    name: str
+    kind: str
+    hook: int
+    uses: int
+    parts: dict[int, memoryview]
+
+
+def _base_chains(families: Iterable[int]) -> Iterator[_BaseChain]:
     asked = NetlinkSocket(NETLINK_NETFILTER)
     try:
-        return [
-            found
-            for family in _INGRESS_HOOKS
-            for body in asked.dump(
-                "list the nftables chains", _GETCHAIN, bytes((family, 0, 0, 0)), complete=False
-            )
-            if (found := _ingress_chain(family, body)) is not None
-        ]
+        for family in families:
+            body = bytes((family, 0, 0, 0))
+            for answer in asked.dump("list the nftables chains", _GETCHAIN, body, complete=False):
+                shown = dict(attributes(answer[4:]))
+                hook = dict(attributes(shown.get(_HOOK, b"")))
+                if answer[0] == family and hook:
+                    names = (_FAMILIES[family], _text(shown[_TABLE]), _text(shown[_NAME]))
+                    number, uses = hook.get(_HOOKNUM, b""), shown.get(_USE, b"")
+                    yield _BaseChain(
+                        family=family,
+                        name=" ".join(names),
+                        kind=_text(shown.get(_TYPE, b"")),
+                        hook=int.from_bytes(number, "big"),
+                        uses=int.from_bytes(uses, "big"),
+                        parts=hook,
+                    )
     finally:
         asked.close()
 
 
-def _ingress_chain(family: int, body: memoryview) -> IngressChain | None:
-    """One of an answer; None: it is another one's, or at another hook."""
-    parts = dict(attributes(body[4:]))
-    hook = dict(attributes(parts.get(_HOOK, b"")))
-    if body[:1] != bytes([family]) or not hook:
-        return None
-    if int.from_bytes(hook.get(_HOOKNUM, b""), "big") != _INGRESS_HOOKS[family]:
-        return None
+def _ingress_chain(chain: _BaseChain) -> IngressChain:
+    hook = chain.parts
     found = [(_DEVICE, hook[_DEVICE])] if _DEVICE in hook else []
     found += attributes(hook.get(_DEVICES, b""))
     names, prefixes = set(), []
@@ -81,8 +130,7 @@ def _ingress_chain(family: int, body: memoryview) -> IngressChain | None:
             prefixes.append(_text(name))
         else:
             names.add(_text(name))
-    words = (_FAMILIES[family], _text(parts.get(_TABLE, b"")), _text(parts.get(_NAME, b"")))
-    return IngressChain(" ".join(words), frozenset(names), tuple(prefixes))
+    return IngressChain(chain.name, frozenset(names), tuple(prefixes))
 
 
 def _text(payload: memoryview | bytes) -> str:

@@ -304,11 +304,11 @@ def has_ipv6() -> bool:
     return True
 
 
-def is_in_use(family: Family) -> bool:
-    """Whether the mangle table exists in this network namespace. Looking does not create it."""
+def is_in_use(family: Family, table: str = TABLE) -> bool:
+    """Whether that table exists in this network namespace. Looking does not create it."""
     try:
         with open(f"/proc/thread-self/net/{_NAMES[family]}") as file:
-            return TABLE in file.read().split()
+            return table in file.read().split()
     except FileNotFoundError:
         return False
     except PermissionError as error:

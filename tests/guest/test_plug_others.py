@@ -425,3 +425,29 @@ def _wire_appears(lab: ClientServer, master: str = "") -> None:
         side.run(["ip", "address", "add", f"10.79.0.{end}/24", "dev", wire])
         side.run(["ip", "link", "set", wire, "up"])
     wait_until(lambda: _has_filters(lab, at_server), 20, "it has filters")
+
+
+@pytest.mark.needs("nfqueue-iptables")
+def test_own_clients_that_nat_translates_are_left_alone_and_that_is_told() -> None:
+    """Diverted to any ifb, they cannot connect: the control. The others of this host can."""
+    with ClientServer() as lab:
+        server, translated = lab.server, ("127.0.0.1", 80)
+        listen_at(server, 8080)
+        nat = "iptables-legacy -t nat -A OUTPUT -p tcp --dport 80 -j REDIRECT --to-ports 8080"
+        server.run(nat.split())
+        assert connects_within(server, translated, 5)
+        server.run(["ip", "link", "add", "ifb9", "up", "type", "ifb"])
+        with _place(server, "lo"):
+            to_ifb = "ip_proto tcp dst_port 8080 tcp_flags 0x2/0x17 action mirred egress redirect"
+            _filter(server, "lo", f"flower {to_ifb} dev ifb9")
+            assert connects_within(server, ("127.0.0.1", 8080), 5)
+            assert not connects_within(server, translated, 3)
+        server.run(["ip", "link", "del", "ifb9"])
+        hold(lab)
+        assert connects_within(server, translated, 5)
+        client = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+        waits(lab, 1)
+        report = _let_go(lab)
+        assert float(client.communicate(timeout=60)[0]) < 60
+        (told,) = report["warnings"]
+        assert "connections from this host are not held: iptables-legacy -t nat may" in told

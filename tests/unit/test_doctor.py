@@ -10,7 +10,11 @@ from synplug.handover import doctor
 from synplug.model import BackendName, Hook
 
 
-def _examined(monkeypatch: pytest.MonkeyPatch, working: Collection[BackendName]) -> doctor.Health:
+def _examined(
+    monkeypatch: pytest.MonkeyPatch,
+    working: Collection[BackendName],
+    objections: Collection[str] = (),
+) -> doctor.Health:
     def tried(backend: BackendName, _hook: Hook) -> str:
         return "" if backend in working else "this kernel cannot"
 
@@ -19,6 +23,7 @@ def _examined(monkeypatch: pytest.MonkeyPatch, working: Collection[BackendName])
 
     monkeypatch.setattr(doctor, "try_hold", tried)
     monkeypatch.setattr(doctor, "_try", looked)
+    monkeypatch.setattr(doctor, "plug_objections", lambda: list(objections))
     return doctor.examine()
 
 
@@ -36,3 +41,15 @@ def test_where_none_works_the_first_is_to_be_mended(monkeypatch: pytest.MonkeyPa
     assert (health.backend, health.is_fit) == (None, False)
     failed = {found.name for found in health.findings if found.needed and not found.ok}
     assert failed == {"nf_tables", "self-test nfqueue"}
+
+
+def test_a_plug_that_auto_would_pass_over_here_is_not_what_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The self-test has a namespace of its own, without the filters of others."""
+    health = _examined(monkeypatch, {BackendName.PLUG}, ["on eth0 filters of somebody else"])
+    assert (health.backend, health.is_fit) == (None, False)
+    (found,) = (one for one in health.findings if one.name == "self-test plug")
+    assert not found.ok
+    assert "'auto' passes it over here: on eth0 filters" in found.detail
+    assert _examined(monkeypatch, {BackendName.PLUG}).backend is BackendName.PLUG

@@ -14,7 +14,12 @@ from synplug.holding import bypass
 from synplug.holding.bypass import hook_remarks, tcx_remarks
 from synplug.kernel import hooks
 from synplug.kernel.flower import EGRESS, INGRESS
-from synplug.kernel.hooks import IngressChain, ingress_chains, tcx_programs
+from synplug.kernel.hooks import (
+    IngressChain,
+    ingress_chains,
+    tcx_programs,
+    translations_on_output,
+)
 from synplug.kernel.netlink_codec import attribute, be32, nested, text
 from synplug.kernel.traffic_control import Device
 
@@ -186,3 +191,45 @@ def test_nobody_is_asked_behind_a_filter_of_system_calls(
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc(answer))
     assert tcx_programs(7, INGRESS) == 0
     assert bool(calls) == asks
+
+
+# --- NAT of what this host sends
+
+
+@pytest.mark.parametrize(
+    ("hook", "kind", "uses", "counts"),
+    [
+        (3, "nat", 1, True),
+        (3, "nat", 0, False),
+        (3, "filter", 1, False),
+        (0, "nat", 1, False),
+    ],
+    ids=["with a rule", "empty", "another type", "another hook"],
+)
+def test_chains_that_may_translate_what_leaves(
+    monkeypatch: pytest.MonkeyPatch, hook: int, kind: str, uses: int, *, counts: bool
+) -> None:
+    ours = memoryview(
+        bytes((2, 0, 0, 0))
+        + text(1, "nat")
+        + text(3, "OUTPUT")
+        + nested(4, be32(1, hook), be32(2, 0))
+        + be32(6, uses)
+        + text(7, kind)
+    )
+    monkeypatch.setattr(hooks, "NetlinkSocket", Tables(ours))
+    monkeypatch.setattr(hooks, "is_in_use", lambda *_: False)
+    assert translations_on_output() == ["ip nat OUTPUT"] * counts
+
+
+def test_legacy_iptables_may_translate_what_leaves_where_its_table_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nobody(_protocol: int) -> Tables:
+        raise UnsupportedError("no nf_tables here")
+
+    monkeypatch.setattr(hooks, "NetlinkSocket", nobody)
+    monkeypatch.setattr(
+        hooks, "is_in_use", lambda family, table: (family.value, table) == (6, "nat")
+    )
+    assert translations_on_output() == ["ip6tables-legacy -t nat"]

@@ -21,7 +21,7 @@ from synplug.errors import (
     UnsupportedError,
     UsageError,
 )
-from synplug.holding import diversion, notes, plug, remains
+from synplug.holding import diversion, notes, plug, reach, remains
 from synplug.holding.describe import equivalent_commands
 from synplug.holding.diversion import Diversion
 from synplug.holding.ledger import Entry
@@ -190,6 +190,7 @@ def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeControl]:
     monkeypatch.setattr(plug, "TrafficControl", lambda _prefix: made)
     monkeypatch.setattr(plug, "Changes", FakeChanges)
     monkeypatch.setattr(diversion, "entries", list)
+    monkeypatch.setattr(reach, "translations_on_output", list)
     for told in ("hook_remarks", "tcx_remarks"):
         monkeypatch.setattr(notes, told, lambda _devices, _side: ())
     monkeypatch.setattr(plug, "wait_for_packets_in_flight", lambda: True)
@@ -1628,3 +1629,107 @@ def test_a_clsact_that_comes_while_we_wait_is_whose_it_is(
     assert "make-ingress 1" not in control.log
     backend.close()
     assert control.ingress == ({1, 2} if whose == "somebody else's" else {2})
+
+
+def test_a_device_that_has_begun_to_send_since_is_waited_for(control: FakeControl) -> None:
+    """What was queued when the first of many devices had its turn says nothing of the last."""
+    control.there |= {3: "eth1", 4: "eth2"}
+    control.sending = [set(), set(), {3}, set(), {4}, {4}, set()]
+    seen: list[str] = []
+    make_ingress, to_send = control.make_ingress, control.to_send
+
+    def made(device: int, *, side: int = flower.INGRESS) -> bool:
+        seen.append(f"on {device}")
+        return make_ingress(device, side=side)
+
+    def looked(devices: Collection[int]) -> set[int]:
+        seen.append("busy" if (found := to_send(devices)) else "idle")
+        return found
+
+    control.make_ingress, control.to_send = made, looked  # type: ignore[method-assign]
+    backend = PlugBackend(replace(SPEC, backend=BackendName.PLUG))
+    backend.arm()
+    assert seen == ["idle", "idle", "on 1", "busy", "idle", "on 3", "busy", "busy", "idle", "on 4"]
+    backend.close()
+
+
+def test_what_is_sent_to_an_address_that_has_gone_is_diverted_no_more(
+    control: FakeControl,
+) -> None:
+    """It may be another machine's now, and this one forwards to it."""
+    control.more_local = {ip_network("192.0.2.7/32")}
+    backend = held(control)
+    to_it = [key for key, syns in control.sought.items() if "192.0.2.7/32" in str(syns.destination)]
+    others = len(control.installed) - len(to_it)
+    assert len(to_it) == 3, "by lo; by eth0 with and without a tag"
+    control.more_local = set()
+    changed(backend)
+    assert len(control.installed) == others
+    assert not {(one.device, one.handle) for one in control.installed} & set(to_it)
+    control.more_local = {ip_network("192.0.2.7/32")}
+    changed(backend)
+    assert len(control.installed) == others + 3
+    backend.close()
+
+
+@pytest.mark.parametrize("named", ["", "lo", "loopback-egress"])
+def test_what_nat_may_translate_on_its_way_out_is_not_diverted_unless_that_is_asked_for(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """It could not connect as long as the filters are there."""
+    monkeypatch.setattr(reach, "translations_on_output", lambda: ["ip nat OUTPUT"])
+    spec = replace(
+        SPEC,
+        backend=BackendName.PLUG,
+        devices=("lo",) if named == "lo" else (),
+        loopback_egress=named == "loopback-egress",
+    )
+    backend = PlugBackend(spec)
+    backend.arm()
+    (told,) = (words for words in backend.remarks if "ip nat OUTPUT" in words)
+    filtered = {one.device for one in control.installed if one.handle > 1}
+    if named:
+        assert filtered == {1}
+        assert "connections from this host that ip nat OUTPUT translates" in told
+    else:
+        assert filtered == {2}
+        assert told.startswith("connections from this host are not held: ip nat OUTPUT may")
+    backend.close()
+    asked_by_auto = PlugBackend(replace(spec, backend=BackendName.AUTO))
+    with pytest.raises(UnsupportedError, match="ip nat OUTPUT"):
+        asked_by_auto.arm()
+    asked_by_auto.close()
+
+
+def test_changes_that_take_long_to_follow_are_followed_now_and_then(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hundreds of devices, and changes all the time, the keeper has its deadline to keep."""
+    backend = held(control)
+    now_s = 100.0
+    places = control.places
+
+    def slow() -> Places:
+        nonlocal now_s
+        now_s += 0.1
+        return places()
+
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(control, "places", slow)
+    changed(backend)
+    took_s = now_s - 100.0
+    dumps = control.dumps
+    now_s += 4 * took_s
+    control.there[3] = "eth1"
+    changed(backend)
+    backend.check_for_loss()
+    assert control.dumps == dumps
+    now_s += took_s
+    backend.check_for_loss()
+    assert control.dumps > dumps
+    assert "make-ingress 3" in control.log
+    dumps = control.dumps
+    now_s += 10 * took_s
+    backend.check_for_loss()
+    assert control.dumps == dumps, "nothing is new"
+    backend.close()
