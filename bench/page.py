@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from operator import attrgetter
 
+from bench.better import RULE, better, losses
 from bench.contenders import BARE_HOLD, DROP_SETTLE_S
 from bench.findings import Findings
 from bench.page_releases import releases
 from bench.restarts import AFTER_S, BEFORE_S, WINDOW_S, Result, phase_s
-from bench.samples import Samples, number
+from bench.samples import number
 from bench.table import table
 
 #: A client that is so late itself says little about the service.
 LATE_MS = 5.0
-#: Two worst connects that differ by less are as good as each other.
-_SAME_SHARE, _SAME_MS = 0.1, 1.0
 _PHASES = {
     "look-ahead": "look ahead, before the hold",
     "drain": "drain",
@@ -84,12 +82,15 @@ def _method(findings: Findings) -> list[str]:
         "Failures, retransmissions and the longest connect are of all connections from the "
         f"restart's begin on; p50 and p99 of those that came within {WINDOW_S:g} s (plus outage) "
         "around the middle of the hold, or else of the time without a listener, or else of the "
-        "command, of all rounds together.",
+        "command, of all rounds together. Who failed is in no percentile: *failures* tells of "
+        "them.",
         "- *No listener for* is what an observer sees that asks the kernel every 0.5 ms; of two "
         "IP versions the longer. *Over outage* is the longest connect of a restart minus that. "
-        "A cell with two figures shows the median of the restarts, and the worst. *Client late* is "
+        "A cell with two figures shows the median of the restarts, and the worst; of failures the "
+        "sum, too, where the median does not tell it. *Client late* is "
         "by how much the load client missed its own schedule (99th percentile): where that is "
         "much, the machine was saturated, and a row says more of it than of the contender.",
+        f"- {RULE}",
         "- *Outage its own* is what stop and start take by themselves; *+ so much*: a pause of so "
         "long lies between them. The column *no listener for* shows what came of it.",
         f"- Of the combinations of service, rate, backlog and outage {len(cases)} were chosen: "
@@ -155,7 +156,7 @@ def _restarts(findings: Findings) -> list[str]:
             ),
             (_row(result) for result in results),
         )
-        lines += ["", *_comparison(results)]
+        lines += ["", *better(results)]
     return lines
 
 
@@ -163,7 +164,7 @@ def _row(result: Result) -> tuple[str, ...]:
     return (
         result.contender.name,
         str(len(result.rounds)),
-        result.samples(lambda played: played.failures).short(),
+        losses(result),
         number(result.p50_ms),
         number(result.p99_ms),
         result.samples(lambda played: played.connect_max_ms).short(),
@@ -172,42 +173,6 @@ def _row(result: Result) -> tuple[str, ...]:
         result.samples(lambda played: played.over_ms).short(),
         result.samples(lambda played: played.late_p99_ms).short(),
     )
-
-
-def _comparison(results: Sequence[Result]) -> list[str]:
-    """Who is better than synplug here, in what, and why; by the figures."""
-    reference = results[0].case.reference
-    (ours,) = (result for result in results if result.contender.name == reference)
-    lines = []
-    for theirs in results:
-        said = _better(theirs, ours) if theirs is not ours else ""
-        if said:
-            contender = theirs.contender
-            lines.append(
-                f"- Better than {reference}: **{contender.name}**, {said}. Why: {contender.better}."
-            )
-    return [*lines, ""] if lines else [f"Nobody is better than {reference} here.", ""]
-
-
-def _better(theirs: Result, ours: Result) -> str:
-    """In what they are better; empty: in nothing, or who loses more, which nothing makes up for."""
-    gains = []
-    for name, unit, field in (
-        ("failures", "", "failures"),
-        ("longest connect", " ms", "connect_max_ms"),
-    ):
-        their, our = theirs.samples(attrgetter(field)), ours.samples(attrgetter(field))
-        if _differ(their, our):
-            if their.median < our.median:
-                gains.append(f"{name} {number(their.median)} against {number(our.median)}{unit}")
-            elif field == "failures":
-                return ""
-    return ", ".join(gains)
-
-
-def _differ(one: Samples, other: Samples) -> bool:
-    largest = max(one.median, other.median)
-    return abs(one.median - other.median) > max(_SAME_MS, _SAME_SHARE * largest)
 
 
 def _machinery(findings: Findings) -> list[str]:

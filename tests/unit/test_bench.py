@@ -7,11 +7,13 @@ import re
 import xml.etree.ElementTree as ET
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from bench.back_to_back import overtaken
+from bench.better import better, losses
 from bench.cases import CASES
 from bench.comparison import PAGE, WAYS
 from bench.contenders import BARE_HOLD, NOTHING, SYNPLUG_NFQUEUE
@@ -109,6 +111,60 @@ def test_the_page_says_who_is_better_in_what_and_why(findings: Findings) -> None
     findings.results[0].rounds[:] = nobody_lost
     better = f"**nothing**, longest connect 4 against 78 ms. Why: {NOTHING.better}."
     assert f"- Better than synplug: {better}" in page(findings)
+
+
+def _judged(
+    theirs: Sequence[int], ours: Sequence[int], *, their_ms: float, our_ms: float
+) -> tuple[str, list[str]]:
+    """What is said of who restarted as often as there are figures, and the cells of failures."""
+    case, results = CASES[0], []
+    for contender, lost, connect_ms in (
+        (NOTHING, theirs, their_ms),
+        (SYNPLUG_NFQUEUE, ours, our_ms),
+    ):
+        rounds = [_round(failures=failures, connect_max_ms=connect_ms) for failures in lost]
+        results.append(Result(case=case, contender=contender, rounds=rounds))
+    return better(results)[0], [losses(result) for result in results]
+
+
+def test_one_connection_lost_in_each_restart_is_worse_than_none() -> None:
+    said, cells = _judged([0] * 20, [1] * 20, their_ms=60, our_ms=60)
+    assert "**nothing**, failures 0 in 20 restarts against 20 in 20 restarts. Why" in said
+    assert cells == ["0 (0)", "1 (1)"]
+
+
+def test_connections_lost_in_less_than_half_of_the_restarts_are_lost() -> None:
+    seldom = [0] * 11 + [400] * 9
+    said, cells = _judged([0] * 20, seldom, their_ms=60, our_ms=60)
+    assert "**nothing**, failures 0 in 20 restarts against 3,600 in 20 restarts. Why" in said
+    assert cells == ["0 (0)", "0 (400), 3,600 in all"]
+
+
+def test_who_loses_more_now_and_then_is_not_better_for_a_shorter_connect() -> None:
+    said, cells = _judged([0] * 11 + [400] * 9, [0] * 20, their_ms=40, our_ms=60)
+    assert said == "Nobody is better than synplug here."
+    assert cells == ["0 (400), 3,600 in all", "0 (0)"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "said"),
+    [
+        ([1] * 10, [1] * 20, "longest connect 40 against 60 ms. Why"),
+        ([1] * 5 + [0] * 5, [0] * 11 + [1] * 9, "Nobody"),
+        ([0] * 10, [1] + [0] * 19, "failures 0 in 10 restarts against 1 in 20 restarts, longest"),
+    ],
+)
+def test_losses_are_compared_by_restart_where_one_plays_more_often(
+    theirs: Sequence[int], ours: Sequence[int], said: str
+) -> None:
+    assert said in _judged(theirs, ours, their_ms=40, our_ms=60)[0]
+
+
+def test_the_method_says_what_counts(findings: Findings) -> None:
+    text = page(findings)
+    assert "Who failed is in no percentile" in text
+    assert "of failures the sum, too, where the median does not tell it" in text
+    assert "by more than 1 ms and 10 %. What counts is the sum of all restarts" in text
 
 
 def test_the_page_of_a_trial_says_that_it_is_one(findings: Findings) -> None:
