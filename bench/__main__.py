@@ -16,6 +16,7 @@ from bench import guest_case, held, machinery, restarts
 from bench.cases import CASES, Case
 from bench.findings import Findings, as_json
 from bench.machine import describe
+from bench.ordinary import ordinary_install
 from bench.page import page
 from bench.picture import Panel, picture
 from guest.errors import GuestError
@@ -45,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # Before the machine's network is left behind.
         kernel = fetch(DEFAULT_SUITE)
-        enter_private_namespaces()
-        findings = measure(cases, kernel, quick=options.quick)
+        with ordinary_install() as programs:
+            enter_private_namespaces()
+            findings = measure(cases, kernel, programs, quick=options.quick)
     except (LabError, GuestError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -55,13 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(cases: Sequence[Case], kernel: Kernel, *, quick: bool) -> Findings:
-    """Measure all: the machinery, the releases, the restarts."""
+def measure(cases: Sequence[Case], kernel: Kernel, programs: Path, *, quick: bool) -> Findings:
+    """Measure all: the machinery, the releases, the restarts.
+
+    :param programs: those of an ordinary install.
+    """
     machine = describe()
     for contender in {id(c): c for case in cases for c in case.contenders}.values():
         contender.require()
     with ClientServer() as lab:
-        start_up = machinery.start_up(lab.server, QUICK_ROUNDS if quick else ROUNDS)
+        start_up = machinery.start_up(lab.server, QUICK_ROUNDS if quick else ROUNDS, programs)
         at_rest = machinery.at_rest(lab.server)  # where it has just run so often
         imported = machinery.imported(lab.server)
     at_a_rate = machinery.at_a_rate()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from bench.kernel_state import (
     sleeps,
     waiting_packets,
 )
+from bench.ordinary import without_paths
 from bench.samples import Samples
 from netlab.load import Load
 from netlab.program import wait_until
@@ -57,16 +58,20 @@ class StartUp:
     command: Samples
 
 
-def start_up(server: Namespace, rounds: int) -> StartUp:
-    """Start each in turn; nothing listens on the port, so there is nothing to drain."""
+def start_up(server: Namespace, rounds: int, programs: Path) -> StartUp:
+    """Start each in turn; nothing listens on the port, so there is nothing to drain.
+
+    :param programs: where synplug is, and the Python that it is installed for.
+    """
+    python, environment = str(programs / "python3"), without_paths()
     found = StartUp(bare=Samples(), arguments=Samples(), held=Samples(), command=Samples())
     for _ in range(rounds):
-        found.bare.add(_timed_ms(server, [sys.executable, "-c", "pass"]))
-        found.arguments.add(_timed_ms(server, [sys.executable, "-c", "import argparse"]))
+        found.bare.add(_timed_ms(server, [python, "-c", "pass"], environment))
+        found.arguments.add(_timed_ms(server, [python, "-c", "import argparse"], environment))
         began = time.time()
-        argv = [*SYNPLUG, "wrap", "-q", "-p", str(_PORT), "--ready-timeout", "10ms"]
-        argv += ["--json", "-", "--", "sh", "-c", "date +%s.%N >&2"]
-        said = server.run(argv, check=False)
+        argv = [str(programs / "synplug"), "wrap", "-q", "-p", str(_PORT)]
+        argv += ["--ready-timeout", "10ms", "--json", "-", "--", "sh", "-c", "date +%s.%N >&2"]
+        said = server.run(argv, check=False, env=environment)
         report = json.loads(said.stdout)
         starts = {phase["name"]: phase["start_s"] for phase in report["phases"]}
         found.held.add(1000 * (report["started_at"] + starts["hold"] - began))
@@ -74,10 +79,10 @@ def start_up(server: Namespace, rounds: int) -> StartUp:
     return found
 
 
-def _timed_ms(namespace: Namespace, argv: Sequence[str]) -> float:
+def _timed_ms(namespace: Namespace, argv: Sequence[str], environment: Mapping[str, str]) -> float:
     began_s = time.monotonic()
     # No limit of time: with one, Python looks for the end every 50 ms (subprocess.Popen.wait).
-    status = namespace.popen(argv).wait()
+    status = namespace.popen(argv, env=environment).wait()
     took_ms = 1000 * (time.monotonic() - began_s)
     if status:
         raise BenchError(f"{argv[0]} ended with status {status}")

@@ -179,7 +179,9 @@ def _machinery(findings: Findings) -> list[str]:
     return [
         "## The machinery",
         "",
-        "Medians, quartiles and the worst; n restarts or runs.",
+        "Medians, quartiles and the worst; n restarts or runs. The starts of Python and of synplug "
+        "are those of an ordinary install, by pip into a virtual environment of its own: that of "
+        "the other figures is editable, and has each start of Python read an import finder.",
         "",
         *table(("what", "figure"), [*_start_up(findings), *_served(findings), *_costs(findings)]),
     ]

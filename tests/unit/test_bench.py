@@ -165,6 +165,7 @@ def test_the_method_says_what_counts(findings: Findings) -> None:
     assert "Who failed is in no percentile" in text
     assert "of failures the sum, too, where the median does not tell it" in text
     assert "by more than 1 ms and 10 %. What counts is the sum of all restarts" in text
+    assert "by pip into a virtual environment of its own" in text
 
 
 def test_the_page_of_a_trial_says_that_it_is_one(findings: Findings) -> None:
