@@ -62,7 +62,7 @@ def _restart(result: Result) -> dict[str, Any]:
         name: result.samples(attrgetter(name)).as_json()
         for name in (
             *("connect_max_ms", "gap_ms", "over_ms", "late_p99_ms", "command_ms", "stop_ms"),
-            *("released_ms", "first_served_ms", "last_served_ms"),
+            *("released_ms", "first_served_ms", "last_served_ms", "watch_interval_ms"),
         )
     }
     counts = {
@@ -108,6 +108,14 @@ def _release(result: Released) -> dict[str, Any]:
         "limits": result.limits,
         **{
             name: getattr(result, name).as_json()
-            for name in ("held", "failures", "outage", "worst", "to_last", "ratio")
+            for name in (
+                "held",
+                "failures",
+                "outage",
+                "worst",
+                "to_last",
+                "ratio",
+                "watch_interval",
+            )
         },
     }

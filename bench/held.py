@@ -19,6 +19,7 @@ from pathlib import Path
 from bench.contenders import SYNPLUG, Report
 from bench.errors import BenchError
 from bench.kernel_state import holding_keepers, waiting_packets
+from bench.observer import asked_s, seen_before
 from bench.samples import Samples
 from netlab.counters import NO_ROOM, tcp_counters
 from netlab.listenwatch import ListenWatch
@@ -120,6 +121,7 @@ class Released:
     worst: Samples = field(default_factory=Samples)
     to_last: Samples = field(default_factory=Samples)
     ratio: Samples = field(default_factory=lambda: Samples(unit=""))
+    watch_interval: Samples = field(default_factory=Samples)
     cliff: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NO_ROOM, 0))
     limits: list[str] = field(default_factory=list)
 
@@ -188,11 +190,13 @@ def _round(crowd: Crowd, result: Released, accepts_per_s: float) -> None:
         if crowd.round_trip_ms:
             _move_away(service.lab, crowd.round_trip_ms)
         before = tcp_counters(server)
+        epoch_ns = time.time_ns() - time.monotonic_ns()
         run = service.start_wrapped(result.mode)
         with ListenWatch(server, [PORT]) as watch:
             load = _come(crowd, service, watch)
             report = _outcome(run)
-        visible_ns = max(gap.end_ns for gap in watch.gaps)
+        asked_ns = round(asked_s(report) * 1e9) - epoch_ns
+        visible_ns = max(gap.end_ns for gap in seen_before(watch.gaps, asked_ns))
         after = tcp_counters(server)
     came_ns = min(sample.opened_at_ns for sample in load.samples)
     last_ns = max(sample.opened_at_ns + sample.connect_ns for sample in load.samples)
@@ -204,6 +208,7 @@ def _round(crowd: Crowd, result: Released, accepts_per_s: float) -> None:
     result.worst.add(load.connect_max_ms)
     result.to_last.add((last_ns - visible_ns) / 1e6)
     result.ratio.add(load.connect_max_ms / crowd.bound_ms(outage_ms, accepts_per_s))
+    result.watch_interval.add(watch.longest_interval_ms)
     for name in NO_ROOM:
         result.cliff[name] += after[name] - before[name]
     result.limits.append(report["hold"]["release_limit"])

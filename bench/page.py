@@ -7,6 +7,7 @@ from operator import attrgetter
 from bench.better import RULE, better, losses
 from bench.contenders import BARE_HOLD, DROP_SETTLE_S
 from bench.findings import Findings
+from bench.observer import BLIND_MS, blind
 from bench.page_releases import releases
 from bench.restarts import AFTER_S, BEFORE_S, WINDOW_S, Result, phase_s
 from bench.samples import number
@@ -90,6 +91,12 @@ def _method(findings: Findings) -> list[str]:
         "sum, too, where the median does not tell it. *Client late* is "
         "by how much the load client missed its own schedule (99th percentile): where that is "
         "much, the machine was saturated, and a row says more of it than of the contender.",
+        "- The observer goes before all others, synplug included, where it may (SCHED_FIFO, at "
+        "most a quarter of a processor), as it would else see a new listener late, which shortens "
+        "what comes after: *over outage*, and all from *new listener visible* on. No release is "
+        "asked for before the listener is there; so where a report says that one was, and the "
+        "observer had not looked yet, *visible*, and the end of *no listener for*, is the moment "
+        f"at which it was asked for. {_observed(findings)}",
         f"- {RULE}",
         "- *Outage its own* is what stop and start take by themselves; *+ so much*: a pause of so "
         "long lies between them. The column *no listener for* shows what came of it.",
@@ -107,6 +114,24 @@ def _method(findings: Findings) -> list[str]:
         "as *retransmitted*; synplug drops these duplicates.",
         "",
     ]
+
+
+def _observed(findings: Findings) -> str:
+    """How often the observer was blind for longer than it should be."""
+    said = []
+    for where, in_guest in (("", False), (", in the guest ", True)):
+        intervals_ms = [
+            played.watch_interval_ms
+            for result in findings.results
+            for played in result.rounds
+            if result.case.in_guest is in_guest
+        ]
+        if intervals_ms:
+            said.append(f"{where}{blind(intervals_ms)}")
+    return (
+        f"Two of its looks were more than {BLIND_MS:g} ms apart at some time of a restart "
+        f"{''.join(said)}: there a time without a listener may be wrong by as much."
+    )
 
 
 def _contenders(findings: Findings) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from bench.findings import Findings
 from bench.held import Released
+from bench.observer import BLIND_MS, blind
 from bench.table import table
 from netlab.counters import NO_ROOM
 
@@ -23,7 +24,8 @@ def releases(findings: Findings) -> list[str]:
         "*Ratio*: the longest connect ÷ (outage + held ÷ that rate), where the outage is what "
         "the first client saw of it; *last after*: from the listener's appearance to the last "
         "connect. The counters (of all rounds) are the kernel's, of connections for which there "
-        "was no room.",
+        "was no room. Two looks of the observer at the listeners were more than "
+        f"{BLIND_MS:g} ms apart at some time of a round {_blind(findings)}.",
         "",
         *_far(findings),
     ]
@@ -33,6 +35,10 @@ def releases(findings: Findings) -> list[str]:
     )
     limits = {limit for result in findings.released for limit in result.limits if limit}
     return [*lines, "", f"What the reports name as the limit: {'; '.join(sorted(limits))}.", ""]
+
+
+def _blind(findings: Findings) -> str:
+    return blind([ms for result in findings.released for ms in result.watch_interval.values])
 
 
 def _rates(measured: Mapping[int, float]) -> str:

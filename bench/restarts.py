@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from bench.cases import Case
 from bench.contenders import Contender, Report
 from bench.errors import BenchError
+from bench.observer import asked_s, seen_before
 from bench.samples import Samples, percentile
 from netlab.errors import LabError
 from netlab.listenwatch import Gap, ListenWatch
@@ -39,6 +40,7 @@ class Round:
 
     *stop_ms* is what the restart command took, once it was begun, until the old listener was gone;
     *released_ms* from the new one's appearance until nothing was held; 0 without synplug.
+    *watch_interval_ms* is the longest time in which nobody looked for listeners.
     """
 
     attempted: int
@@ -54,6 +56,7 @@ class Round:
     last_served_ms: float
     stop_ms: float
     released_ms: float
+    watch_interval_ms: float
     gap: tuple[float, float] | None
     points: tuple[array[float], array[float], bytearray]
 
@@ -199,30 +202,49 @@ def _round(lab: ClientServer, case: Case, contender: Contender, service: Service
         until_ns = max(window_ns, ended_ns + round(AFTER_S * 1e9))
         time.sleep(max(0.0, (until_ns - time.monotonic_ns()) / 1e9))
         result = load.stop()
-    gap = max(watch.gaps, key=lambda gap: gap.end_ns - gap.start_ns, default=None)
-    holds_ms = _holds_ms(report, began_epoch_s) if report else None
-    return _seen(result, (began_ns, ended_ns), holds_ms, gap, report)
+    gaps, hold = watch.gaps, None
+    if report:
+        hold = _Hold.of(report, began_epoch_s)
+        gaps = seen_before(gaps, began_ns + round(hold.asked_ms * 1e6))
+    gap = max(gaps, key=lambda gap: gap.end_ns - gap.start_ns, default=None)
+    moments = began_ns, ended_ns
+    return _seen(result, moments, hold, gap, report, watch.longest_interval_ms)
 
 
-def _holds_ms(report: Report, began_epoch_s: float) -> tuple[float, float, float]:
-    """When it began to hold, had drained and had let all go, from the restart's begin on."""
-    phases = {phase["name"]: phase for phase in report["phases"]}
-    from_ms = 1000 * (float(report["started_at"]) - began_epoch_s)
-    ends_ms = {
-        name: from_ms + 1000 * (float(phase["start_s"]) + float(phase["duration_s"]))
-        for name, phase in phases.items()
-    }
-    held_ms = from_ms + 1000 * float(phases["hold"]["start_s"])
-    return held_ms, ends_ms.get("drain", held_ms), ends_ms["hold"]
+@dataclass(frozen=True, kw_only=True)
+class _Hold:
+    """When it began, the old queues were empty, its release was asked for, all were let go.
+
+    In ms from the restart's begin on.
+    """
+
+    held_ms: float
+    drained_ms: float
+    asked_ms: float
+    opened_ms: float
+
+    @classmethod
+    def of(cls, report: Report, began_epoch_s: float) -> _Hold:
+        phases = {phase["name"]: phase for phase in report["phases"]}
+        from_ms = 1000 * (float(report["started_at"]) - began_epoch_s)
+        ends_ms = {
+            name: from_ms + 1000 * (float(phase["start_s"]) + float(phase["duration_s"]))
+            for name, phase in phases.items()
+        }
+        held_ms = from_ms + 1000 * float(phases["hold"]["start_s"])
+        return cls(
+            held_ms=held_ms,
+            drained_ms=ends_ms.get("drain", held_ms),
+            asked_ms=1000 * (asked_s(report) - began_epoch_s),
+            opened_ms=ends_ms["hold"],
+        )
 
 
-def _middle_ms(
-    moments: tuple[int, int], holds_ms: tuple[float, float, float] | None, gap: Gap | None
-) -> float:
+def _middle_ms(moments: tuple[int, int], hold: _Hold | None, gap: Gap | None) -> float:
     """The middle of the hold, or else of the outage, or else of the command, from the begin on."""
     began_ns, ended_ns = moments
-    if holds_ms:
-        return (holds_ms[0] + holds_ms[2]) / 2
+    if hold:
+        return (hold.held_ms + hold.opened_ms) / 2
     if gap:
         return ((gap.start_ns + gap.end_ns) / 2 - began_ns) / 1e6
     return (ended_ns - began_ns) / 2e6
@@ -231,9 +253,10 @@ def _middle_ms(
 def _seen(
     load: LoadResult,
     moments: tuple[int, int],
-    holds_ms: tuple[float, float, float] | None,
+    hold: _Hold | None,
     gap: Gap | None,
     report: Report | None,
+    watch_interval_ms: float,
 ) -> Round:
     """What became of the load; *moments*: begin and end of the command."""
     began_ns, ended_ns = moments
@@ -253,12 +276,13 @@ def _seen(
         gap_ms=gap.duration_ms if gap else 0.0,
         late_p99_ms=load.late_p99_ms,
         command_ms=(ended_ns - began_ns) / 1e6,
-        middle_ms=_middle_ms(moments, holds_ms, gap),
+        middle_ms=_middle_ms(moments, hold, gap),
         report=report,
         first_served_ms=min(served, default=0.0),
         last_served_ms=max(served, default=0.0),
-        stop_ms=gap_ms[0] - holds_ms[1] if gap_ms and holds_ms else 0.0,
-        released_ms=holds_ms[2] - gap_ms[1] if gap_ms and holds_ms else 0.0,
+        stop_ms=gap_ms[0] - hold.drained_ms if gap_ms and hold else 0.0,
+        released_ms=hold.opened_ms - gap_ms[1] if gap_ms and hold else 0.0,
+        watch_interval_ms=watch_interval_ms,
         gap=gap_ms,
         points=points,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -140,6 +141,15 @@ def test_watch_sees_the_gap_of_a_cold_restart(lab: ClientServer, make: type[Serv
 
     assert {gap.family for gap in watch.gaps} == {4, 6}
     assert all(gap.duration_ms > 0 for gap in watch.gaps)
+
+
+def test_the_watch_goes_before_all_others_where_it_may(lab: ClientServer) -> None:
+    attempt = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"
+    may = lab.server.run([sys.executable, "-c", attempt], check=False).returncode == 0
+    with ListenWatch(lab.server, [8080]) as watch:
+        (pid,) = lab.server.pids()
+        assert (os.sched_getscheduler(pid) == os.SCHED_FIFO) is may
+    assert watch.longest_interval_ms > 0
 
 
 def test_watch_sees_no_gap_when_a_reload_keeps_the_sockets(lab: ClientServer) -> None:

@@ -37,7 +37,9 @@ class Gap:
 class ListenWatch:
     """Watches the listeners of `ports` in a namespace while the context is open.
 
-    It asks sock_diag(7) every 0.5 ms. A gap still open at the end ends there.
+    It asks sock_diag(7) every 0.5 ms, before all others where it may (CAP_SYS_NICE); with at
+    most a quarter of a processor, so more rarely where that is slow. A gap still open at the end
+    ends there.
     """
 
     def __init__(

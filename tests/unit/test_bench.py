@@ -21,10 +21,12 @@ from bench.errors import BenchError
 from bench.findings import Findings, as_json
 from bench.held import CROWDS, Released
 from bench.machinery import AtARate, Capacity, StartUp
+from bench.observer import asked_s, seen_before
 from bench.page import page
 from bench.picture import Panel, picture
 from bench.restarts import Result, Round
 from bench.samples import Samples, number, percentile
+from netlab.listenwatch import Gap
 from synplug.model import BackendName
 
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -42,6 +44,7 @@ def _round(*, failures: int, connect_max_ms: float) -> Round:
         middle_ms=40.0,
         stop_ms=5.0,
         released_ms=3.0,
+        watch_interval_ms=0.6,
         report=None,
         first_served_ms=1.0,
         last_served_ms=2.0,
@@ -62,7 +65,7 @@ def findings() -> Findings:
     far = next(crowd for crowd in CROWDS if crowd.in_guest)
     released = [Released(crowd=crowd, mode="paced", backend="any") for crowd in (CROWDS[0], far)]
     for each in released:
-        for samples in (each.failures, each.worst, each.to_last, each.ratio):
+        for samples in (each.failures, each.worst, each.to_last, each.ratio, each.watch_interval):
             samples.add(1.125)
     times = StartUp(
         bare=Samples.of([10]), arguments=Samples.of([20]), held=Samples.of([30]), command=Samples()
@@ -166,6 +169,32 @@ def test_the_method_says_what_counts(findings: Findings) -> None:
     assert "of failures the sum, too, where the median does not tell it" in text
     assert "by more than 1 ms and 10 %. What counts is the sum of all restarts" in text
     assert "by pip into a virtual environment of its own" in text
+
+
+def test_a_gap_ends_where_the_release_was_asked_for_at_the_latest() -> None:
+    late, early, another = (
+        Gap(port=80, family=4, start_ns=start, end_ns=end)
+        for start, end in ((1, 9), (2, 6), (8, 9))
+    )
+    assert seen_before([late, early, another], 7) == [replace(late, end_ns=7), early, another]
+
+
+def test_a_release_was_asked_for_when_its_phase_began_or_else_before_the_end_of_the_hold() -> None:
+    hold = {"name": "hold", "start_s": 0.25, "duration_s": 0.5}
+    release = {"name": "release", "start_s": 0.625, "duration_s": 0.125}
+    assert asked_s({"started_at": 1000.0, "phases": [hold, release]}) == 1000.625
+    assert asked_s({"started_at": 1000.0, "phases": [hold]}) == 1000.75
+
+
+def test_the_page_counts_restarts_in_which_the_observer_did_not_look_for_long(
+    findings: Findings,
+) -> None:
+    assert "apart at some time of a restart in 0 of 6 (the longest 0.60 ms)" in page(findings)
+    first, *others = findings.results[0].rounds
+    findings.results[0].rounds[:] = [replace(first, watch_interval_ms=7.5), *others]
+    text = page(findings)
+    assert "apart at some time of a restart in 1 of 6 (the longest 7.5 ms)" in text
+    assert "apart at some time of a round in 2 of 2 (the longest 1.1 ms)" in text
 
 
 def test_the_page_of_a_trial_says_that_it_is_one(findings: Findings) -> None:
