@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from typing import NamedTuple
 
+from synplug.holding.debt import Debt
 from synplug.holding.room import (
     Apart,
     Part,
@@ -24,7 +25,10 @@ from synplug.holding.room import (
 from synplug.holding.waiting import Lane
 from synplug.model import Endpoint, Listener, ReleaseMode
 
+#: Newcomers that outpace a service for so long are debt.
 _DEBT_WINDOW_S = 0.5
+#: The same where not even a third of what waits has gone by then: by so much it must be surer.
+_LONG_DEBT_WINDOW_S = 1.25
 #: Who has let nobody in for so long stands still, for a while.
 _STANDSTILL_S = 0.25
 #: Round trips are shorter; a SYN-ACK that got lost is sent again after a second.
@@ -163,10 +167,7 @@ class _LanePacer:
         self._stuck = Stuck()
         self._apart = Apart()
         self._backlog = 0
-        self._lowest: int | None = None
-        self._lowest_at_s = 0.0
-        self._looked_at_s = 0.0
-        self._going_s = 0.0  # since then, the time in which some went
+        self._debt = Debt(clock())
         self._occupied = 0  # at the most: in a queue when it was counted, or let go since
         self._has_begun = False
         self._has_queued = False
@@ -183,6 +184,7 @@ class _LanePacer:
         one = copy(self)
         one._rooms = Part(self._rooms, own, parts)  # noqa: SLF001 -- it is of this class
         one._stuck = self._stuck.copy()  # noqa: SLF001
+        one._debt = Debt(self._clock())  # noqa: SLF001
         one.limit = ""
         return one
 
@@ -191,7 +193,7 @@ class _LanePacer:
 
         After the opening nobody counts, so half of the room is left to those who come then.
         """
-        reason = self._debt(waiting)
+        reason = self._why_give_up(waiting)
         if reason:
             self.limit += f"; opened at once, since {reason}"
             self._has_given_up = True
@@ -224,15 +226,10 @@ class _LanePacer:
         """
         now = self._clock()
         stood_still &= now - self._released_at_s >= _STANDSTILL_S
-        if stood_still or released == waiting:
-            self._progress(waiting, now)
+        self._debt.note(released, waiting, begins_anew=stood_still or released == waiting)
         self._has_begun = True
         self._occupied += released
         self._released_at_s = now
-
-    def _progress(self, waiting: int, now: float) -> None:
-        """From here on what waits is compared with this."""
-        self._lowest, self._lowest_at_s, self._going_s = waiting, now, 0.0
 
     def _look(self, waiting: int) -> Room | None:
         """The room that there is now, or less; None: nobody listens.
@@ -283,8 +280,8 @@ class _LanePacer:
         if self._stuck.number and _STUCK not in self.limit:
             self.limit += _STUCK
 
-    def _debt(self, waiting: int) -> str:
-        """Why to pace no longer: what waits has not become less for a while in which some went.
+    def _why_give_up(self, waiting: int) -> str:
+        """Why to pace no longer: what waits becomes no less while the service goes on.
 
         The time in which a service stands still does not count: those who come meanwhile are no
         sign that it is slower than they come, and what waits then is what it begins with. Nor is
@@ -295,18 +292,15 @@ class _LanePacer:
         """
         now = self._clock()
         goes_on = now - self._released_at_s < _STANDSTILL_S
-        self._going_s += now - self._looked_at_s if goes_on else 0.0
-        self._looked_at_s = now
-        if self._lowest is None or waiting < self._lowest:
-            self._progress(waiting, now)
+        self._debt.look(waiting, now, goes_on=goes_on)
         if self._has_given_up:
             return ""
-        came_on_at_s = max(self._lowest_at_s, self._released_at_s)
+        came_on_at_s = max(self._debt.began_at_s, self._released_at_s)
         if self._awaits_clients and now - came_on_at_s > _HANDSHAKE_WINDOW_S:
             return "clients did not complete their handshakes"
         # Far away all goes by the round trip; and who sends a SYN again meanwhile waits once more.
-        window_s = _HANDSHAKE_WINDOW_S if self._are_far else _DEBT_WINDOW_S
-        is_debt = goes_on and self._going_s > window_s
+        least_s = _HANDSHAKE_WINDOW_S if self._are_far else _DEBT_WINDOW_S
+        is_debt = goes_on and self._debt.is_found(waiting, least_s, _LONG_DEBT_WINDOW_S)
         return "newcomers outpaced the service" if is_debt else ""
 
 
