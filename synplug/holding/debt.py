@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 #: What came and what went are compared for such a while, and then for the next.
 _SLICE_S = 0.08
 #: By this share fewer come than go halfway between those who keep up (as many), and those who do
@@ -9,6 +11,8 @@ _SLICE_S = 0.08
 _MIDDLE = 0.025
 #: A slice counts as so many in which as many came as went, at the most: one herd decides nothing.
 _MOST = 3
+#: After so many rounds, in each of which never fewer waited than in the one before, there is debt.
+_ROUNDS, _ROUND_S = 4, 1.0
 
 
 class Debt:
@@ -16,7 +20,8 @@ class Debt:
 
     The sum of the differences never gets below zero, and one slice adds little to it: neither how
     much has fallen before nor how large a herd was counts. Its unit is a second in which as many
-    came as went.
+    came as went. What escapes it, standstills or herds again and again, the rounds find: they
+    compare the lowest depths at the releases, and a standstill is within one of them.
 
     :param now_s: monotonic, as all times here.
     """
@@ -30,6 +35,9 @@ class Debt:
         self._slice_s = 0.0
         self._slice_waiting = 0  # when it began
         self._slice_gone = 0
+        self._round_at_s = now_s
+        self._lowest = self._lowest_before = sys.maxsize
+        self._bad_rounds = 0
 
     def look(self, waiting: int, now_s: float, *, goes_on: bool) -> None:
         """So many wait. *goes_on*: the time since the last look counts."""
@@ -46,15 +54,22 @@ class Debt:
             self._owe_nothing()
         self._begin_slice(waiting)
 
-    def note(self, released: int, waiting: int, *, begins_anew: bool) -> None:
+    def note(self, released: int, waiting: int, now_s: float, *, begins_anew: bool) -> None:
         """So many of the *waiting* go now.
 
-        :param begins_anew: what came until now is no sign.
+        :param begins_anew: what came until now is no sign, for all but the rounds.
         """
         if begins_anew:
             self._owe_nothing()
             self._begin_slice(waiting)
         self._slice_gone += released
+        if released == waiting:
+            self._round_at_s, self._bad_rounds = now_s, 0
+            self._lowest, self._lowest_before = waiting, sys.maxsize
+        self._lowest = min(self._lowest, waiting)
+        if now_s - self._round_at_s >= _ROUND_S:
+            self._bad_rounds = self._bad_rounds + 1 if self._lowest >= self._lowest_before else 0
+            self._round_at_s, self._lowest_before, self._lowest = now_s, self._lowest, waiting
 
     def is_found(self, waiting: int, least_s: float, most_s: float) -> bool:
         """Whether newcomers have outpaced the service for *least_s*.
@@ -64,7 +79,7 @@ class Debt:
         """
         is_deep = 3 * self._gone_owing < waiting
         enough_s = max(least_s, most_s) if is_deep else least_s
-        return min(self._owed_s, self._owing_s) > enough_s
+        return min(self._owed_s, self._owing_s) > enough_s or self._bad_rounds >= _ROUNDS
 
     def _owe_nothing(self) -> None:
         self._owed_s, self._owing_s, self._gone_owing = 0.0, 0.0, 0

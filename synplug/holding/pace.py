@@ -226,7 +226,7 @@ class _LanePacer:
         """
         now = self._clock()
         stood_still &= now - self._released_at_s >= _STANDSTILL_S
-        self._debt.note(released, waiting, begins_anew=stood_still or released == waiting)
+        self._debt.note(released, waiting, now, begins_anew=stood_still or released == waiting)
         self._has_begun = True
         self._occupied += released
         self._released_at_s = now

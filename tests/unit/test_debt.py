@@ -114,6 +114,19 @@ def test_a_slow_but_even_fall_makes_up_for_a_herd(size: int, at_s: float) -> Non
     assert model.opened_at_s is None, model.limit
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_herds_that_come_faster_than_they_are_accepted_are_debt(seed: int) -> None:
+    model = Model(
+        seed=seed,
+        waiting=5000,
+        accepts=5000,
+        comes=lambda _at_s: 1000,
+        herds={number * 0.3: 1500 for number in range(30)},
+    ).run(6.0)
+    assert model.opened_at_s is not None
+    assert _OUTPACED in model.limit
+
+
 # --- as many as are accepted, and more
 
 
@@ -157,6 +170,24 @@ def test_slow_falls_of_many_are_no_debt(seed: int) -> None:
 
 
 # --- standstills
+
+
+@pytest.mark.parametrize("pause_s", [0.25, 0.3, 1.0, 2.0])
+def test_a_service_that_pauses_before_every_place_is_outpaced_all_the_same(pause_s: float) -> None:
+    """Each pause is a standstill, and what waits behind it is more each time."""
+    world, rooms = World(0.0), Listening(listener(1, backlog=5))
+    paced, waiting = pacer(rooms, world), 100
+    while (released := step(paced, waiting)) is not None:
+        waiting -= released
+        rooms.now = [listener(1, backlog=5, accept_queue=5)]
+        for _ in range(round(pause_s / 0.05)):
+            world.now_s += 0.05
+            if step(paced, waiting) is None:
+                break
+        rooms.now = [listener(1, backlog=5, accept_queue=4)]
+        waiting += 2
+        assert world.now_s < 6 * max(1.5, pause_s)
+    assert _OUTPACED in paced.limit
 
 
 @pytest.mark.parametrize("seed", range(4))
