@@ -235,7 +235,8 @@ class _LanePacer:
         """The room that there is now, or less; None: nobody listens.
 
         To count the request sockets takes a walk through all the kernel's connections, so that is
-        done only where what we have let go ourselves leaves too little room to go on.
+        done only where what we have let go ourselves leaves too little room to go on, and there is
+        some by the accept queues.
         """
         listeners = self._accepting()
         if not listeners:
@@ -243,7 +244,8 @@ class _LanePacer:
         if not self._has_begun:
             self._occupied = queued(listeners)
         room = room_beside(listeners, self._occupied, self._syn_limit)
-        if self._has_begun and not self._suffices(room, waiting):
+        by_queues = room_of(listeners, 0, syn_limit=self._syn_limit).free
+        if self._has_begun and by_queues and not self._suffices(room, waiting):
             # A handshake that completes in between counts twice; in the other order, not at all.
             # Those of its other addresses are in the same queue.
             served = dict.fromkeys(listener.endpoint() for listener in listeners)

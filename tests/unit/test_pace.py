@@ -476,6 +476,40 @@ def test_where_all_fit_nobody_is_counted() -> None:
     assert rooms.asked == []
 
 
+def test_where_the_accept_queue_is_full_nobody_is_counted() -> None:
+    """There is no room, whatever handshakes are under way: a service that hangs costs no walks."""
+    rooms = Listening(listener(1, backlog=10), requests=3)
+    paced = pacer(rooms)
+    assert step(paced, 100) == 10
+    for queued in (10, 11):
+        rooms.now = [listener(1, backlog=10, accept_queue=queued)]
+        assert step(paced, 90) == 0
+    assert rooms.asked == []
+    assert paced.limit == "backlog of 10", "it is not the clients who are waited for"
+    rooms.now = [listener(1, backlog=10, accept_queue=4)]
+    assert step(paced, 90) == 3
+    assert len(rooms.asked) == 1
+    rooms.requests = 6
+    assert step(paced, 87) == 0
+    assert paced.limit == "backlog of 10, filled by handshakes that wait for their clients"
+
+
+def test_where_one_group_is_full_the_handshakes_of_another_are_not_what_it_waits_for() -> None:
+    """They fill the smaller one; the other's service has to accept before anybody goes."""
+    world = World(0.0)
+    rooms = Listening(
+        listener(1, "10.0.0.1", backlog=10), listener(2, "10.0.0.2", backlog=20), requests=10
+    )
+    paced = pacer(rooms, world)
+    assert step(paced, 100) == 10
+    rooms.now[1] = listener(2, "10.0.0.2", backlog=20, accept_queue=20)
+    for _ in range(4):
+        assert step(paced, 90) == 0
+        world.now_s += 0.1
+    assert paced.limit == "backlog of 10"
+    assert rooms.asked == []
+
+
 def test_where_too_little_room_may_be_left_they_are_counted_once_nobody_waits() -> None:
     rooms = Listening(listener(1, backlog=511), requests=200)
     paced = pacer(rooms)
