@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 from synplug.errors import SynplugError
 from synplug.holding.base import Backend
 from synplug.holding.pace import Pacer, at_once
-from synplug.holding.remarks import hurried_remark
+from synplug.holding.remarks import cookies_remark, hurried_remark
 from synplug.holding.waiting import Lane
 from synplug.kernel.procfs import sysctl
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import HoldSpec, Hook, Listener, ReleaseMode
 
 _POLL_MS = 1
+_SYNCOOKIES = "net.ipv4.tcp_syncookies"
 #: What was seen so long ago is still so, but for what has come since: some fit besides.
 _SEEN_JUST_NOW_S = 0.005
 #: Their verdict takes longer than a look: it is no gain any more, and more could overflow a backlog
@@ -119,10 +120,12 @@ def let_go_in_steps(
             hurried = hurried_remark(backend.waiting(), why_over()) if pacer.limit else ()
             if is_paced:
                 _let_go_in_order(backend, why_over)
+            in_steps = pacer.steps and spec.hook is Hook.INPUT
+            cookies = cookies_remark(sysctl(_SYNCOOKIES)) if in_steps else ()
             return Paced(
                 steps=pacer.steps,
                 limit=pacer.limit if pacer.steps or hurried else "",
-                remarks=hurried,
+                remarks=(*hurried, *cookies),
                 listeners=() if backend.can_pace else tuple(diagnostics.listeners(spec.endpoints)),
             )
     except SynplugError as error:  # no reason to drop what waits
@@ -157,7 +160,7 @@ def syn_limit() -> int:
     Without SYN cookies a quarter of tcp_max_syn_backlog is kept for peers that are known from
     before (``net/ipv4/tcp_input.c``, tcp_conn_request).
     """
-    if sysctl("net.ipv4.tcp_syncookies") != "0":
+    if sysctl(_SYNCOOKIES) != "0":
         return 0
     limit = int(sysctl("net.ipv4.tcp_max_syn_backlog") or 0)
     return limit - (limit >> 2)

@@ -66,6 +66,21 @@ def hurried_remark(left: int, why: str) -> tuple[str, ...]:
     )
 
 
+def cookies_remark(syncookies: str) -> tuple[str, ...]:
+    """On a release in steps where handshakes under way cannot be counted.
+
+    :param syncookies: net.ipv4.tcp_syncookies. At 2 the kernel answers each SYN with a cookie and
+        keeps no request socket (``net/ipv4/tcp_input.c``, tcp_conn_request).
+    """
+    if syncookies != "2":
+        return ()
+    return (
+        "net.ipv4.tcp_syncookies is 2, so the kernel keeps no account of handshakes: from clients "
+        "farther than a LAN more may have been let go than the listeners had room for, and some "
+        "may wait a second more (set it to 1)",
+    )
+
+
 def restored_remark(places: int) -> tuple[str, ...]:
     """On a rule that somebody took out while it held; *places* as by ``Gate.restore``."""
     if not places:

@@ -335,6 +335,39 @@ def test_who_had_to_go_before_there_was_room_is_told(
     assert at_once.remarks == (), "a hold that ends by its deadline says so itself"
 
 
+@pytest.mark.parametrize(
+    ("syncookies", "hook", "waiting", "is_told"),
+    [("2", Hook.INPUT, 300, True), ("1", Hook.INPUT, 300, False), ("0", Hook.INPUT, 300, False),
+     ("2", Hook.INPUT, 30, False), ("2", Hook.FORWARD, 300, False)],
+)  # fmt: skip
+def test_handshakes_that_cannot_be_counted_are_told(
+    monkeypatch: pytest.MonkeyPatch, syncookies: str, hook: Hook, waiting: int, is_told: bool
+) -> None:
+    """Not where all fitted at once, and where they are another network namespace's."""
+    rooms = Listening(listener(1, backlog=100))
+    monkeypatch.setattr(rooms, "close", lambda: None, raising=False)
+    monkeypatch.setattr(paced_module, "SocketDiagnostics", lambda: rooms)
+    settings = {"net.ipv4.tcp_syncookies": syncookies}
+    monkeypatch.setattr(paced_module, "sysctl", lambda name: settings.get(name, "512"))
+    world, backend = World(0.0), Waiting(waiting)
+    backend.waiting = lambda: backend.now[80]  # type: ignore[method-assign]
+    paced = let_go_in_steps(
+        backend,
+        HoldSpec(endpoints=(HTTP,), run_id="0123abcd", hook=hook),
+        fitting=Fitting(),
+        clock=world.clock,
+        why_over=lambda: "",
+        turn=lambda _ms: world.wait(0.011),
+    )
+    assert sum(backend.log) == waiting
+    assert (paced.steps > 0) == (waiting == 300)
+    assert bool(paced.remarks) == is_told
+    if is_told:
+        (told,) = paced.remarks
+        assert "net.ipv4.tcp_syncookies is 2" in told
+        assert "set it to 1" in told
+
+
 def test_a_queue_that_cannot_be_read_is_opened_at_once_and_that_is_told() -> None:
     class Broken(Waiting):
         def absorb(self) -> bool:
