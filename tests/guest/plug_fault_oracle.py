@@ -26,7 +26,7 @@ _PASSES_BY = (
     # Before it a socket is made, and /proc/sys is read: nothing that takes room.
     (
         (Fault.ENOSPC,),
-        ("Fitting.hear", "SocketDiagnostics.__init__", "paced._syn_limit", "paced.sysctl"),
+        ("Fitting.hear", "SocketDiagnostics.__init__", "paced.syn_limit", "paced.sysctl"),
     ),
     # The last that the keeper does: to close a socket is nothing that is asked of the kernel.
     (

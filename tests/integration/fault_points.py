@@ -129,7 +129,7 @@ AFTER_THE_RELEASE = (
 #: The same with a plug, which opens as a whole, soon: on one processor its keeper goes before.
 AT_THE_RELEASE_OF_A_PLUG = (
     *("Fitting.hear", "SocketDiagnostics.__init__", "SocketDiagnostics.listeners"),
-    *("paced.sysctl", "paced._syn_limit", "Backend.waiting", "Backend.open"),
+    *("paced.sysctl", "paced.syn_limit", "Backend.waiting", "Backend.open"),
     *("Deadman.set opening",),
 )
 
@@ -161,7 +161,7 @@ _DETACHED = ("Audience.open_door", "Audience.detach", "RunLocks.drop")
 #: What the keeper does only where more wait than the new listener has room for at once.
 _WHERE_NOT_ALL_FIT = (
     *("SocketDiagnostics.__init__", "SocketDiagnostics.listeners", "Pacer.step"),
-    *("Backend.release_next", "paced.sysctl", "paced._syn_limit"),
+    *("Backend.release_next", "paced.sysctl", "paced.syn_limit"),
 )
 #: Struck once more after the run has gone: each is the first of a part of what is left to do.
 _ALONE = ("Audience.admit", "Backend.open", "Backend.remove", "Ledger.remove")
