@@ -31,7 +31,7 @@ def complaint(words: list[str], command: tuple[str, ...]) -> str:
 
     What is mandatory, and not there, is no matter: more words may be to come.
     """
-    top = parser()
+    top = parser(words[0])
     _demand_nothing(verb_parser(top, words[0]))
     try:
         _check(top.parse_args(words), command)

@@ -88,7 +88,7 @@ def _run(words: list[str]) -> int:
 
 def _call(words: list[str], command: list[str]) -> int:
     """Run what the words say; returns the exit status."""
-    options = parser(has_command=bool(command)).parse_args(words)
+    options = parser(words[0] if words else "", has_command=bool(command)).parse_args(words)
     run: Callable[..., int] = importlib.import_module(_VERBS[options.verb]).run
     return run(options, tuple(command))
 

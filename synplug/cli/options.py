@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable
 from functools import partial
 
 from synplug import __version__
@@ -11,14 +11,9 @@ from synplug.cli import values
 from synplug.cli.config_options import RESTART_EPILOG, service_options
 from synplug.cli.hold_options import hold_options, hook_options
 from synplug.cli.parser import HelpFormatter, Parser, Switch, value_of
-from synplug.cli.setup_options import (
-    COMPLETION_EPILOG,
-    completion_verb,
-    config_verb,
-    demo_verb,
-    systemd_verb,
-)
-from synplug.cli.swap_options import SUPERVISE_EPILOG, SWAP_EPILOG, supervise_options, swap_options
+
+#: Adds a verb: its name, what it does, its usage.
+AddVerb = Callable[[str, str, str], Parser]
 
 #: The verbs with a command behind ``--``.
 WITH_COMMAND = ("wrap", "swap", "supervise")
@@ -65,62 +60,11 @@ _EPILOGS = {
     "hold": _HOLD_EPILOG,
     "release": _RELEASE_EPILOG,
     "reload": _RELOAD_EPILOG,
-    "swap": SWAP_EPILOG,
-    "supervise": SUPERVISE_EPILOG,
-    "completion": COMPLETION_EPILOG,
 }
 
 
-def parser(*, has_command: bool = False) -> Parser:
-    """The parser of the whole command line but the restart command.
-
-    :param has_command: whether there is one: what is wrong before it is no part of it.
-    """
-    top = Parser(
-        prog="synplug",
-        description=_DESCRIPTION,
-        epilog=f"{_BEGINNING}\n{_EPILOG}",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
-    top.add_argument("--version", action="version", version=f"synplug {__version__}")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    _wrap(verbs)
-    _restart(verbs)
-    _hold(verbs)
-    _release(verbs)
-    _swap(verbs)
-    _supervise(verbs)
-    _reload(verbs)
-    _doctor(verbs)
-    _status(verbs)
-    _recover(verbs)
-    for words in (config_verb, systemd_verb, completion_verb, demo_verb):
-        words(partial(_verb, verbs))
-    for verb in verbs.choices.values():
-        verb.has_command = has_command
-        if any(action.metavar == "TIME" for action in verb._actions):  # noqa: SLF001
-            verb.epilog = "\n".join(filter(None, [_TIMES, verb.epilog]))
-    return top
-
-
-def _verb(verbs: argparse._SubParsersAction[Parser], name: str, words: str, usage: str) -> Parser:
-    verb = verbs.add_parser(
-        name,
-        help=words,
-        description=words[0].upper() + words[1:] + ".",
-        usage=usage,
-        epilog=_EPILOGS.get(name),
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
-    verb.takes_command = name in WITH_COMMAND
-    return verb
-
-
-def _wrap(verbs: argparse._SubParsersAction[Parser]) -> None:
-    verb = _verb(
-        verbs,
+def _wrap(add: AddVerb) -> None:
+    verb = add(
         "wrap",
         "run a restart command while new connections wait in the kernel",
         "synplug wrap [options] -- CMD [ARG...]\n       synplug wrap -s NAME [options]",
@@ -129,9 +73,8 @@ def _wrap(verbs: argparse._SubParsersAction[Parser]) -> None:
     _wrap_options(verb)
 
 
-def _restart(verbs: argparse._SubParsersAction[Parser]) -> None:
-    verb = _verb(
-        verbs,
+def _restart(add: AddVerb) -> None:
+    verb = add(
         "restart",
         "restart a configured service by its configured command",
         "synplug restart NAME [options]",
@@ -151,9 +94,8 @@ def _wrap_options(verb: Parser) -> None:
     groups.output_options(verb)
 
 
-def _hold(verbs: argparse._SubParsersAction[Parser]) -> None:
-    verb = _verb(
-        verbs,
+def _hold(add: AddVerb) -> None:
+    verb = add(
         "hold",
         "hold new connections until 'synplug release', for restarts that are not one command",
         "synplug hold --name NAME --max-hold TIME [options]",
@@ -168,9 +110,8 @@ def _hold(verbs: argparse._SubParsersAction[Parser]) -> None:
     verb.add_argument("-q", "--quiet", action=Switch, help="say nothing where all went well")
 
 
-def _release(verbs: argparse._SubParsersAction[Parser]) -> None:
-    verb = _verb(
-        verbs,
+def _release(add: AddVerb) -> None:
+    verb = add(
         "release",
         "wait until the service listens again, and end a hold that 'synplug hold' began",
         "synplug release --name NAME [options]",
@@ -191,10 +132,11 @@ def _release(verbs: argparse._SubParsersAction[Parser]) -> None:
     groups.output_options(verb)
 
 
-def _swap(verbs: argparse._SubParsersAction[Parser]) -> None:
+def _swap(add: AddVerb) -> None:
+    from synplug.cli.swap_options import swap_options
+
     swap_options(
-        _verb(
-            verbs,
+        add(
             "swap",
             "replace a running service by a new generation beside it, on the same port",
             "synplug swap {--pidfile OLD | --old-pid PID} [options] -- NEWCMD [ARG...]",
@@ -202,10 +144,11 @@ def _swap(verbs: argparse._SubParsersAction[Parser]) -> None:
     )
 
 
-def _supervise(verbs: argparse._SubParsersAction[Parser]) -> None:
+def _supervise(add: AddVerb) -> None:
+    from synplug.cli.swap_options import supervise_options
+
     supervise_options(
-        _verb(
-            verbs,
+        add(
             "supervise",
             "run a service as changing generations, each swapped for the one before on SIGHUP",
             "synplug supervise --name NAME [options] -- CMD [ARG...]",
@@ -213,9 +156,8 @@ def _supervise(verbs: argparse._SubParsersAction[Parser]) -> None:
     )
 
 
-def _reload(verbs: argparse._SubParsersAction[Parser]) -> None:
-    verb = _verb(
-        verbs,
+def _reload(add: AddVerb) -> None:
+    verb = add(
         "reload",
         "have a supervisor swap to a new generation, and wait for that",
         "synplug reload NAME [options]",
@@ -241,25 +183,88 @@ def _name_option(verb: Parser) -> None:
     )
 
 
-def _doctor(verbs: argparse._SubParsersAction[Parser]) -> None:
-    verb = _verb(
-        verbs, "doctor", "say what this kernel and user can do, and try it", "synplug doctor"
-    )
+def _doctor(add: AddVerb) -> None:
+    verb = add("doctor", "say what this kernel and user can do, and try it", "synplug doctor")
     verb.add_argument("--json", action="store_true", help="as JSON on standard output")
 
 
-def _status(verbs: argparse._SubParsersAction[Parser]) -> None:
-    verb = _verb(verbs, "status", "show the holds in force", "synplug status [--netns NAME]")
+def _status(add: AddVerb) -> None:
+    verb = add("status", "show the holds in force", "synplug status [--netns NAME]")
     groups.netns_option(verb)
     verb.add_argument("--json", action="store_true", help="as JSON on standard output")
 
 
-def _recover(verbs: argparse._SubParsersAction[Parser]) -> None:
-    verb = _verb(
-        verbs,
+def _recover(add: AddVerb) -> None:
+    verb = add(
         "recover",
         "undo what runs that died left behind; never touches a live one",
         "synplug recover [--netns NAME]",
     )
     groups.netns_option(verb)
     verb.add_argument("--json", action="store_true", help="as JSON on standard output")
+
+
+def _setup(verb: str, add: AddVerb) -> None:
+    """A verb that prepares things."""
+    from synplug.cli.setup_options import VERBS
+
+    VERBS[verb](add)
+
+
+#: Each adds its verb, and imports what that alone needs: of a start, one verb is asked for.
+_VERBS: dict[str, Callable[[AddVerb], None]] = {
+    "wrap": _wrap,
+    "restart": _restart,
+    "hold": _hold,
+    "release": _release,
+    "swap": _swap,
+    "supervise": _supervise,
+    "reload": _reload,
+    "doctor": _doctor,
+    "status": _status,
+    "recover": _recover,
+    **{name: partial(_setup, name) for name in ("config", "systemd", "completion", "demo")},
+}
+
+
+#: While options are added: argparse makes one for each, to check its words; to ask how wide the
+#: terminal is, it would import shutil and four compressors.
+_FORMATTER = partial(HelpFormatter, width=80)
+
+
+def parser(verb: str = "", *, has_command: bool = False) -> Parser:
+    """The parser of the whole command line but the restart command.
+
+    :param verb: the only one that it has to know; if there is none of that name, it knows all.
+    :param has_command: whether there is one: what is wrong before it is no part of it.
+    """
+    top = Parser(
+        prog="synplug",
+        description=_DESCRIPTION,
+        epilog=f"{_BEGINNING}\n{_EPILOG}",
+        formatter_class=_FORMATTER,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"synplug {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def add(name: str, words: str, usage: str) -> Parser:
+        return verbs.add_parser(
+            name,
+            help=words,
+            description=words[0].upper() + words[1:] + ".",
+            usage=usage,
+            epilog=_EPILOGS.get(name),
+            formatter_class=_FORMATTER,
+            allow_abbrev=False,
+        )
+
+    for name in [verb] if verb in _VERBS else _VERBS:
+        _VERBS[name](add)
+        found = verbs.choices[name]
+        found.takes_command, found.has_command = name in WITH_COMMAND, has_command
+        if any(action.metavar == "TIME" for action in found._actions):  # noqa: SLF001
+            found.epilog = "\n".join(filter(None, [_TIMES, found.epilog]))
+        found.formatter_class = HelpFormatter
+    top.formatter_class = HelpFormatter
+    return top

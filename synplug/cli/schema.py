@@ -107,7 +107,7 @@ def keys() -> dict[str, Key]:
     """All keys, by name."""
     found = {name: Key(name=name, flag="", actions={}) for name in COMMANDS}
     for verb in VERBS:
-        for action in verb_parser(parser(), verb)._actions:  # noqa: SLF001 -- no public list
+        for action in verb_parser(parser(verb), verb)._actions:  # noqa: SLF001 -- no public list
             name = key_of(action)
             if name:
                 key = found.setdefault(name, Key(name=name, flag=f"--{name}", actions={}))
@@ -139,7 +139,7 @@ def rivals(name: str, verb: str) -> frozenset[str]:
     together = {name}
     if name in _TARGET and verb != "swap":
         together |= _TARGET
-    for group in verb_parser(parser(), verb)._mutually_exclusive_groups:  # noqa: SLF001
+    for group in verb_parser(parser(verb), verb)._mutually_exclusive_groups:  # noqa: SLF001
         names = {key_of(action) for action in group._group_actions}  # noqa: SLF001
         if name in names:
             together |= names

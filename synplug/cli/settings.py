@@ -243,7 +243,7 @@ def given_by(words: Sequence[str]) -> dict[str, Any]:
 
     :raises UsageError: it cannot be understood.
     """
-    top = parser()
+    top = parser(words[0])
     lenient = verb_parser(top, words[0])
     _forget_defaults(lenient)
     return vars(top.parse_args(list(words)))

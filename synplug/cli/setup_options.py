@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from synplug.cli import option_groups as groups
 from synplug.cli import values
 from synplug.cli.config_options import config_option
-from synplug.cli.parser import Parser, value_of
+from synplug.cli.parser import value_of
 
-#: Adds a verb: its name, what it does, its usage.
-AddVerb = Callable[[str, str, str], Parser]
+if TYPE_CHECKING:
+    from synplug.cli.options import AddVerb
 
 
-def config_verb(add: AddVerb) -> None:
+def _config_verb(add: AddVerb) -> None:
     """The verb config."""
     verb = add(
         "config",
@@ -26,7 +27,7 @@ def config_verb(add: AddVerb) -> None:
     verb.add_argument("--json", action="store_true", help="as JSON on standard output")
 
 
-def systemd_verb(add: AddVerb) -> None:
+def _systemd_verb(add: AddVerb) -> None:
     """The verb systemd."""
     verb = add(
         "systemd",
@@ -51,7 +52,7 @@ def systemd_verb(add: AddVerb) -> None:
     )
 
 
-COMPLETION_EPILOG = """\
+_COMPLETION_EPILOG = """\
 where each looks for it:
   bash  /etc/bash_completion.d/synplug, with the package bash-completion
   zsh   _synplug in a folder of $fpath, such as /usr/local/share/zsh/site-functions
@@ -59,7 +60,7 @@ where each looks for it:
 """
 
 
-def completion_verb(add: AddVerb) -> None:
+def _completion_verb(add: AddVerb) -> None:
     """The verb completion."""
     verb = add(
         "completion",
@@ -69,9 +70,10 @@ def completion_verb(add: AddVerb) -> None:
     verb.add_argument(
         "shell", choices=["bash", "zsh", "fish"], metavar="{bash,zsh,fish}", help="which shell"
     )
+    verb.epilog = _COMPLETION_EPILOG
 
 
-def demo_verb(add: AddVerb) -> None:
+def _demo_verb(add: AddVerb) -> None:
     """The verb demo."""
     verb = add(
         "demo",
@@ -95,3 +97,11 @@ def demo_verb(add: AddVerb) -> None:
     verb.add_argument(
         "--plot", metavar="FILE.svg", help="draw how long each connection took, over time"
     )
+
+
+VERBS: dict[str, Callable[[AddVerb], None]] = {
+    "config": _config_verb,
+    "systemd": _systemd_verb,
+    "completion": _completion_verb,
+    "demo": _demo_verb,
+}

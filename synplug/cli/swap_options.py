@@ -17,7 +17,7 @@ _RETIRE = RetirePlan()
 _READY = ReadyPlan()
 _READY_S = 60.0
 
-SWAP_EPILOG = """\
+_SWAP_EPILOG = """\
 NEWCMD starts the new generation, in the foreground or as a daemon; it outlives synplug. Both
 generations listen on the same port by SO_REUSEPORT. New connections are held while the old
 listeners close, and no longer. Until then any failure, or SIGINT, SIGTERM or SIGHUP, ends the new
@@ -30,7 +30,7 @@ exit status:
 """
 
 
-SUPERVISE_EPILOG = """\
+_SUPERVISE_EPILOG = """\
 {generation} in CMD and in the options' commands and URLs is the number of the generation, which has
 it as SYNPLUG_GENERATION in its environment. In --stop-cmd and --stop-post it is the old one's.
 
@@ -48,6 +48,7 @@ exit status:
 
 def supervise_options(verb: Parser) -> None:
     """The verb supervise."""
+    verb.epilog = _SUPERVISE_EPILOG
     service_options(verb)
     group = verb.add_argument_group("the service")
     group.add_argument(
@@ -74,6 +75,7 @@ def supervise_options(verb: Parser) -> None:
 
 def swap_options(verb: Parser) -> None:
     """The verb swap."""
+    verb.epilog = _SWAP_EPILOG
     service_options(verb)
     group = verb.add_argument_group("the old generation")
     which = group.add_mutually_exclusive_group(required=True)

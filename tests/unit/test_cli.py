@@ -450,6 +450,21 @@ def test_the_options_and_the_python_interface_have_the_same_defaults() -> None:
         assert options[name] == getattr(default, "value", default), name
 
 
+@pytest.mark.parametrize("verb", _VERBS)
+def test_the_parser_of_one_verb_is_that_of_all(verb: str) -> None:
+    one, whole = parser(verb), parser()
+    assert verb_parser(one, verb).format_help() == verb_parser(whole, verb).format_help()
+    with pytest.raises(KeyError):
+        verb_parser(one, next(other for other in _VERBS if other != verb))
+
+
+@pytest.mark.parametrize("word", ["", "--help", "unwrap"])
+def test_where_no_verb_is_asked_for_all_are_known(word: str) -> None:
+    assert parser(word).format_help() == parser().format_help()
+    for verb in _VERBS:
+        assert verb_parser(parser(word), verb)
+
+
 def test_options_become_the_request() -> None:
     import synplug.cli.wrap as verb
 
