@@ -16,7 +16,6 @@ from synplug.handover.process import Signals
 from synplug.handover.request import WrapRequest, plan_wrap
 from synplug.handover.target import Target
 from synplug.handover.wrap import wrap
-from synplug.holding.describe import equivalent_commands
 from synplug.kernel import procfs
 from synplug.kernel.namespaces import enter_network, network_of
 from synplug.model import Hook
@@ -135,6 +134,8 @@ def _forecast(options: argparse.Namespace, command: tuple[str, ...]) -> str:
 
 def _dry_run(plan: WrapPlan, target: Target) -> str:
     """What a run would do, with the commands that would do the same."""
+    from synplug.holding.describe import equivalent_commands
+
     drain = plan.drain
     is_here = plan.spec.hook is Hook.INPUT
     steps = [

@@ -8,8 +8,7 @@ from functools import partial
 
 from synplug.handover import process
 from synplug.handover.plan import ReadyPlan
-from synplug.handover.post import Post
-from synplug.handover.tools import Probe, Signals, SocketTable, Tools
+from synplug.handover.tools import Command, Probe, Signals, SocketTable, Tools
 from synplug.holding.handle import KeptHold
 from synplug.holding.locks import RunLocks
 from synplug.holding.migration import Migration
@@ -48,7 +47,7 @@ def real_tools(
         spawn=partial(process.SpawnedCommand, stdout=command_stdout),
         spawn_captured=partial(process.SpawnedCommand, captured=True),
         spawn_apart=partial(process.SpawnedCommand, stdout=command_stdout, session=True),
-        post=Post,
+        post=_post,
         send_to=process.send_to,
         reap=process.reap,
         migration=Migration,
@@ -73,3 +72,10 @@ def _probe(plan: ReadyPlan, mark: int) -> Probe | None:
     from synplug.handover.probes import ProbeRunner
 
     return ProbeRunner(plan, mark)
+
+
+def _post(url: str, mark: int) -> Command:
+    """A POST, of a swap alone."""
+    from synplug.handover.post import Post
+
+    return Post(url, mark)

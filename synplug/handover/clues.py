@@ -53,16 +53,14 @@ _PIDFILE_FLAGS_OF = {
     "uwsgi": ("--reload", "--stop"),
 }
 #: The tokens of nginx's configuration: ``ngx_conf_read_token`` in ``src/core/ngx_conf_file.c``.
-_NGINX_TOKEN = re.compile(
-    r"""\s+|\#[^\n]*|[;{}]|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s;{}"'][^\s;{}]*""", re.DOTALL
-)
+_NGINX_PIECE = r"""(?s)\s+|\#[^\n]*|[;{}]|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s;{}"'][^\s;{}]*"""
 _NGINX_CONF_BYTES = 1 << 20
 #: As many digits as the largest process id has (proc(5), pid_max).
-_PID = re.compile(r"[0-9]{1,7}")
-_NGINX_BUILT_IN = re.compile(r"--pid-path=(\S+)")
-_NGINX_PREFIX_BUILT_IN = re.compile(r"--prefix=(\S+)")
+_PID = r"[0-9]{1,7}"
+_NGINX_BUILT_IN = r"--pid-path=(\S+)"
+_NGINX_PREFIX_BUILT_IN = r"--prefix=(\S+)"
 _NGINX_PREFIX = "/usr/local/nginx"
-_NGINX_CONF_BUILT_IN = re.compile(r"--conf-path=(\S+)")
+_NGINX_CONF_BUILT_IN = r"--conf-path=(\S+)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +144,7 @@ def _kill(argv: list[str]) -> Clue:
         number, rest = rest[0][1:], rest[1:]
     if rest and rest[0] == "--":
         rest = rest[1:]
-    if not rest or not all(_PID.fullmatch(word) and int(word) > 1 for word in rest):
+    if not rest or not all(re.fullmatch(_PID, word) and int(word) > 1 for word in rest):
         return Clue()
     ends_it = number.upper().removeprefix("SIG") in _ENDING_SIGNALS
     return Clue(pids=tuple(map(int, rest)), returns_early=ends_it)
@@ -157,7 +155,7 @@ def _haproxy(argv: list[str]) -> Clue:
     for index, word in enumerate(argv):
         if word in ("-sf", "-st"):
             for value in argv[index + 1 :]:
-                if not _PID.fullmatch(value):
+                if not re.fullmatch(_PID, value):
                     break
                 pids.append(int(value))
     pidfiles = tuple(path for path in _values_of(argv, ("-p",)) if os.path.exists(path))
@@ -170,11 +168,11 @@ def _nginx(argv: list[str]) -> Clue:
     What is relative is so to its prefix, not to where we are (ngx_conf_full_name).
     """
     built_in = output_of([argv[0], "-V"])
-    prefixes = _values_of(argv, ("-p",)) or _NGINX_PREFIX_BUILT_IN.findall(built_in)
+    prefixes = _values_of(argv, ("-p",)) or re.findall(_NGINX_PREFIX_BUILT_IN, built_in)
     prefix = prefixes[-1] if prefixes else _NGINX_PREFIX
     path = _nginx_pidfile("\n".join(_values_of(argv, ("-g",))))
     if path == "":
-        paths = _values_of(argv, ("-c",)) or _NGINX_CONF_BUILT_IN.findall(built_in)
+        paths = _values_of(argv, ("-c",)) or re.findall(_NGINX_CONF_BUILT_IN, built_in)
         try:
             configuration = beginning_of(os.path.join(prefix, paths[0]), _NGINX_CONF_BYTES)
         except (OSError, IndexError):  # then nginx itself will fail, and nobody's is meant
@@ -183,7 +181,7 @@ def _nginx(argv: list[str]) -> Clue:
             return Clue()
         path = _nginx_pidfile(configuration.decode(errors="replace"))
         if path == "":
-            path = "".join(_NGINX_BUILT_IN.findall(built_in)[:1])
+            path = "".join(re.findall(_NGINX_BUILT_IN, built_in)[:1])
     path = os.path.join(prefix, path) if path else ""
     return Clue(pidfiles=(path,)) if path and os.path.exists(path) else Clue()
 
@@ -195,7 +193,8 @@ def _nginx_pidfile(configuration: str) -> str | None:
     """
     statement: list[str] = []
     depth = offset = 0
-    while match := _NGINX_TOKEN.match(configuration, offset):
+    piece_of = re.compile(_NGINX_PIECE)
+    while match := piece_of.match(configuration, offset):
         piece, offset = match.group(), match.end()
         if piece == ";" and depth == 0 and len(statement) == 2 and statement[0] == "pid":
             return statement[1].strip("\"'")

@@ -12,7 +12,6 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from synplug.errors import KernelError, PrivilegeError, UsageError
 from synplug.kernel.abi import architecture, membarrier_number
@@ -21,7 +20,7 @@ _CLONE_NEWNET = 0x40000000
 _CLONE_NEWUSER = 0x10000000
 _MEMBARRIER_CMD_GLOBAL = 1
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
-_NAMED = Path("/run/netns")
+_NAMED = "/run/netns"
 
 
 def network_inode() -> int:
@@ -41,7 +40,7 @@ def network_of(name: str) -> str:
     elif "/" in name:
         path = name
     else:
-        path = str(_NAMED / name)
+        path = f"{_NAMED}/{name}"
     if not os.path.exists(path):
         raise UsageError(
             f"no network namespace {name!r}: {path} does not exist",
