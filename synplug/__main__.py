@@ -1,5 +1,5 @@
 """``python -m synplug``."""
 
-from synplug.cli.main import main
+from synplug.cli.start import main
 
 raise SystemExit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -90,6 +91,9 @@ def _call(words: list[str], command: list[str]) -> int:
     """Run what the words say; returns the exit status."""
     options = parser(words[0] if words else "", has_command=bool(command)).parse_args(words)
     run: Callable[..., int] = importlib.import_module(_VERBS[options.verb]).run
+    if not gc.isenabled():  # see synplug.cli.start
+        gc.freeze()
+        gc.enable()
     return run(options, tuple(command))
 
 
