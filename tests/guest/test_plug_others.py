@@ -429,7 +429,11 @@ def _wire_appears(lab: ClientServer, master: str = "") -> None:
 
 @pytest.mark.needs("nfqueue-iptables")
 def test_own_clients_that_nat_translates_are_left_alone_and_that_is_told() -> None:
-    """Diverted to any ifb, they cannot connect: the control. The others of this host can."""
+    """Diverted to any ifb, they cannot connect: the control. The others of this host can.
+
+    mirred leaves a SYN its entry of conntrack until Linux 5.14 and its stable releases.
+    """
+    resets = tuple(map(int, platform.release().split(".")[:2])) > (5, 10)
     with ClientServer() as lab:
         server, translated = lab.server, ("127.0.0.1", 80)
         listen_at(server, 8080)
@@ -441,7 +445,7 @@ def test_own_clients_that_nat_translates_are_left_alone_and_that_is_told() -> No
             to_ifb = "ip_proto tcp dst_port 8080 tcp_flags 0x2/0x17 action mirred egress redirect"
             _filter(server, "lo", f"flower {to_ifb} dev ifb9")
             assert connects_within(server, ("127.0.0.1", 8080), 5)
-            assert not connects_within(server, translated, 3)
+            assert connects_within(server, translated, 3) != resets
         server.run(["ip", "link", "del", "ifb9"])
         hold(lab)
         assert connects_within(server, translated, 5)
