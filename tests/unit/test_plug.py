@@ -208,6 +208,21 @@ def held(control: FakeControl) -> PlugBackend:
     return backend
 
 
+def entered(run_id: str, traces: dict[str, str]) -> Entry:
+    """What a run has in the ledger."""
+    return Entry(
+        run_id=run_id,
+        name="",
+        keeper=1,
+        keeper_start=1,
+        backend="plug",
+        state="armed",
+        endpoints=(),
+        deadline_s=0,
+        traces=traces,
+    )
+
+
 def test_all_is_there_before_anything_waits(control: FakeControl) -> None:
     backend = PlugBackend(SPEC)
     assert backend.traces() == {
@@ -324,17 +339,7 @@ def test_the_last_run_removes_a_clsact_that_several_use(
 ) -> None:
     first = PlugBackend(SPEC)
     first.arm()
-    entry = Entry(
-        run_id="0123abcd",
-        name="",
-        keeper=1,
-        keeper_start=1,
-        backend="plug",
-        state="armed",
-        endpoints=(),
-        deadline_s=0,
-        traces=first.traces(),
-    )
+    entry = entered("0123abcd", first.traces())
     monkeypatch.setattr(diversion, "entries", lambda: [entry])
     second = PlugBackend(HoldSpec(endpoints=(Endpoint(port=81),), run_id="89ab0000"))
     control.there[5] = "other"
@@ -927,15 +932,7 @@ def test_filters_of_others_before_and_behind_ours_are_told(
         Installed(2, flower.INGRESS, 5, 2 << 16 | arp, flower.FLOWER),
         Installed(1, flower.INGRESS, 5, 9 << 16 | every, flower.FLOWER),
     ]
-    impossible = Entry(
-        run_id="no run",
-        keeper=1,
-        keeper_start=1,
-        backend="plug",
-        state="armed",
-        endpoints=(),
-        traces={"clsact": "eth0:x lo:"},
-    )
+    impossible = entered("no run", {"clsact": "eth0:x lo:"})
     monkeypatch.setattr(diversion, "entries", lambda: [impossible])
     backend = PlugBackend(replace(SPEC, backend=BackendName.PLUG))
     backend.arm()
@@ -1605,17 +1602,7 @@ def test_a_clsact_that_comes_while_we_wait_is_whose_it_is(
     control: FakeControl, monkeypatch: pytest.MonkeyPatch, whose: str
 ) -> None:
     """The last run that goes removes one of runs; nobody removes another's."""
-    other = Entry(
-        run_id="89ab0000",
-        name="",
-        keeper=1,
-        keeper_start=1,
-        backend="plug",
-        state="armed",
-        endpoints=(),
-        deadline_s=0,
-        traces={"clsact": "lo:1"},
-    )
+    other = entered("89ab0000", {"clsact": "lo:1"})
 
     def to_send(_devices: Collection[int]) -> set[int]:
         if 1 not in control.ingress and not control.installed[1:]:
