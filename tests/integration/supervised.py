@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -123,8 +124,16 @@ class Supervised:
         return found
 
     def descriptors(self) -> int:
-        """How many the supervisor has open."""
-        return len(os.listdir(f"/proc/{self.program.pid}/fd"))
+        """How many the supervisor has open at rest.
+
+        The fewest of some looks: each message to the manager opens a socket for a moment, the one
+        of READY too, which may be open yet when that has been read.
+        """
+        looks = []
+        for _ in range(20):
+            looks.append(len(os.listdir(f"/proc/{self.program.pid}/fd")))
+            time.sleep(0.01)
+        return min(looks)
 
     def zombies(self) -> list[int]:
         """Children of the supervisor that nobody has collected."""
