@@ -198,9 +198,15 @@ def _recover(add: AddVerb) -> None:
     verb = add(
         "recover",
         "undo what runs that died left behind; never touches a live one",
-        "synplug recover [--netns NAME]",
+        "synplug recover [--netns NAME] [--run ID]",
     )
     groups.netns_option(verb)
+    verb.add_argument(
+        "--run",
+        metavar="ID",
+        help="clean up after that run by its id alone, though its file in /run/synplug is lost or "
+        "cannot be read; only you can know that it is dead",
+    )
     verb.add_argument("--json", action="store_true", help="as JSON on standard output")
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from synplug.cli.render import plain
 from synplug.errors import ReleaseError
-from synplug.holding.recover import recover
+from synplug.holding.recover import recover, recover_by_id
 from synplug.kernel import procfs
 from synplug.kernel.namespaces import enter_network, network_of
 
@@ -18,7 +18,7 @@ def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
     procfs.require_net_admin()
     if options.netns is not None:
         enter_network(network_of(options.netns))
-    found = recover()
+    found = recover() if options.run is None else [recover_by_id(options.run)]
     if options.json:
         print(json.dumps(list(map(asdict, found))))
     elif not found:

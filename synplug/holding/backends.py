@@ -37,10 +37,10 @@ def plug_objections() -> list[str]:
     :raises SynplugError: that cannot be seen.
     """
     from synplug.holding.diversion import Diversion
-    from synplug.holding.plug import PREFIX
+    from synplug.holding.ledger import DEVICE_PREFIX
     from synplug.kernel.traffic_control import TrafficControl
 
-    control = TrafficControl(PREFIX)
+    control = TrafficControl(DEVICE_PREFIX)
     try:
         return Diversion(HoldSpec(endpoints=(), run_id="0" * 8), control).objections()
     finally:

@@ -22,6 +22,8 @@ from synplug.holding.runtime import create, here, names_in, tidy
 _FORMAT = 1
 #: How the names of files end that are not complete yet.
 DRAFT = ".new"
+#: Of the names of devices; a run id fills what is left of a name (IFNAMSIZ, 15).
+DEVICE_PREFIX = "synplug"
 _RUN_ID = re.compile(r"[0-9a-f]{8}")
 _DRAFT_S = 5.0
 #: To clean up takes less.
@@ -72,10 +74,11 @@ class Entry:
 
         :raises SynplugError: that cannot be found out, which is not "no".
         """
-        return _is_live(self.run_id)
+        return is_live(self.run_id)
 
 
-def _is_live(run_id: str) -> bool:
+def is_live(run_id: str) -> bool:
+    """Whether a run's keeper does; errors as of :attr:`Entry.is_live`."""
     if not is_run_id(run_id):
         return False
     try:
@@ -87,6 +90,12 @@ def _is_live(run_id: str) -> bool:
 def is_run_id(text: str) -> bool:
     """Whether it is one, and so a name within the folder."""
     return _RUN_ID.fullmatch(text) is not None
+
+
+def run_of_device(name: str) -> str:
+    """The id of the run whose device has that name; empty: it is none of ours."""
+    run_id = name.removeprefix(DEVICE_PREFIX)
+    return run_id if run_id != name and is_run_id(run_id) else ""
 
 
 class Ledger:
@@ -160,7 +169,7 @@ def illegible() -> Iterator[tuple[str, str, str]]:
         except FileNotFoundError:
             continue  # it has gone just now
         except _NOT_AN_ENTRY as error:
-            if not _is_live(run_id):  # it may be of another version
+            if not is_live(run_id):  # it may be of another version
                 yield run_id, path, str(error) or type(error).__name__
 
 
@@ -199,20 +208,22 @@ def _entry(path: str) -> Entry:
 
 
 @contextmanager
-def claim(entry: Entry) -> Iterator[bool]:
+def claim(run_id: str, deadline_s: float = 0.0) -> Iterator[bool]:
     """Be the only one that cleans up after a dead run; False: somebody else has done it.
 
     Nobody waits long for somebody else who is at it, nor past the hold's deadline: he may be
     stopped, and connections may still be held. Twice does no harm.
+
+    :param deadline_s: as the run's entry has it.
     """
-    path = f"{here()}/{entry.run_id}.json"
+    path = f"{here()}/{run_id}.json"
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         yield True  # nobody can be at what has no entry of its name; and twice does no harm
         return
     try:
-        _wait_for(descriptor, entry.deadline_s)
+        _wait_for(descriptor, deadline_s)
         yield os.path.lexists(path)
     finally:
         os.close(descriptor)

@@ -18,7 +18,7 @@ from ipaddress import ip_address, ip_network
 from synplug.errors import KernelError, ReleaseError, SynplugError, UnsupportedError
 from synplug.holding.base import ANY_BACKEND, Backend
 from synplug.holding.diversion import Diversion
-from synplug.holding.ledger import note_traces
+from synplug.holding.ledger import DEVICE_PREFIX, note_traces
 from synplug.holding.ownership import ifb_index
 from synplug.holding.plug_account import PlugAccount
 from synplug.holding.plug_limits import limit_bytes, refuse_what_it_cannot
@@ -37,8 +37,6 @@ from synplug.kernel.route_socket import load_library
 from synplug.kernel.traffic_control import PlugState, TrafficControl
 from synplug.model import BackendName, Flow, HoldCounts, HoldSpec
 
-#: Of the names of the devices; a run id fills what is left of a name (IFNAMSIZ, 15).
-PREFIX = "synplug"
 #: Soon, but the keeper has other things to do: it pauses for so many times as long as it took; for
 #: another change only where that was long, with hundreds of devices.
 _FOLLOW_AGAIN_S, _PAUSES, _LONG_S = 0.5, 5, 0.02
@@ -60,7 +58,7 @@ class PlugBackend(Backend):
             load_library()  # before the watcher is forked: after a crash there is no time for it
         self._spec = spec
         self._limit_bytes = limit_bytes(spec)
-        self._ifb_name = PREFIX + spec.run_id
+        self._ifb_name = DEVICE_PREFIX + spec.run_id
         self._ifb: int | None = None
         self._made_index: int | None = None
         self._made: TrafficControl | None = None
@@ -76,7 +74,7 @@ class PlugBackend(Backend):
     @property
     def _control(self) -> TrafficControl:
         if self._made is None:
-            self._made = TrafficControl(PREFIX)
+            self._made = TrafficControl(DEVICE_PREFIX)
         return self._made
 
     @property

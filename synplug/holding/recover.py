@@ -1,14 +1,16 @@
 """Undo what dead runs left behind: the ledger says what that may be.
 
 A run is dead when its keeper is: nobody has its lock (:mod:`synplug.holding.life`). What lives
-is left alone, and so is everything that the ledger does not name.
+is left alone, and so is everything that the ledger does not name. Of a run that no entry tells of
+its id does (:func:`recover_by_id`), where somebody says that it is dead.
 """
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 
-from synplug.errors import ReleaseError, SynplugError
+from synplug.errors import ReleaseError, SynplugError, UsageError
 from synplug.holding.backends import backends_for
 from synplug.holding.ledger import (
     Entry,
@@ -16,8 +18,10 @@ from synplug.holding.ledger import (
     claim,
     entries,
     illegible,
+    is_live,
     is_run_id,
     remove_drafts,
+    run_of_device,
 )
 from synplug.holding.locks import remove_unused_locks
 from synplug.holding.migration import restore_unless_wanted
@@ -43,7 +47,7 @@ def recover() -> list[Recovered]:
     """Clean up after every dead run of this network namespace. Does nothing the second time."""
     found = [_recover(entry) for entry in entries() if not entry.is_live]
     found += _recover_migration()
-    found += _illegible()
+    found += [*_illegible(), *_strays()]
     remove_unused_locks()
     remove_drafts()
     remove_dead_supervisors()
@@ -63,19 +67,73 @@ def recover_run(run_id: str) -> None:
     remove_unused_locks()
 
 
+def recover_by_id(run_id: str) -> Recovered:
+    """Clean up after that run, though no entry may tell of it, or none that can be read.
+
+    What an id does not tell stays: a clsact that the run made, with no filter of its own.
+
+    :raises UsageError: it is no run's id, or the run lives.
+    """
+    if not is_run_id(run_id):
+        remedy = "eight hexadecimal digits, as in the name of its device, synplug0123abcd"
+        raise UsageError(f"{run_id!r} is no run's id", remedy=remedy)
+    if is_live(run_id):
+        raise UsageError(f"run {run_id} lives", remedy="'synplug status' shows it")
+    for entry in entries():
+        if entry.run_id == run_id and (dead := _recover(entry)) is not None:
+            return dead
+    errors, removed = [], []
+    with claim(run_id):
+        for make in backends_for(BackendName.AUTO):
+            try:
+                removed += make(_spec(run_id, BackendName.AUTO)).clean_up_after_death({})
+            except SynplugError as failure:
+                errors.append(str(failure))
+        if not errors:
+            Ledger(run_id).remove()
+    remove_unused_locks()
+    return Recovered(
+        run_id=run_id,
+        backend="",
+        endpoints=(),
+        error="; ".join(errors),
+        removed=tuple(removed),
+    )
+
+
 def _illegible() -> list[Recovered]:
     """Entries that nobody can clean up by: they stay, and are told."""
     return [
-        Recovered(
-            run_id=run_id,
-            backend="",
-            endpoints=(),
-            error=f"{path} cannot be read as a ledger entry: {why} (run 'synplug recover' of the "
-            f"version that wrote it; or look for synplug-{run_id} in iptables-legacy -t mangle -S, "
-            f"and for a device synplug{run_id}, remove them, then remove the file)",
+        _untold(
+            run_id,
+            f"{path} cannot be read as a ledger entry: {why} (run 'synplug recover' of the "
+            "version that wrote it, or "
+            + (f"'synplug recover --run {run_id}')" if is_run_id(run_id) else "remove the file)"),
         )
         for run_id, path, why in illegible()
     ]
+
+
+def _strays() -> list[Recovered]:
+    """Devices of runs that no file tells of: nobody can say whether these live."""
+    named = {run_id: name for _, name in socket.if_nameindex() if (run_id := run_of_device(name))}
+    if not named:
+        return []
+    told = {entry.run_id for entry in entries()} | {run_id for run_id, _, _ in illegible()}
+    there = {name for _, name in socket.if_nameindex()}  # whose run has not ended meanwhile
+    return [
+        _untold(
+            run_id,
+            f"no file tells of the run of the device {name}: if it is dead, connections may wait "
+            f"until 'synplug recover --run {run_id}'; it may be alive, and of another /run/synplug",
+        )
+        for run_id, name in named.items()
+        if run_id not in told and name in there and not is_live(run_id)
+    ]
+
+
+def _untold(run_id: str, error: str) -> Recovered:
+    return Recovered(run_id=run_id, backend="", endpoints=(), error=error)
 
 
 def _recover_migration() -> list[Recovered]:
@@ -100,7 +158,7 @@ def _recover(entry: Entry) -> Recovered | None:
     error, removed = "", []
     try:
         _check_run_id(entry.run_id)
-        with claim(entry) as is_left:
+        with claim(entry.run_id, entry.deadline_s) as is_left:
             if not is_left:
                 return None
             removed = _clean_up(entry)
@@ -126,10 +184,14 @@ def _clean_up(entry: Entry) -> list[str]:
         name = BackendName(entry.backend)
     except ValueError:
         raise SynplugError(f"run {entry.run_id}: unknown backend {entry.backend!r}") from None
-    # Any endpoint will do: what a run created is found by its run id.
-    spec = HoldSpec(endpoints=(Endpoint(port=1),), run_id=entry.run_id, backend=name)
+    spec = _spec(entry.run_id, name)
     return [
         words
         for make in backends_for(name)
         for words in make(spec).clean_up_after_death(entry.traces)
     ]
+
+
+def _spec(run_id: str, backend: BackendName) -> HoldSpec:
+    """Any endpoint will do: what a run created is found by its run id."""
+    return HoldSpec(endpoints=(Endpoint(port=1),), run_id=run_id, backend=backend)

@@ -28,7 +28,7 @@ def _folder(path: str) -> None:
         raise PrivilegeError(
             f"cannot make {path}",
             capability="CAP_DAC_OVERRIDE",
-            remedy="run it as root, or have the folder made for your user (RuntimeDirectory=)",
+            remedy="run it as root, or have the folder made for your user (tmpfiles.d)",
         ) from error
     except FileNotFoundError:
         raise  # its parent has gone just now: the caller tries again

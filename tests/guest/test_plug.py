@@ -8,17 +8,29 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
 from netlab.program import wait_until
 from netlab.topology import ClientServer
 from tests.document_blocks import block
-from tests.guest.plug import PLUG, backlog, device, hold, ifb, kill_everything, ledger, waits
+from tests.guest.plug import (
+    PLUG,
+    backlog,
+    device,
+    hold,
+    ifb,
+    kill_everything,
+    ledger,
+    standing_clsact,
+    waits,
+)
 from tests.integration import shell
 from tests.integration.conftest import SimpleService
 from tests.integration.connect import connecting, connects_within, holds_in_force
@@ -81,6 +93,34 @@ def test_everything_is_killed_and_recover_lets_go(lab: ClientServer, simple: Sim
     for words in (" tc filters; ", f"the clsact of {device(lab)}; ", "1 SYNs were let go"):
         assert words in recovered
     assert float(waiting.communicate(timeout=60)[0]) < 60
+
+
+@pytest.mark.parametrize("lost", ["file", "format"])
+def test_what_no_entry_tells_of_is_let_go_by_its_id(
+    lab: ClientServer, simple: SimpleService, lost: str
+) -> None:
+    """Everything is killed, and somebody has removed /run/synplug; or another version wrote it.
+
+    The clsact is somebody's: of one that the run had made, its id would not tell.
+    """
+    with standing_clsact(lab.server):
+        hold(lab)
+        run_id = ifb(lab).removeprefix("synplug")
+        kill_everything(lab)
+        if lost == "file":
+            shutil.rmtree("/run/synplug")
+        else:
+            (entry,) = Path("/run/synplug").glob("*/*.json")
+            entry.write_text(entry.read_text().replace('"format": 1', '"format": 2'))
+        assert not connects_within(lab.client, (lab.server_ipv4, 8080), 2), "the control: it holds"
+        told = shell.run(lab.server, "recover")
+        assert told.status == 125, told
+        assert f"'synplug recover --run {run_id}'" in told.stdout
+        done = shell.run(lab.server, "recover", "--run", run_id)
+        assert done.status == 0, done
+        assert " tc filters; " in done.stdout
+        assert connects_within(lab.client, (lab.server_ipv4, 8080), 5)
+        assert shell.run(lab.server, "recover").stdout == "no dead run in this network namespace\n"
 
 
 @pytest.mark.kernels

@@ -17,7 +17,7 @@ from synplug.holding import recover as recover_module
 from synplug.holding import runtime
 from synplug.holding.ledger import DRAFT, Entry, Ledger, entries
 from synplug.holding.locks import RunLocks
-from synplug.holding.recover import recover
+from synplug.holding.recover import recover, recover_by_id
 from synplug.holding.supervisors import read_supervisor
 from synplug.model import BackendName, Endpoint, HoldSpec
 
@@ -215,12 +215,97 @@ def test_what_is_no_entry_is_named_and_stays(
     found = {dead.run_id: dead.error for dead in recover()}
     assert found["ffffffff"] == "", "others are cleaned up after"
     assert str(path) in found["0123abcd"]
-    assert "remove the file" in found["0123abcd"]
+    assert "'synplug recover --run 0123abcd'" in found["0123abcd"]
     assert path.exists()
     assert main(["recover"]) == 125
     assert str(path) in capsys.readouterr().out
-    path.unlink()
+    remains.cleaned.clear()
+    assert main(["recover", "--run", "0123abcd"]) == 0
+    assert remains.cleaned == ["0123abcd"]
+    assert not root.exists()
     assert main(["recover"]) == 0
+
+
+def test_a_file_that_has_no_runs_name_is_named_and_stays(root: Path, remains: Remains) -> None:
+    Ledger("ffffffff").write(replace(DEAD, run_id="ffffffff"))
+    path = Path(runtime.here()) / "whatever.json"
+    path.write_text("{")
+    assert [dead.error for dead in recover() if "remove the file" in dead.error]
+    assert path.exists()
+
+
+def test_what_cannot_be_cleaned_up_by_its_id_keeps_its_file(
+    root: Path, remains: Remains, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Ledger("0123abcd").write(DEAD)
+    path = Path(runtime.here()) / "0123abcd.json"
+    path.write_text("{")
+    remains.error = ReleaseError("the device is still there")
+    assert main(["recover", "--run", "0123abcd"]) == 125
+    assert "FAILED: the device is still there" in capsys.readouterr().out
+    assert path.exists()
+
+
+def test_a_run_with_an_entry_is_cleaned_up_by_that(root: Path, remains: Remains) -> None:
+    Ledger(DEAD.run_id).write(DEAD)
+    found = recover_by_id(DEAD.run_id)
+    assert (found.backend, found.endpoints) == ("nfqueue", ("*:80",))
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("run_id", ["", "0123abc", "0123abcde", "../../etc", "0123ABCD", "synplug"])
+def test_what_is_no_runs_id_is_refused(
+    root: Path, remains: Remains, run_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recover", "--run", run_id]) == 125
+    assert "is no run's id" in capsys.readouterr().err
+    assert remains.cleaned == []
+    assert not root.exists()
+
+
+def test_a_live_run_is_not_cleaned_up_by_its_id(
+    root: Path, remains: Remains, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(DEAD.run_id)
+    ledger.own()
+    assert main(["recover", "--run", DEAD.run_id]) == 125
+    assert "run 0123abcd lives" in capsys.readouterr().err
+    assert remains.cleaned == []
+    ledger.remove()
+
+
+class Devices:
+    """What if_nameindex(3) says, look by look; the last one again and again."""
+
+    def __init__(self, *looks: str) -> None:
+        self._looks = list(looks)
+
+    def __call__(self) -> list[tuple[int, str]]:
+        names = self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
+        return list(enumerate(["lo", "synplugins", "synplug0", *names.split()], start=1))
+
+
+@pytest.mark.parametrize("life", ["dead", "has an entry", "has one that nobody can read", "ended"])
+def test_a_device_that_no_file_tells_of_is_told_and_stays(
+    root: Path, remains: Remains, monkeypatch: pytest.MonkeyPatch, life: str
+) -> None:
+    """Whoever has another /run/synplug may be alive: nobody can know but who looks after it."""
+    name = "synplug0123abcd"
+    looks = [name, ""] if life == "ended" else [name]
+    monkeypatch.setattr(recover_module.socket, "if_nameindex", Devices(*looks))
+    ledger = Ledger("0123abcd")
+    if life.startswith("has"):
+        ledger.own()
+        ledger.write(DEAD)
+    if life.endswith("read"):
+        (Path(runtime.here()) / "0123abcd.json").write_text("{")
+    found = recover()
+    ledger.remove()
+    assert [dead.run_id for dead in found] == (["0123abcd"] if life == "dead" else [])
+    assert all(
+        f"recover --run {DEAD.run_id}" in dead.error and name in dead.error for dead in found
+    )
+    assert remains.cleaned == []
 
 
 def test_a_live_run_of_another_version_is_left_alone(root: Path, remains: Remains) -> None:

@@ -287,7 +287,7 @@ def test_a_root_that_cannot_be_made(root: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "mkdir", mkdir)
     with pytest.raises(PrivilegeError, match="cannot make") as error:
         check_root()
-    assert "RuntimeDirectory=" in error.value.remedy
+    assert "tmpfiles.d" in error.value.remedy
 
 
 def test_checking_the_root_leaves_nothing(root: Path) -> None:
