@@ -58,7 +58,7 @@ _MAKERS: dict[BackendName, tuple[MakeBackend, ...]] = {
 def backends_for(name: BackendName, hook: Hook = Hook.INPUT) -> tuple[MakeBackend, ...]:
     """The makers of the backends to try: the first that this kernel has is taken.
 
-    :param hook: the plug holds only what is delivered on this host.
+    :param hook: the plug knows no hook: it holds what is sent to this host.
     """
     if hook is Hook.INPUT:
         return _MAKERS[name]

@@ -2,9 +2,9 @@
 
 On the ingress side of each, or, for what local clients send (``--loopback-egress``), on the egress
 side of ``lo``. Ours come first there: a foreign filter that ends the search would hide a SYN from
-them. Only addresses that this machine answers for are matched, so what it forwards passes. A port
-of a bridge, a bond or a team is left out: what it brings comes by the device that it belongs to,
-and must not be diverted twice.
+them. Only addresses that this machine answers for are matched, so what it forwards passes, unless
+NAT takes it from such an address. A port of a bridge, a bond or a team is left out: what it brings
+comes by the device that it belongs to, and must not be diverted twice.
 """
 
 from __future__ import annotations
@@ -102,6 +102,10 @@ class Diversion:
     def _devices(self) -> list[Device]:
         return self._reach.devices(all_there=not self._spread)
 
+    def is_outdated(self) -> bool:
+        """Whether somebody translates connections that nobody did when filters were spread."""
+        return self._reach.sees_translations()
+
     def spread(self, target: int) -> None:
         """Give every device that the traces know the filters that it lacks.
 
@@ -192,11 +196,11 @@ class Diversion:
             self._filters[device, mark] = where
 
     def _forget_others(self, chosen: set[int]) -> None:
-        """Forget devices that are gone; take the filters from one that has become a port.
+        """Forget devices that are gone; take the filters from one that is left out from now on.
 
-        One that has another name now keeps what it has.
+        It may be a port now. One that has another name now keeps what it has.
         """
-        there = {device.index: device.is_port for device in self._control.devices()}
+        there = {one.index: self._reach.leaves_out(one) for one in self._control.devices()}
         self._filters = {key: found for key, found in self._filters.items() if key[0] in there}
         self._ours = {index: name for index, name in self._ours.items() if index in there}
         for index in self._preferences.keys() - chosen:

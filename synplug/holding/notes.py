@@ -60,6 +60,10 @@ class Notes:
         found = remarks.translated_remark(chains, spares_own=spares_own)
         self.objections |= dict.fromkeys(found)
 
+    def see_arriving_translated(self, chains: Collection[str]) -> None:
+        """NAT of what comes from elsewhere."""
+        self.objections |= dict.fromkeys(remarks.arriving_translated_remark(chains))
+
     def see_hooks(self, devices: Collection[Device], side: int) -> None:
         """What else others have on these devices, on that side."""
         self.objections |= dict.fromkeys(hook_remarks(devices, side))

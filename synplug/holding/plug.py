@@ -121,6 +121,7 @@ class PlugBackend(Backend):
 
     def hold(self, go_on: Callable[[], None] = lambda: None) -> None:
         go_on()
+        self._is_stale |= self._diversion.is_outdated()
         if self._ifb is not None and (self._has_changed() or self._is_stale):
             self._follow_changes()
         gone = KernelError(gone_words(self._ifb_name), errno.ENODEV, remedy="see who does that")
@@ -231,7 +232,7 @@ class PlugBackend(Backend):
 
     # --- the end
 
-    def open(self, go_on: Callable[[], None] = lambda: None) -> int:  # noqa: ARG002
+    def open(self, go_on: Callable[[], None] = lambda: None) -> int:
         burst = self._account.last.waiting
         try:
             if self._ifb is not None:
@@ -243,6 +244,7 @@ class PlugBackend(Backend):
         finally:  # what is not diverted does not wait
             self._troubles |= dict.fromkeys(loss_remark(self._account.take_loss()))
             self._is_held, self._is_over = False, True
+            go_on()  # there may be thousands of them
             self._diversion.end()
         return burst
 

@@ -9,7 +9,7 @@ from synplug.errors import UsageError
 from synplug.holding.notes import Notes
 from synplug.kernel import flower
 from synplug.kernel.flower import SynFilter
-from synplug.kernel.hooks import translations_on_output
+from synplug.kernel.hooks import ARRIVING, LEAVING, translations
 from synplug.kernel.traffic_control import Device, TrafficControl
 from synplug.model import Endpoint, HoldSpec
 
@@ -49,7 +49,9 @@ class Reach:
         self._spec = spec
         self._control = control
         self._notes = notes
-        self._translations: list[str] | None = None
+        #: By hook, the chains that may translate a connection there; empty: not seen yet.
+        self._translations: dict[int, list[str]] = {}
+        self._spared: frozenset[int] = frozenset()  # the devices that are left out on their account
         self._wanted: frozenset[SynFilter] = frozenset()
 
     def devices(self, *, all_there: bool) -> list[Device]:
@@ -58,15 +60,32 @@ class Reach:
         Of this host's own connections those that NAT translates as they leave cannot be diverted:
         mirred takes the entry of conntrack from a SYN (``net/sched/act_mirred.c``, nf_reset_ct),
         and the one that it gets then clashes with the first. Who brings them is left out, unless
-        it is named. What translates them is looked for once.
+        it is named. What translates them is looked for until it is found.
         """
         found = devices_for(self._spec, self._control, all_there=all_there)
-        own = [device for device in found if brings_own(device)]
-        if self._translations is None:
-            self._translations = translations_on_output() if own else []
+        own = {device.index for device in found if brings_own(device)}
+        self.sees_translations()
+        leaving = self._translations.get(LEAVING, []) if own else []
         is_named = self._spec.loopback_egress or bool(self._spec.devices)
-        self._notes.see_translations(self._translations, spares_own=not is_named)
-        return [one for one in found if is_named or not self._translations or one not in own]
+        self._spared = frozenset(own if leaving and not is_named else ())
+        self._notes.see_translations(leaving, spares_own=not is_named)
+        if not self._spec.loopback_egress:
+            self._notes.see_arriving_translated(self._translations.get(ARRIVING, []))
+        return [device for device in found if device.index not in self._spared]
+
+    def leaves_out(self, device: Device) -> bool:
+        """Whether it brings none now, whatever it brought before."""
+        return device.is_port or device.index in self._spared
+
+    def sees_translations(self) -> bool:
+        """Whether connections are translated, of those that were not at the last look."""
+        found = {
+            hook: chains
+            for hook in (ARRIVING, LEAVING)
+            if hook not in self._translations and (chains := translations(hook))
+        }
+        self._translations |= found
+        return bool(found)
 
     def wanted(self) -> list[SynFilter]:
         """Those SYNs, as the addresses are now."""

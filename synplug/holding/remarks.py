@@ -171,6 +171,20 @@ def translated_remark(chains: Collection[str], *, spares_own: bool) -> tuple[str
     )
 
 
+def arriving_translated_remark(chains: Collection[str]) -> tuple[str, ...]:
+    """On NAT that SYNs from elsewhere come to behind a plug's filters.
+
+    :param chains: those of it, by their names.
+    """
+    if not chains:
+        return ()
+    return (
+        f"what {', '.join(chains)} sends elsewhere, to a container for one, waits with the others "
+        "if it comes to an address and port that are held: a plug sees it before; name other "
+        "addresses with -p ADDRESS:PORT, or other devices with --dev",
+    )
+
+
 def _listed(numbers: Collection[int]) -> str:
     return ", ".join(map(str, numbers))
 

@@ -25,7 +25,8 @@ _HOOKNUM, _DEVICE, _DEVICES = 1, 3, 4
 _DEVICE_PREFIX = 2  # among the devices, besides their names; Linux 6.17
 #: By family, the number of its ingress hook: NF_INET_INGRESS, NF_NETDEV_INGRESS.
 _INGRESS_HOOKS = {1: 5, 5: 0}
-_LOCAL_OUT = 3
+#: NF_INET_PRE_ROUTING, where NAT meets what arrives, and NF_INET_LOCAL_OUT, where what leaves.
+ARRIVING, LEAVING = 0, 3
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 10: "ip6"}
 _TRANSLATED = (1, 2, 10)
 _LEGACY = {"iptables": Family.IPV4, "ip6tables": Family.IPV6}
@@ -65,18 +66,20 @@ def ingress_chains() -> list[IngressChain]:
     ]
 
 
-def translations_on_output() -> list[str]:
-    """What may translate the connections of this host as they leave: chains of NAT that have rules.
+def translations(hook: int) -> list[str]:
+    """What may translate the destination of a connection there: chains of NAT that have rules.
 
     Of legacy iptables its tables, by the command that lists them: only who uses one has it
     (``net/netfilter/x_tables.c``, xt_find_table_lock).
+
+    :param hook: :data:`ARRIVING`, from elsewhere, or :data:`LEAVING`, from this host.
     """
     found = []
     with suppress(SynplugError):  # without nf_tables nobody has one
         found = [
             chain.name
             for chain in _base_chains(_TRANSLATED)
-            if (chain.hook, chain.kind) == (_LOCAL_OUT, "nat") and chain.uses
+            if (chain.hook, chain.kind) == (hook, "nat") and chain.uses
         ]
     for command, family in _LEGACY.items():
         with suppress(SynplugError):

@@ -305,6 +305,8 @@ def test_who_waits_that_came_by_a_device_that_is_gone_is_lost(lab: ClientServer)
 def test_a_device_that_appears_is_held_too(lab: ClientServer) -> None:
     hold(lab)
     _wire_appears(lab)
+    theirs = lab.server.run(["tc", "qdisc", "add", "dev", "late0", "clsact"], check=False)
+    assert theirs.returncode != 0, "as docs/failure-modes.md says"
     client = connecting(lab.client, ("10.79.0.2", 8080), 60)
     waits(lab, 1)
     assert _let_go(lab)["hold"]["released"] >= 1
@@ -453,5 +455,22 @@ def test_own_clients_that_nat_translates_are_left_alone_and_that_is_told() -> No
         waits(lab, 1)
         report = _let_go(lab)
         assert float(client.communicate(timeout=60)[0]) < 60
-        (told,) = report["warnings"]
-        assert "connections from this host are not held: iptables-legacy -t nat may" in told
+        left_out, waits_too = sorted(report["warnings"])
+        assert "connections from this host are not held: iptables-legacy -t nat may" in left_out
+        assert "what iptables-legacy -t nat sends elsewhere" in waits_too
+
+
+@pytest.mark.needs("nfqueue-iptables")
+def test_what_nat_sends_elsewhere_behind_the_filters_waits_too_and_that_is_told() -> None:
+    """As a port that an engine publishes at one of this host's addresses."""
+    with ClientServer() as lab:
+        listen_at(lab.server, 9090)
+        nat = "iptables-legacy -t nat -A PREROUTING -p tcp --dport 8080 -j REDIRECT --to-ports 9090"
+        lab.server.run(nat.split())
+        assert connects_within(lab.client, (lab.server_ipv4, 8080), 5), "the control: it is served"
+        hold(lab)
+        client = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+        waits(lab, 1)
+        assert connects_within(lab.client, (lab.server_ipv4, 9090), 5), "nobody holds that port"
+        assert [words for words in _let_go(lab)["warnings"] if "sends elsewhere" in words]
+        assert float(client.communicate(timeout=60)[0]) < 60

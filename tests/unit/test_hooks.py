@@ -15,10 +15,12 @@ from synplug.holding.bypass import hook_remarks, tcx_remarks
 from synplug.kernel import hooks
 from synplug.kernel.flower import EGRESS, INGRESS
 from synplug.kernel.hooks import (
+    ARRIVING,
+    LEAVING,
     IngressChain,
     ingress_chains,
     tcx_programs,
-    translations_on_output,
+    translations,
 )
 from synplug.kernel.netlink_codec import attribute, be32, nested, text
 from synplug.kernel.traffic_control import Device
@@ -193,21 +195,22 @@ def test_nobody_is_asked_behind_a_filter_of_system_calls(
     assert bool(calls) == asks
 
 
-# --- NAT of what this host sends
+# --- NAT
 
 
 @pytest.mark.parametrize(
     ("hook", "kind", "uses", "counts"),
     [
-        (3, "nat", 1, True),
-        (3, "nat", 0, False),
-        (3, "filter", 1, False),
-        (0, "nat", 1, False),
+        (3, "nat", 1, {LEAVING}),
+        (0, "nat", 1, {ARRIVING}),
+        (3, "nat", 0, set()),
+        (3, "filter", 1, set()),
+        (4, "nat", 1, set()),
     ],
-    ids=["with a rule", "empty", "another type", "another hook"],
+    ids=["leaving", "arriving", "empty", "another type", "another hook"],
 )
-def test_chains_that_may_translate_what_leaves(
-    monkeypatch: pytest.MonkeyPatch, hook: int, kind: str, uses: int, *, counts: bool
+def test_chains_that_may_translate_a_connection(
+    monkeypatch: pytest.MonkeyPatch, hook: int, kind: str, uses: int, counts: set[int]
 ) -> None:
     ours = memoryview(
         bytes((2, 0, 0, 0))
@@ -219,10 +222,11 @@ def test_chains_that_may_translate_what_leaves(
     )
     monkeypatch.setattr(hooks, "NetlinkSocket", Tables(ours))
     monkeypatch.setattr(hooks, "is_in_use", lambda *_: False)
-    assert translations_on_output() == ["ip nat OUTPUT"] * counts
+    for asked in (ARRIVING, LEAVING):
+        assert translations(asked) == ["ip nat OUTPUT"] * (asked in counts)
 
 
-def test_legacy_iptables_may_translate_what_leaves_where_its_table_is_in_use(
+def test_legacy_iptables_may_translate_where_its_table_is_in_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def nobody(_protocol: int) -> Tables:
@@ -232,4 +236,5 @@ def test_legacy_iptables_may_translate_what_leaves_where_its_table_is_in_use(
     monkeypatch.setattr(
         hooks, "is_in_use", lambda family, table: (family.value, table) == (6, "nat")
     )
-    assert translations_on_output() == ["ip6tables-legacy -t nat"]
+    for hook in (ARRIVING, LEAVING):
+        assert translations(hook) == ["ip6tables-legacy -t nat"]

@@ -30,6 +30,7 @@ from synplug.holding.plug import PlugBackend
 from synplug.holding.plug_limits import BYTES_PER_SYN
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed, Prefix, SynFilter
+from synplug.kernel.hooks import ARRIVING, LEAVING
 from synplug.kernel.netlink_codec import attributes
 from synplug.kernel.places import Places
 from synplug.kernel.traffic_control import Device, PlugState, TrafficControl
@@ -190,7 +191,7 @@ def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeControl]:
     monkeypatch.setattr(plug, "TrafficControl", lambda _prefix: made)
     monkeypatch.setattr(plug, "Changes", FakeChanges)
     monkeypatch.setattr(diversion, "entries", list)
-    monkeypatch.setattr(reach, "translations_on_output", list)
+    monkeypatch.setattr(reach, "translations", lambda _hook: [])
     for told in ("hook_remarks", "tcx_remarks"):
         monkeypatch.setattr(notes, told, lambda _devices, _side: ())
     monkeypatch.setattr(plug, "wait_for_packets_in_flight", lambda: True)
@@ -1664,7 +1665,7 @@ def test_what_nat_may_translate_on_its_way_out_is_not_diverted_unless_that_is_as
     control: FakeControl, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
     """It could not connect as long as the filters are there."""
-    monkeypatch.setattr(reach, "translations_on_output", lambda: ["ip nat OUTPUT"])
+    monkeypatch.setattr(reach, "translations", lambda hook: ["ip nat OUTPUT"] * (hook == LEAVING))
     spec = replace(
         SPEC,
         backend=BackendName.PLUG,
@@ -1684,6 +1685,53 @@ def test_what_nat_may_translate_on_its_way_out_is_not_diverted_unless_that_is_as
     backend.close()
     asked_by_auto = PlugBackend(replace(spec, backend=BackendName.AUTO))
     with pytest.raises(UnsupportedError, match="ip nat OUTPUT"):
+        asked_by_auto.arm()
+    asked_by_auto.close()
+
+
+@pytest.mark.parametrize("when", ["before the hold", "while it holds"])
+def test_nat_that_comes_later_takes_the_filters_from_this_hosts_own_connections(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """As when Docker starts meanwhile: its devices are a change."""
+    chains: list[str] = []
+    monkeypatch.setattr(reach, "translations", lambda hook: chains * (hook == LEAVING))
+    backend = PlugBackend(SPEC)
+    backend.arm()
+    if when != "before the hold":
+        backend.hold()
+    assert {one.device for one in control.installed if one.handle > 1} == {1, 2}
+    chains.append("ip nat OUTPUT")
+    if when == "before the hold":
+        backend.hold()
+    else:
+        changed(backend)
+    assert {one.device for one in control.installed if one.handle > 1} == {2}
+    assert [words for words in backend.remarks if "ip nat OUTPUT" in words]
+    changed(backend)
+    assert {one.device for one in control.installed if one.handle > 1} == {2}, "and keeps them off"
+    backend.open()
+    backend.remove()
+    assert "remove-ingress 1" in control.log, "the place that it had made goes all the same"
+    backend.close()
+
+
+@pytest.mark.parametrize("loopback_egress", [False, True])
+def test_what_nat_may_send_elsewhere_behind_the_filters_is_told(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch, *, loopback_egress: bool
+) -> None:
+    """A published port of a container; what local clients send comes to no such chain."""
+    monkeypatch.setattr(
+        reach, "translations", lambda hook: ["ip nat PREROUTING"] * (hook == ARRIVING)
+    )
+    spec = replace(SPEC, backend=BackendName.PLUG, loopback_egress=loopback_egress)
+    backend = PlugBackend(spec)
+    backend.arm()
+    told = [words for words in backend.remarks if "ip nat PREROUTING" in words]
+    assert len(told) == (not loopback_egress)
+    backend.close()
+    asked_by_auto = PlugBackend(replace(SPEC, backend=BackendName.AUTO))
+    with pytest.raises(UnsupportedError, match="ip nat PREROUTING"):
         asked_by_auto.arm()
     asked_by_auto.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -292,7 +293,7 @@ def test_a_device_that_no_file_tells_of_is_told_and_stays(
     """Whoever has another /run/synplug may be alive: nobody can know but who looks after it."""
     name = "synplug0123abcd"
     looks = [name, ""] if life == "ended" else [name]
-    monkeypatch.setattr(recover_module.socket, "if_nameindex", Devices(*looks))
+    monkeypatch.setattr(socket, "if_nameindex", Devices(*looks))
     ledger = Ledger("0123abcd")
     if life.startswith("has"):
         ledger.own()
