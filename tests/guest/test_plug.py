@@ -82,6 +82,28 @@ def test_the_keeper_is_killed_and_who_waited_is_let_go(
     wait_until(lambda: not ledger(lab), 30, "the watcher has cleaned up")
 
 
+@pytest.mark.kernels
+def test_a_watcher_that_is_killed_alone_changes_nothing_yet(
+    lab: ClientServer, simple: SimpleService
+) -> None:
+    """The hold ends as ever; and were the keeper killed after it, only recover would let go."""
+    for keeper_too in (False, True):
+        hold(lab)
+        waiting = connecting(lab.client, (lab.server_ipv4, 8080), 60)
+        waits(lab, 1)
+        keeper = holds_in_force(lab.server)[0]["keeper"]
+        with open(f"/proc/{keeper}/task/{keeper}/children") as file:
+            (watcher,) = map(int, file.read().split())
+        os.kill(watcher, signal.SIGKILL)
+        if keeper_too:
+            os.kill(keeper, signal.SIGKILL)
+            assert not connects_within(lab.client, (lab.server_ipv4, 8080), 3)
+            assert "1 SYNs were let go" in shell.run(lab.server, "recover").stdout
+        else:
+            assert shell.run(lab.server, "release", "--name", "web").status == 0
+        assert float(waiting.communicate(timeout=60)[0]) < 60
+
+
 def test_everything_is_killed_and_recover_lets_go(lab: ClientServer, simple: SimpleService) -> None:
     hold(lab)
     waiting = connecting(lab.client, (lab.server_ipv4, 8080), 60)
