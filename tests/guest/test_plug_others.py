@@ -464,7 +464,8 @@ def test_own_clients_that_nat_translates_are_left_alone_and_that_is_told() -> No
 def test_what_nat_sends_elsewhere_behind_the_filters_waits_too_and_that_is_told() -> None:
     """As a port that an engine publishes at one of this host's addresses."""
     with ClientServer() as lab:
-        listen_at(lab.server, 9090)
+        for port in (8080, 9090):
+            listen_at(lab.server, port)
         nat = "iptables-legacy -t nat -A PREROUTING -p tcp --dport 8080 -j REDIRECT --to-ports 9090"
         lab.server.run(nat.split())
         assert connects_within(lab.client, (lab.server_ipv4, 8080), 5), "the control: it is served"
