@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +37,19 @@ with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as ours:
     print(time.monotonic() - began)
 """
 _CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], 8080), 60)"
+#: Makes two tun devices, and carries what is sent by the one to the other.
+_TUNNEL = """
+import contextlib, fcntl, os, select, struct, sys
+def opened(name, TUNSETIFF=0x400454CA, IFF_TUN=1, IFF_NO_PI=0x1000):
+    ours = os.open(sys.argv[1], os.O_RDWR)
+    fcntl.ioctl(ours, TUNSETIFF, struct.pack("16sH14x", name.encode(), IFF_TUN | IFF_NO_PI))
+    return ours
+ends = [opened(name) for name in sys.argv[2:]]
+while True:
+    for end in select.select(ends, [], [])[0]:
+        with contextlib.suppress(OSError):  # the other one is down yet
+            os.write(ends[1 - ends.index(end)], os.read(end, 65536))
+"""
 _IP, _IP_OPTIONS = 0, 4
 _IPV6, _IPV6_HOP_OPTIONS, _IPV6_DESTINATION_OPTIONS = 41, 54, 59
 #: Two no-operations and the end of the list (RFC 791); a header of padding (RFC 8200, 4.2).
@@ -76,6 +92,60 @@ def test_a_tagged_frame_waits_where_its_device_shows_it(lab: ClientServer) -> No
     assert _let_go(lab) == 1
     assert float(client.communicate(timeout=60)[0]) < 60
     lab.server.run(["ip", "link", "del", "veth0.7"])
+
+
+def test_what_a_tunnel_brings_waits(lab: ClientServer, tmp_path: Path) -> None:
+    """A device of packets, not of frames: it has no header of its own before them."""
+    lab.server.run(["modprobe", "--dirname", os.environ["GUEST_MODULES"], "tun"])
+    os.mknod(node := str(tmp_path / "tun"), stat.S_IFCHR | 0o600, os.makedev(10, 200))
+    tunnel = lab.server.popen([sys.executable, "-S", "-c", _TUNNEL, node, "tun8", "tun9"])
+    try:
+        shown = ["ip", "link", "show", "tun9"]
+        wait_until(lambda: not lab.server.run(shown, check=False).returncode, 30, "it is there")
+        lab.server.run(["ip", "link", "set", "tun9", "netns", lab.client.name])
+        for side, name, end in ((lab.server, "tun8", 2), (lab.client, "tun9", 1)):
+            for address in (f"10.75.0.{end}/24", f"fd75::{end}/64"):
+                side.run(["ip", "address", "add", address, "dev", name, "nodad"])
+            side.run(["ip", "link", "set", name, "up"])
+        for host in ("10.75.0.2", "fd75::2"):
+            assert connects_within(lab.client, (host, 8080), 10), "the control"
+        hold(lab)
+        clients = [connecting(lab.client, (host, 8080), 60) for host in ("10.75.0.2", "fd75::2")]
+        waits(lab, 2)
+        assert _let_go(lab) >= 2
+        for client in clients:
+            assert float(client.communicate(timeout=60)[0]) < 60
+    finally:
+        tunnel.kill()
+        tunnel.wait()
+
+
+@_ON_EVERY_KERNEL
+def test_what_a_vrf_brings_to_an_address_that_is_named_waits(lab: ClientServer) -> None:
+    """To a listener of all VRFs (net.ipv4.tcp_l3mdev_accept)."""
+    server, client = lab.server, lab.client
+    server.run(["ip", "link", "add", "vrf9", "type", "vrf", "table", "99"])
+    peer = ["peer", "name", "late1", "netns", client.name]
+    server.run(["ip", "link", "add", "late0", "type", "veth", *peer])
+    accepts = "net.ipv4.tcp_l3mdev_accept"
+    try:
+        server.run(["sysctl", "-qw", f"{accepts}=1"])
+        server.run(["ip", "link", "set", "late0", "master", "vrf9"])
+        for side, names, end in ((server, ("vrf9", "late0"), 2), (client, ("late1",), 1)):
+            side.run(["ip", "address", "add", f"10.75.0.{end}/24", "dev", names[-1]])
+            for name in names:
+                side.run(["ip", "link", "set", name, "up"])
+        assert connects_within(client, ("10.75.0.2", 8080), 10), "the control"
+        named = ["-p", "10.75.0.2:8080", "--name", "web", *PLUG]
+        assert shell.run(server, "hold", *named).status == 0
+        waiting = connecting(client, ("10.75.0.2", 8080), 60)
+        waits(lab, 1)
+        assert _let_go(lab) >= 1
+        assert float(waiting.communicate(timeout=60)[0]) < 60
+    finally:
+        server.run(["sysctl", "-qw", f"{accepts}=0"])
+        for name in ("late0", "vrf9"):
+            server.run(["ip", "link", "del", name])
 
 
 @_ON_EVERY_KERNEL
