@@ -59,8 +59,9 @@ def real_tools(
 def _recover() -> list[str]:
     """Clean up after dead runs, in words."""
     return [
-        f"run {dead.run_id} had died; "
-        + (f"cleaning up after it failed: {dead.error}" if dead.error else "cleaned up after it")
+        f"not cleaned up after run {dead.run_id}: {dead.error}"
+        if dead.error
+        else f"run {dead.run_id} had died; cleaned up after it"
         for dead in recover()
     ]
 
