@@ -44,7 +44,7 @@ _HANDSHAKES = ", filled by handshakes that wait for their clients"
 class Pacer:
     """Decides how many may go next, for each port by itself.
 
-    Where an endpoint of a port accepts nothing, while another one does, for each of them by itself.
+    Where an endpoint of a port accepts little, while another one does not, for each by itself.
 
     :param clock: monotonic seconds.
     :param divide: tells who counts what waits that these endpoints of a port are lanes now.
@@ -148,7 +148,7 @@ class _LanePacer:
     """Decides for one lane.
 
     *limit* as :attr:`Pacer.limit`. *apart*: its endpoints that have an address, if one of all
-    has had no room for long while another one has.
+    has had little room for long while another one has.
     """
 
     def __init__(

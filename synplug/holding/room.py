@@ -13,6 +13,8 @@ from synplug.model import Endpoint, Listener
 _SIGMAS = 5
 #: A member of a group that is full for so long, while others are not, accepts nothing.
 _STUCK_S = 0.5
+#: An endpoint that has not the fourth part of its room is what its port waits for.
+_NARROW = 4
 #: Room for newcomers that is enough, while nobody has had to wait for a place yet: a service that
 #: bears its load has none of its queue left in the time that so many take to come.
 _RESERVE = 128
@@ -137,13 +139,16 @@ class Stuck:
 
 
 class Apart:
-    """Whether a port's endpoints part: one has no room for long, while another one has."""
+    """Whether a port's endpoints part: one has hardly any room for long, while another one has.
+
+    It may be slow, and not hang: then it has a place now and then.
+    """
 
     def __init__(self) -> None:
-        self._full_since_s: dict[Endpoint, float] = {}
+        self._narrow_since_s: dict[Endpoint, float] = {}
 
     def is_found(self, listeners: Iterable[Listener], now_s: float, *, syn_limit: int = 0) -> bool:
-        """Whether an endpoint of these has had no room for so long that others do not wait for it.
+        """Whether one of these has had so little for so long that others do not wait for it.
 
         What comes by a device that a listener is not bound to may be another one's of another
         address: there they cannot be told apart.
@@ -153,16 +158,13 @@ class Apart:
         members: dict[Endpoint, list[Listener]] = {}
         for one in listeners:
             members.setdefault(one.endpoint(), []).append(one)
-        full = {
-            endpoint
-            for endpoint, mine in members.items()
-            if not room_of(mine, 0, syn_limit=syn_limit).free
-        }
-        since_s = self._full_since_s
-        self._full_since_s = {endpoint: since_s.get(endpoint, now_s) for endpoint in full}
-        is_long = any(now_s - at_s >= _STUCK_S for at_s in self._full_since_s.values())
+        rooms = {one: room_of(mine, 0, syn_limit=syn_limit) for one, mine in members.items()}
+        narrow = {one for one, room in rooms.items() if room.free * _NARROW < room.total}
+        since_s = self._narrow_since_s
+        self._narrow_since_s = {endpoint: since_s.get(endpoint, now_s) for endpoint in narrow}
+        is_long = any(now_s - at_s >= _STUCK_S for at_s in self._narrow_since_s.values())
         are_bound = any(one.device for mine in members.values() for one in mine)
-        return is_long and len(full) < len(members) and not are_bound
+        return is_long and len(narrow) < len(members) and not are_bound
 
 
 class Part:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from netlab.counters import NO_ROOM
-from netlab.load import Load
+from netlab.load import Load, LoadResult
 from netlab.program import wait_until
 from netlab.topology import ClientServer
 from synplug.model import Endpoint
@@ -75,18 +76,50 @@ def test_a_service_that_does_not_accept_holds_back_its_own_clients_alone(
     lab: ClientServer, tmp_path: Path, fine: tuple[str, int], hung: tuple[str, int], told: str
 ) -> None:
     """One run restarts two services; one of them hangs once it listens."""
+    report, served = _two_restarted(lab, tmp_path, fine, hung, ["--backlog", "4", "--lazy", "60"])
+    assert f"{told}: backlog of 4" in report["hold"]["release_limit"], report
+    assert report["hold"]["duration_s"] > 4, report["hold"]
+    (hurried,) = [words for words in report["warnings"] if "--max-hold was over" in words]
+    assert 0 < int(hurried.split()[0]) <= 80, "of 80 there was room for a few"
+    assert served.failures == 0, served.summary()
+    assert served.attempted > 50
+    assert served.connect_max_ms < 4000, "the others are not"
+
+
+def test_a_service_that_is_slow_does_not_set_the_pace_of_another_address(
+    lab: ClientServer, tmp_path: Path
+) -> None:
+    """Of the same port. It lets in 20 a second of the 80 that wait, so it takes 4 s."""
+    fine, slow = (lab.server_ipv4, 8080), (lab.server_ipv6, 8080)
+    options = ["--backlog", "16", "--rate", "20"]
+    report, served = _two_restarted(lab, tmp_path, fine, slow, options)
+    assert f"[{lab.server_ipv6}]:8080: backlog of 16" in report["hold"]["release_limit"], report
+    assert report["hold"]["duration_s"] > 4, report["hold"]
+    assert served.failures == 0, served.summary()
+    assert served.attempted > 50
+    assert served.connect_max_ms < 3000, "a second for the start, half a one until it is seen"
+
+
+def _two_restarted(
+    lab: ClientServer,
+    tmp_path: Path,
+    fine: tuple[str, int],
+    other: tuple[str, int],
+    options: list[str],
+) -> tuple[dict[str, Any], LoadResult]:
+    """Restart two services in one run, with 80 clients for each; the report, and *fine*'s clients.
+
+    :param options: of the *other*.
+    """
     lines: list[str] = []
     targets: list[list[tuple[str, int]]] = []
-    for (address, port), options in (
-        (fine, ["--backlog", "16"]),
-        (hung, ["--backlog", "4", "--lazy", "60"]),
-    ):
+    for (address, port), own in ((fine, ["--backlog", "16"]), (other, options)):
         directory = tmp_path / str(len(lines))
         directory.mkdir()
         service = SimpleService(namespace=lab.server, directory=directory, port=port)
-        lines.append(service.start_argv("--delay", "1", "--address", address, *options)[2])
+        lines.append(service.start_argv("--delay", "1", "--address", address, *own)[2])
         targets.append(service.targets(lab) if address == "::" else [(address, port)])
-    wanted = ",".join(str(Endpoint(port=port, address=_own(host))) for host, port in (fine, hung))
+    wanted = ",".join(str(Endpoint(port=port, address=_own(host))) for host, port in (fine, other))
     argv = ["wrap", "--json", "-", "-p", wanted, "--max-hold", "5s"]
     run = shell.start(lab.server, *argv, "--", "sh", "-c", "\n".join(lines))
     wait_until(lambda: bool(holds_in_force(lab.server)), 10, "connections are held")
@@ -95,16 +128,9 @@ def test_a_service_that_does_not_accept_holds_back_its_own_clients_alone(
         for of_one in targets
     ]
     with loads[0] as load, loads[1]:
-        stdout, stderr = run.communicate(timeout=60)
+        stdout, _ = run.communicate(timeout=60)
         served = load.wait()
-    report = json.loads(stdout)
-    assert f"{told}: backlog of 4" in report["hold"]["release_limit"], stderr
-    assert report["hold"]["duration_s"] > 4, report["hold"]
-    (hurried,) = [words for words in report["warnings"] if "--max-hold was over" in words]
-    assert 0 < int(hurried.split()[0]) <= 80, "of 80 there was room for a few"
-    assert served.failures == 0, served.summary()
-    assert served.attempted > 50
-    assert served.connect_max_ms < 4000, "the others are not"
+    return json.loads(stdout), served
 
 
 def _own(host: str) -> IPv4Address | IPv6Address | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address
+from math import ceil
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -21,6 +23,7 @@ from tests.unit.fakes import HTTP, World, listener
 from tests.unit.test_pace import Listening
 
 FINE, HUNG = "10.0.0.1", "10.0.0.2"
+SLOW = HUNG
 
 
 def at(address: str, port: int = 80) -> Endpoint:
@@ -110,6 +113,37 @@ def test_who_goes_to_no_endpoint_of_its_own_stays_with_the_port() -> None:
     assert port.divided == [(80, [at("::1")])], "once"
 
 
+@pytest.mark.parametrize(("slow_per_s", "backlog"), [(20, 5), (20, 128), (100, 128)])
+def test_one_that_is_slow_does_not_set_the_pace_of_another(slow_per_s: int, backlog: int) -> None:
+    """It lets somebody in now and then, so it does not hang; a model of both, by milliseconds."""
+    port = Port(listener(1, FINE, backlog=128), listener(2, SLOW, backlog=backlog))
+    accepts = {FINE: 5.0, SLOW: slow_per_s / 1000}
+    limit = {FINE: 128, SLOW: backlog}
+    queued = {FINE: 0.0, SLOW: 0.0}
+    waiting = [FINE] * 2000 + [SLOW] * 300
+    Random(1).shuffle(waiting)
+    done_s = 0.0
+    while FINE in waiting and port.world.now_s < 20:
+        lanes: dict[Lane, int] = {80: 0 if port.divided else len(waiting)}
+        if port.divided:
+            lanes |= {at(one): waiting.count(one) for one in (FINE, SLOW)}
+        released = port.step(lanes, after_s=0.001)
+        assert released is not None, "opened: what waits for the slow one does not fit"
+        queued = {one: max(0.0, number - accepts[one]) for one, number in queued.items()}
+        for lane, number in released.items():
+            for _ in range(number):
+                who = str(lane.address) if isinstance(lane, Endpoint) else waiting[0]
+                waiting.remove(who)
+                queued[who] += 1
+                assert queued[who] <= limit[who], f"{who} overflows"
+                done_s = port.world.now_s if who == FINE else done_s
+        port.rooms.now = [
+            listener(number, one, backlog=limit[one], accept_queue=ceil(left))
+            for number, (one, left) in enumerate(queued.items(), start=1)
+        ]
+    assert done_s < 1.2, "half a second until it is seen, and its own 0.4 s"
+
+
 def test_the_other_ports_go_on_meanwhile() -> None:
     port = Port(
         listener(1, FINE, backlog=100),
@@ -143,7 +177,7 @@ def test_a_short_standstill_divides_nothing() -> None:
     port = Port(listener(1, FINE, backlog=100), full(2, HUNG))
     for _ in range(4):
         port.step({80: 1000}, after_s=0.1)
-    port.rooms.now[1] = listener(2, HUNG, backlog=5, accept_queue=4)
+    port.rooms.now[1] = listener(2, HUNG, backlog=5, accept_queue=3)
     port.step({80: 1000}, after_s=0.1)
     port.rooms.now[1] = full(2, HUNG)
     for _ in range(4):
