@@ -66,9 +66,11 @@ def _let_go(lab: ClientServer) -> dict[str, Any]:
     return outcome.report
 
 
-def _has_filters(lab: ClientServer, wire: str) -> bool:
+def _has_filters(lab: ClientServer, wire: str, to: str = "") -> bool:
+    """Whether it has some. :param to: for that address: one that comes is followed a bit later."""
     show = ["tc", "filter", "show", "dev", wire, "ingress"]
-    return "Redirect" in lab.server.run(show, check=False).stdout
+    shown = lab.server.run(show, check=False).stdout
+    return "Redirect" in shown and f"dst_ip {to}" in shown
 
 
 @pytest.mark.needs("nfqueue-iptables")
@@ -405,7 +407,7 @@ def test_a_macvlan_that_appears_is_held_too(lab: ClientServer) -> None:
     lab.client.run(["ip", "address", "add", "10.79.0.1/24", "dev", wire])
     lab.server.run(["ip", "address", "add", "10.79.0.2/24", "dev", "late0"])
     lab.server.run(["ip", "link", "set", "late0", "up"])
-    wait_until(lambda: _has_filters(lab, "late0"), 20, "it has filters")
+    wait_until(lambda: _has_filters(lab, "late0", "10.79.0.2"), 20, "it has filters")
     client = connecting(lab.client, ("10.79.0.2", 8080), 60)
     waits(lab, 1)
     report = _let_go(lab)
@@ -426,7 +428,7 @@ def _wire_appears(lab: ClientServer, master: str = "") -> None:
     for side, wire, end in ((lab.server, at_server, 2), (lab.client, "late1", 1)):
         side.run(["ip", "address", "add", f"10.79.0.{end}/24", "dev", wire])
         side.run(["ip", "link", "set", wire, "up"])
-    wait_until(lambda: _has_filters(lab, at_server), 20, "it has filters")
+    wait_until(lambda: _has_filters(lab, at_server, "10.79.0.2"), 20, "it has filters")
 
 
 @pytest.mark.needs("nfqueue-iptables")
