@@ -171,11 +171,13 @@ def test_what_holds_needs_one_capability_and_so_does_recover(
         done = lab.server.run(argv, check=False, timeout_s=60)
         assert done.returncode == status, done
         assert ("CAP_NET_ADMIN" in done.stderr) == bool(status)
-    lab.server.run(shell.limited(("net_admin",), "hold", "-p", "8080", "--name", "web", *PLUG))
+    held = shell.limited(("net_admin",), "hold", "-p", "8080", "--name", "web", *PLUG)
+    lab.server.run(held, timeout_s=60)
     kill_everything(lab)
-    done = lab.server.run(shell.limited((), "recover"), check=False)
+    done = lab.server.run(shell.limited((), "recover"), check=False, timeout_s=60)
     assert (done.returncode, "CAP_NET_ADMIN" in done.stderr) == (125, True)
-    assert "tc filters" in lab.server.run(shell.limited(("net_admin",), "recover")).stdout
+    recover = shell.limited(("net_admin",), "recover")
+    assert "tc filters" in lab.server.run(recover, timeout_s=60).stdout
 
 
 @pytest.mark.parametrize("side", ["ingress", "egress"])
