@@ -1,7 +1,6 @@
 #!/bin/sh
-# All tests. The guests, two at a time and with a processor each, run beside the unit tests alone,
-# which take what they leave: beside more they starve. The others come after, and have the machine to
-# themselves.
+# All tests. The guests, slow and with a processor each, run beside the unit tests alone: beside
+# more they starve on a slow machine. The others come after, and have the machine to themselves.
 # What failed is named once more at the end.
 set -u
 cd "$(dirname "$0")/.."
@@ -18,9 +17,9 @@ play() {
 pytest=".venv/bin/python -m pytest --durations=10"
 # shellcheck disable=SC2086 # words, and none has a blank
 {
-    play guests env GUESTS_AT_ONCE=2 $pytest tests/guest >"$said/unseen" &
+    play guests $pytest tests/guest >"$said/unseen" &
     guests=$!
-    play beside nice -n 19 $pytest tests/unit
+    play beside nice $pytest tests/unit
     wait "$guests"
     cat "$said/guests"
     play after $pytest --ignore=tests/guest --ignore=tests/unit

@@ -72,7 +72,7 @@ def recover_by_id(run_id: str) -> Recovered:
 
     What an id does not tell stays: a clsact that the run made, with no filter of its own.
 
-    :raises UsageError: it is no run's id, or the run lives.
+    :raises UsageError: it is no run's id, or the run lives, or nothing of it is here.
     """
     if not is_run_id(run_id):
         remedy = "eight hexadecimal digits, as in the name of its device, synplug0123abcd"
@@ -83,6 +83,7 @@ def recover_by_id(run_id: str) -> Recovered:
         if entry.run_id == run_id and (dead := _recover(entry)) is not None:
             return dead
     errors, removed = [], []
+    has_file = run_id in {name for name, _, _ in illegible()}
     with claim(run_id):
         for make in backends_for(BackendName.AUTO):
             try:
@@ -92,6 +93,9 @@ def recover_by_id(run_id: str) -> Recovered:
         if not errors:
             Ledger(run_id).remove()
     remove_unused_locks()
+    if not (errors or removed or has_file):
+        remedy = "'synplug recover' names what is; --netns says in which network namespace"
+        raise UsageError(f"nothing of a run {run_id} is here", remedy=remedy)
     return Recovered(
         run_id=run_id,
         backend="",

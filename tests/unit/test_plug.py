@@ -1736,6 +1736,17 @@ def test_what_nat_may_send_elsewhere_behind_the_filters_is_told(
     asked_by_auto.close()
 
 
+def test_the_keeper_gets_more_time_once_nobody_waits_and_before_the_filters_go(
+    control: FakeControl,
+) -> None:
+    """There may be thousands of them, and what ends it after its deadline does not count them."""
+    backend = held(control)
+    backend.open(lambda: control.log.append("go-on"))
+    order = [control.log.index(step) for step in ("open-plug", "go-on", "remove-filter")]
+    assert order == sorted(order)
+    backend.close()
+
+
 def test_changes_that_take_long_to_follow_are_followed_now_and_then(
     control: FakeControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -264,6 +264,17 @@ def test_what_is_no_runs_id_is_refused(
     assert not root.exists()
 
 
+def test_an_id_of_which_nothing_is_here_is_told(
+    root: Path, remains: Remains, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be mistyped, while connections wait for another one."""
+    assert main(["recover", "--run", "0123abcd"]) == 125
+    assert "nothing of a run 0123abcd is here" in capsys.readouterr().err
+    remains.removes = ["the device synplug0123abcd"]
+    assert main(["recover", "--run", "0123abcd"]) == 0
+    assert "cleaned up: the device synplug0123abcd" in capsys.readouterr().out
+
+
 def test_a_live_run_is_not_cleaned_up_by_its_id(
     root: Path, remains: Remains, capsys: pytest.CaptureFixture[str]
 ) -> None:
