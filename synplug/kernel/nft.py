@@ -20,7 +20,9 @@ loopback bring, and ``output`` for what local clients send, both before any DNAT
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from synplug.errors import KernelError, UnsupportedError
 from synplug.kernel.netlink import NETLINK_NETFILTER, NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket
@@ -45,6 +47,7 @@ _TABLE_F_OWNER = 0x2
 _HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3}
 _NF_ACCEPT = 1
 PRIORITY_MANGLE = -150
+_MODULES, _TARGETS, _TARGET = "/proc/modules", "/proc/thread-self/net/ip_tables_targets", "NFQUEUE"
 
 
 class HoldTable:
@@ -68,17 +71,18 @@ class HoldTable:
     ) -> None:
         """Create the table with everything in it but the rule that holds.
 
-        Tries the native queue statement first, the compat target where it is missing. The base
-        chain comes last, in a transaction of its own: one that is aborted after it registered a
-        base chain unregisters it again, and that drops what every queue of the network namespace
-        holds (``net/netfilter/nf_tables_api.c``, __nf_tables_abort; measured on 6.18).
+        Tries the native queue statement first, the compat target where it is missing; in the
+        other order where :func:`_ways_to_queue` says so. The base chain comes last, in a
+        transaction of its own: one that is aborted after it registered a base chain unregisters it
+        again, and that drops what every queue of the network namespace holds
+        (``net/netfilter/nf_tables_api.c``, __nf_tables_abort; measured on 6.18).
 
         :raises UnsupportedError: the kernel lacks owner tables, or both ways to queue.
         """
         self._probe_mark = probe_mark
         self._hook = hook
         self._chains = chains_of(hook)
-        for queue in (native_queue, compat_queue):
+        for queue in _ways_to_queue():
             try:
                 self._create_rules(endpoints, queues, queue)
             except KernelError as error:
@@ -190,6 +194,21 @@ class HoldTable:
             [(_SUBSYSTEM << 8 | kind, flags, _INET + body) for kind, flags, body in requests],
             just_before=just_before,
         )
+
+
+def _ways_to_queue() -> tuple[Callable[[int], bytes], Callable[[int], bytes]]:
+    """The native queue statement and the compat target, in the order in which to try them.
+
+    A refused transaction waits for a grace period of RCU, 10 ms here
+    (``net/netfilter/nf_tables_api.c``, __nf_tables_abort). A kernel without modules does not tell
+    whether it has the statement, but tells that it has the target: no other one is needed.
+    """
+    with suppress(OSError):
+        if not os.path.exists(_MODULES):
+            with open(_TARGETS) as file:
+                if _TARGET in file.read().split():
+                    return compat_queue, native_queue
+    return native_queue, compat_queue
 
 
 def _packets_counted(rule: memoryview) -> int:

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,44 @@ def syn(to: str, port: int = 80, *, source: int = 40_000, flags: int = 0x02) -> 
     return Packet(ipv6(segment, "2001:db8::1", to))
 
 
+# --- by which statement
+
+
+@pytest.fixture
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What tells which modules and which targets there are."""
+    monkeypatch.setattr(nft, "_MODULES", str(tmp_path / "modules"))
+    monkeypatch.setattr(nft, "_TARGETS", str(tmp_path / "targets"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, "queue"),
+        ({"targets": "DNAT\nNFQUEUE\n"}, "target"),
+        ({"targets": "DNAT\nXNFQUEUE\n"}, "queue"),
+        ({"targets": "NFQUEUE\n", "modules": ""}, "queue"),
+    ],
+)
+def test_nothing_is_tried_in_vain_where_the_kernel_has_no_modules(
+    kernel: Kernel, proc: Path, files: dict[str, str], expected: str
+) -> None:
+    for name, text_of_it in files.items():
+        (proc / name).write_text(text_of_it)
+    hold("*:80")
+    (rule,) = kernel.machine.chains["synplug-0123abcd", "queues"]
+    assert rule.expressions[-1][0] == expected
+
+
+def test_the_target_that_is_listed_may_be_refused_all_the_same(kernel: Kernel, proc: Path) -> None:
+    (proc / "targets").write_text("NFQUEUE\n")
+    kernel.refuse = {text(1, "NFQUEUE"): KernelError("create", errno.ENOENT)}
+    hold("*:80")
+    (rule,) = kernel.machine.chains["synplug-0123abcd", "queues"]
+    assert rule.expressions[-1][0] == "queue"
+
+
 # --- which packets wait
 
 
@@ -95,6 +134,7 @@ def syn(to: str, port: int = 80, *, source: int = 40_000, flags: int = 0x02) -> 
         ("[fd00::1]:80", ["fd00::1"], ["fd00::2", "10.0.0.1"]),
     ],
 )
+@pytest.mark.usefixtures("proc")
 @pytest.mark.parametrize("native", [True, False])
 def test_syns_to_the_endpoint_wait_and_no_others(
     kernel: Kernel, endpoint: str, waits: list[str], passes: list[str], native: bool
