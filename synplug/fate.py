@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from synplug.record import Record
 
 
 class Fate(enum.Enum):
@@ -16,8 +17,7 @@ class Fate(enum.Enum):
     KILLED = "killed"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OldGeneration:
+class OldGeneration(Record):
     """The generation that a swap has replaced, or has not.
 
     :param pid: its main process. :param stop: how it was told to close its listeners; empty: it

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import enum
 import socket
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import NewType
 
 from synplug.fate import OldGeneration
+from synplug.record import Record
 from synplug.steps import CommandResult, DrainResult, Phase
 
 #: Packets with this mark pass a hold: readiness probes of synplug carry it. ("SYNP" in ASCII.)
@@ -93,8 +93,7 @@ class ReleaseReason(enum.Enum):
 Address = IPv4Address | IPv6Address
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, order=True)
-class Endpoint:
+class Endpoint(Record):
     """Where clients connect to.
 
     :param port: TCP port, 1–65535.
@@ -126,8 +125,7 @@ class Endpoint:
         return self.address
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Listener:
+class Listener(Record):
     """A listening TCP socket, as sock_diag(7) shows it.
 
     :param cookie: the kernel's number of this very socket; never used again.
@@ -179,8 +177,7 @@ class Listener:
 Flow = NewType("Flow", bytes)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HoldSpec:
+class HoldSpec(Record):
     """What a hold is to do.
 
     :param run_id: eight hexadecimal digits; part of the name of all that the run creates.
@@ -208,8 +205,7 @@ class HoldSpec:
     probe_mark: int = PROBE_MARK
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HoldCounts:
+class HoldCounts(Record):
     """What became of the SYNs of a hold; each is counted in packets.
 
     :param held: first SYNs of connections that waited.
@@ -239,8 +235,7 @@ class HoldCounts:
     peak: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HoldResult:
+class HoldResult(Record):
     """A finished hold.
 
     :param held_at_s: CLOCK_MONOTONIC at which SYNs began to wait.
@@ -257,24 +252,21 @@ class HoldResult:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Process:
+class Process(Record):
     """A process, by pid and name (comm; untrusted text)."""
 
     pid: int
     name: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OwnedListener:
+class OwnedListener(Record):
     """A listener and who has it open."""
 
     listener: Listener
     owners: tuple[Process, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
+class Report(Record):
     """One run, for people and machines; docs/report.md describes its JSON form.
 
     :param command: without an argv, where the restart was the caller's (``synplug release``).

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from synplug.record import Record
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Phase:
+class Phase(Record):
     """A part of a run: seconds from the run's start, and how long it took."""
 
     name: str
@@ -14,8 +13,7 @@ class Phase:
     duration_s: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DrainResult:
+class DrainResult(Record):
     """What was left in the old listeners' queues, and on their connections, when waiting ended.
 
     :param empty: nothing was left in accept queues and no request socket remained.
@@ -30,8 +28,7 @@ class DrainResult:
     busy: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CommandResult:
+class CommandResult(Record):
     """The restart command: its argv, and how it ended.
 
     :param status: as a shell would have it: the exit code, or 128 + the signal's number;

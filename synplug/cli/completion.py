@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from dataclasses import dataclass
 
 from synplug.cli.options import parser
 from synplug.cli.parser import Switch
+from synplug.record import Record
 
 #: Options whose values are names of services of the configuration.
 _SERVICE = ("-s", "--service")
@@ -48,8 +48,7 @@ if [[ ${funcstack[1]} = _synplug ]]; then _bash_complete -o filenames -F _synplu
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
+class Option(Record):
     """An option, as a shell needs to know it.
 
     :param values: its choices; empty: anything, which may be a file.
@@ -61,8 +60,7 @@ class Option:
     help: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verb:
+class Verb(Record):
     """A verb with its options, and what stands behind it without one."""
 
     name: str

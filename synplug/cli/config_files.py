@@ -6,11 +6,12 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from synplug.cli.config_options import DIRECTORY, MAIN_FILE
 from synplug.errors import UsageError
+from synplug.record import Record
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,23 +23,20 @@ _LARGEST_BYTES = 1 << 20
 Path = tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConfigFile:
-    """A file of the configuration.
-
-    :param lines: where its values stand, once somebody has asked.
-    """
+class ConfigFile(Record):
+    """A file of the configuration."""
 
     name: str
     text: str
     tables: dict[str, Any]
-    lines: dict[Path, int] = field(default_factory=dict)
 
     def line_of(self, path: Path) -> int:
         """The line, from 1, with which a value or its table begins."""
-        if not self.lines:
-            self.lines.update(_lines(self.text))
-        return self.lines.get(path, 1)
+        return self._lines.get(path, 1)
+
+    @cached_property
+    def _lines(self) -> dict[Path, int]:
+        return _lines(self.text)
 
 
 def config_files(named: str | None) -> list[ConfigFile]:

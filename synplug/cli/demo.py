@@ -13,13 +13,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from synplug.cli.demo_load import RESTART, SERVER, Attempt, Load
 from synplug.cli.render import complain
 from synplug.errors import SynplugError, UsageError
 from synplug.kernel import procfs
 from synplug.kernel.namespaces import unshare_network
+from synplug.record import Record
 
 _PORT = 8080
 _STARTS_SLOWLY_S = "0.15"
@@ -27,8 +27,7 @@ _RHYTHM_S = 0.6
 _PATIENCE_S = 30.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Side:
+class Side(Record):
     """One side of the table.
 
     :param held: connections that waited. :param hold_s: for how long at the most.

@@ -9,6 +9,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from synplug.record import Record
+
 #: A server as simple as they come; it answers each connection and closes it.
 SERVER = """
 import os, socket, sys, time
@@ -50,8 +52,7 @@ while not os.path.exists(sys.argv[3]):
 _TIMEOUT_S = 5.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
+class Attempt(Record):
     """A connection: when it was begun, from the load's start, and how it went.
 
     :param took_s: until it was established, or had failed.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import asdict
 
 from synplug.cli.render import plain
 from synplug.handover.doctor import examine
+from synplug.record import as_dict
 
 EXIT_UNFIT = 1
 
@@ -20,7 +20,7 @@ def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
     backend = health.backend.value if health.backend is not None else None
     if options.json:
         found = {"fit": health.is_fit, "backend": backend, "kernel": os.uname().release}
-        print(json.dumps(found | {"findings": list(map(asdict, health.findings))}))
+        print(json.dumps(found | {"findings": list(map(as_dict, health.findings))}))
         return status
     for finding in health.findings:
         mark = "ok  " if finding.ok else ("FAIL" if finding.needed else "no  ")

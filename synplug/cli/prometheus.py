@@ -10,9 +10,9 @@ import fcntl
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from synplug.model import Outcome, Report
+from synplug.record import Record
 
 #: A series: its name, and its labels as they are written.
 Series = tuple[str, str]
@@ -21,8 +21,7 @@ _LINE = re.compile(r"(synplug_[a-z_]+)\{(.*)\} (\S+)")
 _LARGEST_BYTES = 1 << 22
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Metric:
+class Metric(Record):
     """A family of series."""
 
     name: str

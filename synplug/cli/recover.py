@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 
 from synplug.cli.render import plain
 from synplug.errors import ReleaseError
 from synplug.holding.recover import recover, recover_by_id
 from synplug.kernel import procfs
 from synplug.kernel.namespaces import enter_network, network_of
+from synplug.record import as_dict
 
 
 def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
@@ -20,7 +20,7 @@ def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
         enter_network(network_of(options.netns))
     found = recover() if options.run is None else [recover_by_id(options.run)]
     if options.json:
-        print(json.dumps(list(map(asdict, found))))
+        print(json.dumps(list(map(as_dict, found))))
     elif not found:
         print("no dead run in this network namespace")
     else:

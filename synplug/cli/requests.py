@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import signal
-from dataclasses import replace
 
 from synplug.handover.plan import DrainPlan, RetirePlan, StopMethod
 from synplug.handover.request import HoldOptions
 from synplug.handover.target import TargetRequest
 from synplug.model import BackendName, Hook, OnDrainTimeout, OnFull, ReleaseMode
+from synplug.record import replace
 
 
 def target_request(options: argparse.Namespace, command: tuple[str, ...] = ()) -> TargetRequest:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,6 +16,7 @@ from synplug.cli import values
 from synplug.cli.options import parser
 from synplug.cli.parser import Parser, Switch
 from synplug.errors import UsageError
+from synplug.record import Record
 
 #: Verbs that take their options from the configuration. The first that has an option says what
 #: its values are like.
@@ -46,8 +46,7 @@ _KINDS: dict[Callable[[str], Any], str] = {
 _NUMERIC = (values.duration, values.positive_duration, values.count, values.pid)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Key:
+class Key(Record):
     """A key of the configuration.
 
     :param flag: its option; empty for a command behind ``--``.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,14 +29,14 @@ from synplug.cli.schema import (
     words_of,
 )
 from synplug.errors import UsageError
+from synplug.record import Record
 
 _TOP = ("defaults", "service")
 _YES = frozenset({"1", "true", "yes", "on"})
 _NO = frozenset({"0", "false", "no", "off"})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
+class Setting(Record):
     """A value that somebody has set.
 
     :param texts: as the option would be given them.
@@ -49,8 +48,7 @@ class Setting:
     origin: Callable[[], str]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
+class Problem(Record):
     """Something that cannot be so."""
 
     origin: str
@@ -259,8 +257,7 @@ def _forget_defaults(verb: Parser) -> None:
         group.required = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resolved:
+class Resolved(Record):
     """What a call comes to.
 
     :param settings: those of files and variables that it does not override.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict
 
 from synplug.cli.render import milliseconds, plain
 from synplug.holding.ledger import entries
 from synplug.kernel.namespaces import enter_network, network_of
+from synplug.record import as_dict
 
 
 def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
@@ -18,7 +18,7 @@ def run(options: argparse.Namespace, _command: tuple[str, ...]) -> int:
         enter_network(network_of(options.netns))
     found = list(entries())
     if options.json:
-        print(json.dumps([asdict(entry) | {"live": entry.is_live} for entry in found]))
+        print(json.dumps([as_dict(entry) | {"live": entry.is_live} for entry in found]))
         return 0
     if not found:
         print("no hold in this network namespace")

@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from contextlib import closing
-from dataclasses import replace
 
 from synplug.cli.json_output import JsonOutput
 from synplug.cli.outlets import telemetry_of, tell_complaints, tell_unwritten
@@ -31,6 +30,7 @@ from synplug.kernel.namespaces import enter_network, network_of
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.kernel.subreaper import adopt_orphans
 from synplug.model import HoldSpec, Report
+from synplug.record import replace
 
 
 def run(options: argparse.Namespace, command: tuple[str, ...]) -> int:

@@ -12,7 +12,8 @@ import os
 import re
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from synplug.record import Record
 
 _WRAPPERS = frozenset({"sudo", "env", "nice", "ionice", "nohup", "setsid", "doas"})
 _SYSTEMCTL_VERBS = frozenset(
@@ -63,8 +64,7 @@ _NGINX_PREFIX = "/usr/local/nginx"
 _NGINX_CONF_BUILT_IN = r"--conf-path=(\S+)"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Clue:
+class Clue(Record):
     """What a command tells about its service.
 
     :param returns_early: it ends before the old listener does, which must not be taken for a

@@ -8,7 +8,6 @@ Between the two the restart is the caller's. The hold ends at its deadline in an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 from synplug.errors import DrainError, SynplugError, unforeseen
@@ -32,13 +31,13 @@ from synplug.model import (
     ReleaseReason,
     Report,
 )
+from synplug.record import Record
 from synplug.steps import CommandResult, DrainResult
 
 _RELEASE_POLL_S = 0.05
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Begun:
+class Begun(Record):
     """A hold in force that has been left to its keeper.
 
     :param keeper: its pid. :param drain: None: the old listener could not be looked at.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 from synplug.errors import SynplugError
 from synplug.holding.backends import plug_objections
@@ -15,6 +14,7 @@ from synplug.kernel.nft import tables
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.kernel.xtables import describe
 from synplug.model import BackendName, Hook
+from synplug.record import Record, replace
 
 _SYSCTLS = ("net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_syncookies")
 _MIGRATE = "net.ipv4.tcp_migrate_req"
@@ -29,8 +29,7 @@ _NEEDS = {
 _ALWAYS_NEEDED = {"CAP_NET_ADMIN", "sock_diag", "runtime folder"}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
+class Finding(Record):
     """One thing that was looked at.
 
     :param needed: whether a hold with the default, ``--backend auto``, needs it.
@@ -43,8 +42,7 @@ class Finding:
     needed: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Health:
+class Health(Record):
     """All that was looked at.
 
     :param backend: the one that ``auto`` would take: the first that works; None if none does.

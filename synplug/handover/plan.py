@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from synplug.model import HoldSpec, OnDrainTimeout
+from synplug.record import Record
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DrainPlan:
+class DrainPlan(Record):
     """How long to wait for the old listener; seconds, 0 switches a part off.
 
     :param timeout_s: for its accept queues and request sockets to be empty.
@@ -25,8 +24,7 @@ class DrainPlan:
     netns: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadyPlan:
+class ReadyPlan(Record):
     """When the service counts as restarted.
 
     :param http: a URL that must answer 2xx or 3xx, besides.
@@ -46,8 +44,7 @@ class ReadyPlan:
     must_last: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WrapPlan:
+class WrapPlan(Record):
     """A restart.
 
     :param argv: the restart command.
@@ -70,8 +67,7 @@ class WrapPlan:
     ready: ReadyPlan = ReadyPlan()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HoldPlan:
+class HoldPlan(Record):
     """A hold that is left to its keeper, under the name in *spec*."""
 
     spec: HoldSpec
@@ -79,8 +75,7 @@ class HoldPlan:
     drain: DrainPlan = DrainPlan()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StopMethod:
+class StopMethod(Record):
     """How a generation is told to close its listeners.
 
     :param number: the signal that its main process gets, unless one of the others is given.
@@ -105,8 +100,7 @@ class StopMethod:
         return shlex.join(self.command) or signal.Signals(self.number).name
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RetirePlan:
+class RetirePlan(Record):
     """What an old generation is given once its listeners are gone; seconds.
 
     :param linger_s: to finish its established connections; then comes SIGTERM.
@@ -117,8 +111,7 @@ class RetirePlan:
     kill_after_s: float = 5.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SwapPlan:
+class SwapPlan(Record):
     """The way from one generation to the next.
 
     :param argv: starts the new one, in the foreground or as a daemon.

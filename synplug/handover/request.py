@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from dataclasses import dataclass, field, replace
 
 from synplug.errors import UsageError
 from synplug.handover.clues import clue_of
@@ -23,6 +22,7 @@ from synplug.model import (
     OnFull,
     ReleaseMode,
 )
+from synplug.record import Record, replace
 
 #: Pacing looks at each port by itself, and each look may walk the kernel's whole hash table.
 _MOST_ENDPOINTS = 64
@@ -30,8 +30,7 @@ _LONGEST_HOLD_S = 24 * 3600.0
 _LARGEST_MAX_HELD = PACKETS_PER_QUEUE * 64
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HoldOptions:
+class HoldOptions(Record):
     """How to hold; the one place of these defaults. Each stands for the option of its name."""
 
     max_hold_s: float = 10.0
@@ -46,14 +45,13 @@ class HoldOptions:
     lock_timeout_s: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WrapRequest:
+class WrapRequest(Record):
     """A restart by a command."""
 
     target: TargetRequest
     hold: HoldOptions = HoldOptions()
-    drain: DrainPlan = field(default_factory=DrainPlan)
-    ready: ReadyPlan = field(default_factory=ReadyPlan)
+    drain: DrainPlan = DrainPlan()
+    ready: ReadyPlan = ReadyPlan()
     check: tuple[str, ...] = ()
     best_effort: bool = False
 
@@ -158,14 +156,13 @@ def check_far_ready(hook: Hook, ready: ReadyPlan) -> None:
         raise UsageError(f"--require-new needs listeners that can be seen: not --hook {hook.value}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HoldRequest:
+class HoldRequest(Record):
     """A hold that is left to its keeper, under this name."""
 
     name: str
     target: TargetRequest
     hold: HoldOptions = HoldOptions()
-    drain: DrainPlan = field(default_factory=DrainPlan)
+    drain: DrainPlan = DrainPlan()
 
 
 def find_here(request: TargetRequest, hook: Hook = Hook.INPUT) -> Target:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 from synplug.errors import SynplugError, unforeseen
 from synplug.handover.account import EXIT_DEADLINE
@@ -25,6 +24,7 @@ from synplug.handover.swap import Swap
 from synplug.handover.tools import Tools
 from synplug.holding.supervisors import SupervisorState
 from synplug.model import Endpoint, HoldSpec, Listener, Outcome, Report
+from synplug.record import Record, replace
 
 _TURN_S = 0.25
 _END_POLL_S = 0.05
@@ -33,8 +33,7 @@ _COLLECT_S = 1.0
 EXIT_UNKNOWN = SynplugError.exit_code
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SupervisePlan:
+class SupervisePlan(Record):
     """What a supervisor keeps running.
 
     :param generation: how each one follows the one before; ``{generation}`` in its commands
@@ -48,8 +47,7 @@ class SupervisePlan:
     endpoints: tuple[Endpoint, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Surroundings:
+class Surroundings(Record):
     """What a supervisor works with, besides a sequence's tools.
 
     :param tools: for a hold of this specification; None: for no hold.

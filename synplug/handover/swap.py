@@ -11,7 +11,6 @@ old one serves on. From there on there is only the way forward.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 
 from synplug.errors import SynplugError, TargetError, unforeseen
 from synplug.handover.account import exit_code, overflow_warnings, with_owners
@@ -30,6 +29,7 @@ from synplug.handover.run_hold import RunHold
 from synplug.handover.timeline import Step, SwapStep, Timeline
 from synplug.handover.tools import Signals, Tools
 from synplug.model import Listener, Outcome, OwnedListener, Report
+from synplug.record import replace
 from synplug.steps import DrainResult
 
 

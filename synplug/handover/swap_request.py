@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from synplug.errors import PrivilegeError, UsageError
 from synplug.handover.plan import DrainPlan, ReadyPlan, RetirePlan, StopMethod, SwapPlan
@@ -12,20 +11,20 @@ from synplug.handover.request import HoldOptions, find_here, hold_spec
 from synplug.handover.target import Target, TargetRequest
 from synplug.kernel import procfs
 from synplug.model import Endpoint, HoldSpec
+from synplug.record import Record
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SwapRequest:
+class SwapRequest(Record):
     """A swap: of the generation with this main process, for the one that *argv* starts."""
 
     old_pid: int
     argv: tuple[str, ...]
     endpoints: tuple[Endpoint, ...] = ()
-    hold: HoldOptions = field(default_factory=HoldOptions)
-    drain: DrainPlan = field(default_factory=DrainPlan)
-    ready: ReadyPlan = field(default_factory=ReadyPlan)
-    stop: StopMethod = field(default_factory=StopMethod)
-    retire: RetirePlan = field(default_factory=RetirePlan)
+    hold: HoldOptions = HoldOptions()
+    drain: DrainPlan = DrainPlan()
+    ready: ReadyPlan = ReadyPlan()
+    stop: StopMethod = StopMethod()
+    retire: RetirePlan = RetirePlan()
     check: tuple[str, ...] = ()
     new_pidfile: str = ""
     migrate: bool = False

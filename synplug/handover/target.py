@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
@@ -19,13 +18,13 @@ from synplug.handover.clues import Clue, beginning_of, clue_of, output_of, remed
 from synplug.handover.tools import ProcessTable, SocketTable
 from synplug.kernel.procfs import is_alive
 from synplug.model import Endpoint, Listener
+from synplug.record import Record, replace
 
 _PIDFILE_BYTES = 64
 _UNIT = re.compile(r"\S+\.(service|scope|slice)")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TargetRequest:
+class TargetRequest(Record):
     """What the operator has named."""
 
     endpoints: tuple[Endpoint, ...] = ()
@@ -35,8 +34,7 @@ class TargetRequest:
     argv: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
+class Target(Record):
     """What that stands for.
 
     :param how: where the endpoints come from, for the plan that people read.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from synplug.handover.plan import ReadyPlan
@@ -17,6 +16,7 @@ from synplug.model import (
     Listener,
     Process,
 )
+from synplug.record import Record
 
 
 class SocketTable(Protocol):
@@ -196,8 +196,7 @@ class Probe(Protocol):
         """Try no more, and wait for its end."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tools:
+class Tools(Record):
     """Everything a sequence touches, so that tests can hand it fakes.
 
     :param clock: monotonic seconds; the clock of the keeper, too.

@@ -10,13 +10,13 @@ import errno
 import json
 import os
 import socket
-from dataclasses import asdict
 from ipaddress import ip_address
 from typing import Any
 
 from synplug import errors
 from synplug.errors import KeeperError, PrivilegeError, SynplugError
 from synplug.model import Endpoint, HoldCounts, HoldResult, HoldSpec, Hook, Listener, ReleaseReason
+from synplug.record import as_dict
 
 _MESSAGE_BYTES = 1 << 16
 _IN_A_FILE = b"file"
@@ -142,7 +142,7 @@ def endpoint_from_wire(data: list[Any]) -> Endpoint:
 
 def listener_to_wire(listener: Listener) -> dict[str, Any]:
     """A listener, for the other end."""
-    return asdict(listener) | {"address": str(listener.address)}
+    return as_dict(listener) | {"address": str(listener.address)}
 
 
 def listener_from_wire(data: dict[str, Any]) -> Listener:
@@ -152,7 +152,7 @@ def listener_from_wire(data: dict[str, Any]) -> Listener:
 
 def result_to_wire(result: HoldResult) -> dict[str, Any]:
     """A finished hold, for the other end."""
-    return asdict(result) | {"reason": result.reason.value}
+    return as_dict(result) | {"reason": result.reason.value}
 
 
 def result_from_wire(data: dict[str, Any]) -> HoldResult:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from synplug.errors import KernelError, ReleaseError, SynplugError
 from synplug.holding import remarks
@@ -35,6 +34,7 @@ from synplug.kernel.flower import Installed, SynFilter
 from synplug.kernel.places import Places
 from synplug.kernel.traffic_control import Device, TrafficControl
 from synplug.model import HoldSpec
+from synplug.record import replace
 
 
 class Diversion:

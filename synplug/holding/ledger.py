@@ -10,14 +10,15 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from synplug.errors import PrivilegeError, SynplugError
 from synplug.holding.life import Life, lives
 from synplug.holding.runtime import create, here, names_in, tidy
+from synplug.record import Record, as_dict, replace
 
 _FORMAT = 1
 #: How the names of files end that are not complete yet.
@@ -47,8 +48,7 @@ _PIDS = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 _CLOCK_END_S = (1 << 63) / 1e9  # ktime_t counts nanoseconds in 63 bits
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(Record):
     """A hold, as the ledger has it.
 
     :param name: of a hold that was left to its keeper; may be empty.
@@ -66,7 +66,7 @@ class Entry:
     endpoints: tuple[str, ...]
     name: str = ""
     deadline_s: float = 0.0
-    traces: dict[str, str] = field(default_factory=dict)
+    traces: Mapping[str, str] = MappingProxyType({})
 
     @property
     def is_live(self) -> bool:
@@ -122,7 +122,7 @@ class Ledger:
         descriptor = create(draft, os.O_TRUNC)
         try:
             with os.fdopen(descriptor, "w") as file:
-                json.dump({"format": _FORMAT, **entry.__dict__}, file)
+                json.dump({"format": _FORMAT, **as_dict(entry)}, file)
             os.rename(draft, self._path)
         except OSError as error:
             with suppress(OSError):

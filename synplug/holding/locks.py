@@ -7,12 +7,12 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from synplug.errors import LockError
 from synplug.holding.runtime import create, here, names_in, tidy
 from synplug.kernel import procfs
 from synplug.model import Endpoint, Family
+from synplug.record import Record
 
 _LOCK_POLL_S = 0.01
 #: A keeper that is stopped in its removal is ended by then (:mod:`synplug.holding.lingering`).
@@ -21,8 +21,7 @@ _REMOVAL_POLL_S = 0.002
 _GRACE_S = 0.05  # a run that tidies up has each lock for a moment; that is no other run
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Wanted:
+class _Wanted(Record):
     """A lock to take.
 
     :param kind: of flock(2). :param holder: who has it when we do not get it.

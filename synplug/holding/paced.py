@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from synplug.errors import SynplugError
@@ -15,6 +14,7 @@ from synplug.holding.waiting import Lane
 from synplug.kernel.procfs import sysctl
 from synplug.kernel.sock_diag import SocketDiagnostics
 from synplug.model import HoldSpec, Hook, Listener, ReleaseMode
+from synplug.record import Record
 
 _POLL_MS = 1
 _SYNCOOKIES = "net.ipv4.tcp_syncookies"
@@ -27,8 +27,7 @@ _FEW = 256
 _ROUNDS_BEFORE_OPENING = 3
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Paced:
+class Paced(Record):
     """How it went.
 
     :param limit: what bounded the pace, for the report. :param listeners: who stood at its end,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from synplug.errors import UsageError
 from synplug.holding.notes import Notes
@@ -12,6 +11,7 @@ from synplug.kernel.flower import SynFilter
 from synplug.kernel.hooks import ARRIVING, LEAVING, translations
 from synplug.kernel.traffic_control import Device, TrafficControl
 from synplug.model import Endpoint, HoldSpec
+from synplug.record import replace
 
 LOOPBACK = "lo"
 

@@ -8,7 +8,6 @@ its id does (:func:`recover_by_id`), where somebody says that it is dead.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 
 from synplug.errors import ReleaseError, SynplugError, UsageError
 from synplug.holding.backends import backends_for
@@ -27,10 +26,10 @@ from synplug.holding.locks import remove_unused_locks
 from synplug.holding.migration import restore_unless_wanted
 from synplug.holding.supervisors import remove_dead_supervisors
 from synplug.model import BackendName, Endpoint, HoldSpec
+from synplug.record import Record
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recovered:
+class Recovered(Record):
     """A dead run that was cleaned up after.
 
     :param error: what could not be. :param removed: what was, in words; its files are not named.

@@ -11,10 +11,10 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 
 from synplug.errors import LockError, NoSuchHoldError
 from synplug.holding.runtime import create, here, tidy
+from synplug.record import Record, as_dict
 
 #: A name may end with a dot and whatever ends the names of other files here; with this, none does.
 _PREFIX, _ENDING = "supervisor-", ".state"
@@ -22,8 +22,7 @@ _RECORD_BYTES = 512
 _LOOKS = 100
 
 
-@dataclass(frozen=True, kw_only=True)
-class SupervisorState:
+class SupervisorState(Record):
     """What a supervisor says of itself.
 
     :param start: its start time in ticks. :param generation: the number of the current one.
@@ -102,7 +101,7 @@ def remove_dead_supervisors() -> None:
 
 
 def _record(state: SupervisorState, failure: str) -> bytes:
-    return json.dumps(asdict(state) | {"failure": failure}).encode()
+    return json.dumps(as_dict(state) | {"failure": failure}).encode()
 
 
 def _path(name: str) -> str:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
 from synplug.holding.ledger import Entry
 from synplug.holding.ownership import is_of, marks_of, places_in
 from synplug.kernel import flower
 from synplug.kernel.flower import Installed
 from synplug.kernel.places import Places
+from synplug.record import Record
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Surroundings:
+class Surroundings(Record):
     """Dumps and ledgers take long where devices are many.
 
     :param places: where filters have a place.

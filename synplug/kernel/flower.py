@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import NamedTuple
 
 from synplug.kernel.netlink_codec import attribute, attributes, be16, nested, text
 from synplug.model import Endpoint
+from synplug.record import Record
 
 #: The sides of clsact: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS); an ingress qdisc has the first.
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
@@ -45,8 +46,7 @@ _TCP = 6
 Prefix = IPv4Network | IPv6Network
 
 
-@dataclass(frozen=True, slots=True)
-class Installed:
+class Installed(NamedTuple):
     """A filter as the kernel shows it.
 
     :param info: preference and protocol, as struct tcmsg has them.
@@ -123,8 +123,7 @@ def _target(options: memoryview) -> int:
     return 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SynFilter:
+class SynFilter(Record):
     """SYNs to a port of these addresses; from this one source alone, if it is given.
 
     :param source: address and port of one connection, to be let through.

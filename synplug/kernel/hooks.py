@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from synplug.errors import SynplugError
 from synplug.kernel.abi import architecture, bpf_number
@@ -37,8 +37,7 @@ _BPF_PROG_QUERY, _TCX_INGRESS, _TCX_EGRESS = 16, 46, 47
 _QUERY = struct.Struct("=IIIIQI36x")
 
 
-@dataclass(frozen=True, slots=True)
-class IngressChain:
+class IngressChain(NamedTuple):
     """A chain of nftables that sees what devices bring.
 
     :param name: as nft(8) has it: family, table and chain.
@@ -87,8 +86,7 @@ def translations(hook: int) -> list[str]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _BaseChain:
+class _BaseChain(NamedTuple):
     """A chain at a hook. *kind*: its type. *uses*: its rules, and more."""
 
     family: int

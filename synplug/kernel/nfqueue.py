@@ -11,13 +11,13 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from synplug.errors import KernelError, PrivilegeError, UnsupportedError
 from synplug.kernel.netlink import NETLINK_NETFILTER, NLM_F_REQUEST, NetlinkSocket
 from synplug.kernel.netlink_codec import attribute, be32
 from synplug.model import Flow
+from synplug.record import Record
 
 _SUBSYSTEM = 3
 _PACKET, _VERDICT, _CONFIG, _VERDICT_BATCH = (_SUBSYSTEM << 8 | kind for kind in range(4))
@@ -62,8 +62,7 @@ class Notice(NamedTuple):
     sequence: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QueueState:
+class QueueState(Record):
     """A line of /proc/net/netfilter/nfnetlink_queue.
 
     :param waiting: packets in it now. :param last_id: of the packet that came last.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from synplug.kernel.namespaces import in_network, network_of
 from synplug.kernel.netlink import NETLINK_SOCK_DIAG, NetlinkSocket
@@ -37,8 +37,7 @@ _MAPPED = bytes(10) + b"\xff\xff"
 _TCP_INFO = struct.Struct("=44xI4xI64xQQ")
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
+class Connection(NamedTuple):
     """A connection that came in to a listener's port: established, or still a handshake.
 
     One that the peer has closed for its part, and we have not (CLOSE_WAIT), counts as established:
@@ -62,7 +61,7 @@ class Connection:
     acked_bytes: int
     received_bytes: int
     inode: int
-    key: bytes = field(default=b"", compare=False)
+    key: bytes = b""
 
 
 def begun_by(flow: Flow, device: int) -> Connection:

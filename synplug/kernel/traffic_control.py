@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from ipaddress import ip_network
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from synplug.errors import KernelError, UnsupportedError
 from synplug.kernel import flower, routes
@@ -21,6 +20,7 @@ from synplug.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket
 from synplug.kernel.places import Places
 from synplug.kernel.qdiscs import Qdisc, qdiscs
 from synplug.kernel.route_socket import RouteSocket, load_library, refused
+from synplug.record import Record
 
 _NETLINK_ROUTE = 0
 _NEWTFILTER, _DELTFILTER, _GETTFILTER = 44, 45, 46
@@ -35,8 +35,7 @@ _Found = TypeVar("_Found")
 _GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP)
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Record):
     """A network device.
 
     :param is_ours: an ifb of some run of ours.
@@ -51,8 +50,7 @@ class Device:
     is_vrf: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PlugState:
+class PlugState(NamedTuple):
     """What the plug says of itself.
 
     :param waiting: packets in it. :param passed: that have left it since it was made.

@@ -9,9 +9,9 @@ iptables-extensions(8).
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from synplug.model import Address, Family
+from synplug.record import Record
 
 _ALIGNMENT = struct.calcsize("@BQ") - 8
 _HEAD = struct.Struct("@H29sB")  # of xt_entry_match and xt_entry_target
@@ -41,8 +41,7 @@ def jump_target(chain: str) -> bytes:
     return _extension(chain, 0, bytes(4))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SynMatch:
+class SynMatch(Record):
     """Bare SYNs (``--tcp-flags FIN,SYN,RST,ACK SYN``) without the mark of a probe.
 
     :param comment: at most 255 bytes are kept.

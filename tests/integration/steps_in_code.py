@@ -8,7 +8,6 @@ the kernel is one.
 from __future__ import annotations
 
 import ast
-import dataclasses
 import enum
 import inspect
 import sys
@@ -17,6 +16,8 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from synplug.record import Record
 
 _PRODUCT, _KERNEL, _HOLDING = "synplug.", "synplug.kernel.", "synplug.holding."
 Code = Callable[..., Any]
@@ -151,7 +152,7 @@ def _parts(hint: object) -> Iterator[type]:
 
 def _is_part(kind: type) -> bool:
     """Whether its methods may be steps: it is no value and no error."""
-    is_value = dataclasses.is_dataclass(kind) or issubclass(kind, (enum.Enum, Exception, tuple))
+    is_value = issubclass(kind, (Record, enum.Enum, Exception, tuple))
     return kind.__module__.startswith((_KERNEL, _HOLDING)) and not is_value
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import sys
@@ -68,7 +67,7 @@ def app(lab: ClientServer, tmp_path: Path) -> Iterator[Supervised]:
 
 def test_every_step_is_struck() -> None:
     """``complain`` is where it goes when the first generation does not come up."""
-    parts = {field.name for field in dataclasses.fields(Surroundings)}
+    parts = set(Surroundings.__annotations__)
     assert parts - {"complain"} <= set(SUPERVISE_STEPS)
     assert {f"supervise swap {step.value}" for step in SWAP_STEPS} <= set(SUPERVISE_POINTS)
     assert all(point.owners for point in SUPERVISE_POINTS.values())

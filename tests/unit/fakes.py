@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import count
 from typing import Any
@@ -78,7 +78,7 @@ def connection(
     )
 
 
-HANDSHAKE = replace(connection(accepted=False), is_handshake=True)
+HANDSHAKE = connection(accepted=False)._replace(is_handshake=True)
 
 
 class World:

@@ -30,6 +30,7 @@ FLOORS = [
     "model",
     "fate",
     "steps",
+    "record",
 ]
 #: Only below synplug/kernel/.
 LINUX = {"ctypes", "pyroute2", "iptc"}
@@ -37,6 +38,7 @@ LINUX = {"ctypes", "pyroute2", "iptc"}
 DEAR = {
     *("pyroute2", "iptc", "tenacity", "asyncio", "subprocess", "logging", "importlib.metadata"),
     *("pathlib", "urllib", "random", "shutil", "tempfile", "threading", "ctypes", "difflib"),
+    *("dataclasses", "inspect"),
 }
 #: Nor for what other verbs, and rare options, are made of.
 OTHERS = {

@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from synplug.errors import (
     UsageError,
 )
 from synplug.model import Endpoint
+from synplug.record import replace
 
 # --- values
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from synplug.handover import clues
 from synplug.handover.clues import Clue, clue_of, output_of
+from synplug.record import replace
 
 NOTHING = Clue()
 

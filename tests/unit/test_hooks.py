@@ -98,7 +98,7 @@ def test_a_prefix_stands_for_all_devices_whose_names_begin_so(
     assert seen == {"one": ["lo", "eth0"], "two": ["wan7"]}
 
 
-DEVICES = [Device(1, "lo"), Device(2, "eth0")]
+DEVICES = [Device(index=1, name="lo"), Device(index=2, name="eth0")]
 
 
 def told(monkeypatch: pytest.MonkeyPatch, side: int, programs: dict[int, int]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from ipaddress import ip_address
 from math import ceil
 from random import Random
@@ -18,6 +17,7 @@ from synplug.holding.pace import Pacer
 from synplug.holding.room import room_of
 from synplug.holding.waiting import Lane, Place, WaitingSyns
 from synplug.model import Endpoint, Flow, HoldSpec, Listener, ReleaseMode
+from synplug.record import replace
 from tests.unit.fake_queues import FakeGate, FakeQueues
 from tests.unit.fakes import HTTP, World, listener
 from tests.unit.test_pace import Listening

@@ -68,9 +68,8 @@ def test_families_and_exact_addresses(
 
 
 def test_only_a_ready_run_with_exit_code_0_is_ok() -> None:
-    from dataclasses import replace
-
     from synplug.handover.wrap import wrap
+    from synplug.record import replace
 
     restart = Restart()
     report = wrap(restart.plan(), restart.tools())

@@ -7,7 +7,6 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -21,6 +20,7 @@ from synplug.holding.paced import Fitting, Sighting, let_go_in_steps, why_hurry
 from synplug.holding.room import room_of
 from synplug.holding.waiting import Lane
 from synplug.model import Endpoint, HoldSpec, Hook, Listener, ReleaseMode
+from synplug.record import replace
 from tests.unit.fakes import HTTP, World, listener
 
 

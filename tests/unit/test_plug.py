@@ -8,7 +8,6 @@ import struct
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -35,6 +34,7 @@ from synplug.kernel.netlink_codec import attributes
 from synplug.kernel.places import Places
 from synplug.kernel.traffic_control import Device, PlugState, TrafficControl
 from synplug.model import BackendName, Endpoint, Flow, HoldCounts, HoldSpec, OnFull
+from synplug.record import replace
 
 SPEC = HoldSpec(endpoints=(Endpoint(port=80),), run_id="0123abcd", max_held_packets=100)
 LOCAL: set[Prefix] = {ip_network("127.0.0.0/8"), ip_network("10.0.0.1/32"), ip_network("::1/128")}
@@ -74,7 +74,12 @@ class FakeControl:
 
     def devices(self) -> list[Device]:
         return [
-            Device(index, name, name.startswith("synplug"), index in self.ports)
+            Device(
+                index=index,
+                name=name,
+                is_ours=name.startswith("synplug"),
+                is_port=index in self.ports,
+            )
             for index, name in self.there.items()
         ]
 
@@ -632,7 +637,7 @@ def test_what_it_drops_is_counted_before_it_is_set_up_and_more_come(control: Fak
     control.state = EMPTY
 
     def set_up(index: int) -> None:
-        control.state = replace(EMPTY, waiting=1)
+        control.state = EMPTY._replace(waiting=1)
 
     control.set_up = set_up  # type: ignore[method-assign]
     assert isinstance(backend._changes, FakeChanges)
@@ -1152,7 +1157,11 @@ def test_a_connection_of_our_own_in_a_vrf_is_let_through(
     control: FakeControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes by the VRF's device, as others' do by lo."""
-    there = [Device(1, "lo"), Device(2, "eth0"), Device(3, "red", is_vrf=True)]
+    there = [
+        Device(index=1, name="lo"),
+        Device(index=2, name="eth0"),
+        Device(index=3, name="red", is_vrf=True),
+    ]
     monkeypatch.setattr(FakeControl, "devices", lambda _self: there)
     backend = held(control)
     before = len(control.installed)
@@ -1464,7 +1473,7 @@ def test_a_filter_as_the_kernel_shows_it(action: bytes, target: int) -> None:
     syns = SynFilter(destination=ip_network("10.1.0.0/16"), port=8080)
     where = flower.place(syns, device=5, preference=7, handle=0x123001)
     shown = flower.installed(memoryview(flower.message(syns, where, action)))
-    assert shown == replace(where, target=target)
+    assert shown == where._replace(target=target)
     mark = flower.mark_place(0x77, device=5, preference=7)
     assert flower.installed(memoryview(flower.mark_message(mark))) == mark
 

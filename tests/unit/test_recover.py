@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from synplug.holding.locks import RunLocks
 from synplug.holding.recover import recover, recover_by_id
 from synplug.holding.supervisors import read_supervisor
 from synplug.model import BackendName, Endpoint, HoldSpec
+from synplug.record import replace
 
 DEAD = Entry(
     run_id="0123abcd",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from synplug.model import (
     ReleaseReason,
     Report,
 )
+from synplug.record import replace
 from synplug.steps import CommandResult
 from tests.unit.examples import example_report
 from tests.unit.fakes import Restart, listener

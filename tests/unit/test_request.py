@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -34,6 +33,7 @@ from synplug.model import (
     Hook,
     ReleaseReason,
 )
+from synplug.record import replace
 from tests.unit.fakes import HTTP
 
 

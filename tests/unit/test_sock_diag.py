@@ -257,7 +257,8 @@ def test_a_connection(kernel: Kernel) -> None:
     kernel.sockets = [
         answer(("10.0.0.1", 80), ("10.0.0.2", 999), info, state=ESTABLISHED, received=5, sent=6)
     ]
-    assert SocketDiagnostics().connections([at("*:80")]) == [
+    (found,) = SocketDiagnostics().connections([at("*:80")])
+    assert [found._replace(key=b"")] == [
         Connection(
             is_handshake=False,
             accepted=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -17,6 +16,7 @@ from synplug.handover.plan import ReadyPlan, SwapPlan
 from synplug.handover.supervise import SupervisePlan, Surroundings, supervise
 from synplug.holding.supervisors import SupervisorState
 from synplug.model import HoldSpec
+from synplug.record import replace
 from tests.unit.fakes import FakeCommand, FakeProcesses, Restart
 
 FIRST, WE, HELPER = 4242, 500, 4300

@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from synplug.handover.swap import swap
 from synplug.handover.tools import REFUSED
 from synplug.kernel.sock_diag import Connection
 from synplug.model import Endpoint, OnDrainTimeout, Outcome, ReleaseReason, Report
+from synplug.record import replace
 from tests.unit.fakes import FakeCommand, FakeHold, FakeProbe, Restart, connection, listener
 
 OLD, NEW, WE, KEEPER = 77, 4242, 500, 4711

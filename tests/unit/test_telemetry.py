@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import indent
@@ -32,6 +31,7 @@ from synplug.errors import CommandNotFoundError, UsageError
 from synplug.handover.changed import ChangeRecord
 from synplug.holding.names import no_such_hold
 from synplug.model import Endpoint, HoldSpec, Outcome, Report
+from synplug.record import replace
 from tests.document_blocks import block
 from tests.unit.examples import example_report
 

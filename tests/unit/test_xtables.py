@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
 from ipaddress import ip_address
 from itertools import pairwise
 
@@ -28,6 +27,7 @@ from synplug.holding.iptables_gate import IptablesGate, port_shares
 from synplug.kernel import xtables
 from synplug.kernel.namespaces import unshare_network
 from synplug.model import Endpoint, Family, HoldSpec, Hook
+from synplug.record import replace
 from tests.unit.legacy_tables import (
     apart,
     cycle,
