@@ -8,14 +8,10 @@ do so. That was a third of the time from the program's start to its hold
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
-    from typing import TypeVar
-
     from typing_extensions import dataclass_transform
-
-    _R = TypeVar("_R", bound="Record")
 else:
 
     def dataclass_transform(**_said: bool) -> Any:
@@ -67,6 +63,9 @@ class Record:
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in values_of(self).items())
         return f"{type(self).__name__}({fields})"
+
+
+_R = TypeVar("_R", bound=Record)  # not by its name: text would be compiled
 
 
 def values_of(record: Record) -> dict[str, Any]:

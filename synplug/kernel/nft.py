@@ -201,7 +201,8 @@ def _ways_to_queue() -> tuple[Callable[[int], bytes], Callable[[int], bytes]]:
 
     A refused transaction waits for a grace period of RCU, 10 ms here
     (``net/netfilter/nf_tables_api.c``, __nf_tables_abort). A kernel without modules does not tell
-    whether it has the statement, but tells that it has the target: no other one is needed.
+    whether it has the statement, but tells that it has the target, and hardly lacks nft's compat
+    layer then: the other way is seldom needed.
     """
     with suppress(OSError):
         if not os.path.exists(_MODULES):

@@ -57,6 +57,14 @@ class Kernel:
         self.closed = True
 
 
+@pytest.fixture(autouse=True)
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What tells which modules and which targets there are."""
+    monkeypatch.setattr(nft, "_MODULES", str(tmp_path / "modules"))
+    monkeypatch.setattr(nft, "_TARGETS", str(tmp_path / "targets"))
+    return tmp_path
+
+
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
@@ -84,14 +92,6 @@ def syn(to: str, port: int = 80, *, source: int = 40_000, flags: int = 0x02) -> 
 
 
 # --- by which statement
-
-
-@pytest.fixture
-def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What tells which modules and which targets there are."""
-    monkeypatch.setattr(nft, "_MODULES", str(tmp_path / "modules"))
-    monkeypatch.setattr(nft, "_TARGETS", str(tmp_path / "targets"))
-    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,6 @@ def test_the_target_that_is_listed_may_be_refused_all_the_same(kernel: Kernel, p
         ("[fd00::1]:80", ["fd00::1"], ["fd00::2", "10.0.0.1"]),
     ],
 )
-@pytest.mark.usefixtures("proc")
 @pytest.mark.parametrize("native", [True, False])
 def test_syns_to_the_endpoint_wait_and_no_others(
     kernel: Kernel, endpoint: str, waits: list[str], passes: list[str], native: bool
