@@ -55,7 +55,7 @@ class Cold:
         line = f"read line < {shlex.quote(str(go))}; {start[2]}"
         argv = ["wrap", "--json", "-", "-p", "8080", "--max-hold", "60s", *options]
         run = shell.start(self.lab.server, *argv, "--", "sh", "-c", line)
-        wait_until(lambda: bool(holds_in_force(self.lab.server)), 30, "connections are held")
+        wait_until(lambda: bool(holds_in_force(self.lab.server)), 60, "connections are held")
         programs = -(-clients // _CLIENTS_A_PROGRAM)
         with ExitStack() as stack:
             loads = [
