@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from netlab.program import wait_until
 from synplug.errors import KernelError
 from synplug.handover.request import (
     _LARGEST_MAX_HELD,
@@ -239,6 +240,10 @@ def test_a_handshake_is_found_again_by_its_key(bound_to: str, connected_to: str)
         assert diagnostics.again([made]) == [made]
 
 
+#: The local route of that address, as /proc/net/ipv6_route has it.
+_LINK_LOCAL = f"fe80{1:028x} 80"
+
+
 @pytest.mark.parametrize(("bound_to", "connected_to"), [*_WAYS, ("::", "fe80::1%lo")])
 def test_a_connection_is_found_by_the_syn_that_began_it(bound_to: str, connected_to: str) -> None:
     """One to a link-local address is bound to its device, and found by that alone."""
@@ -248,6 +253,10 @@ def test_a_connection_is_found_by_the_syn_that_began_it(bound_to: str, connected
             address = ["fe80::1/64", "dev", "lo"]
             subprocess.run(["ip", "address", "add", *address, "nodad"], check=True)
             stack.callback(subprocess.run, ["ip", "address", "del", *address], check=True)
+            # The kernel makes its route a moment later (net/ipv6/addrconf.c, addrconf_dad_work).
+            wait_until(
+                lambda: _LINK_LOCAL in Path("/proc/net/ipv6_route").read_text(), 10, "a route"
+            )
         listener = stack.enter_context(listening(bound_to))
         port = listener.getsockname()[1]
         client = stack.enter_context(socket.create_connection((connected_to, port)))
