@@ -55,20 +55,20 @@ class Record:
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return values_of(self) == values_of(other)
+        return _values_of(self) == _values_of(other)
 
     def __hash__(self) -> int:
-        return hash((type(self), *values_of(self).values()))
+        return hash((type(self), *_values_of(self).values()))
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={value!r}" for name, value in values_of(self).items())
+        fields = ", ".join(f"{name}={value!r}" for name, value in _values_of(self).items())
         return f"{type(self).__name__}({fields})"
 
 
 _R = TypeVar("_R", bound=Record)  # not by its name: text would be compiled
 
 
-def values_of(record: Record) -> dict[str, Any]:
+def _values_of(record: Record) -> dict[str, Any]:
     """Its fields by name, in the order of their definition."""
     return {name: getattr(record, name) for name in record._fields}
 
@@ -78,12 +78,12 @@ def replace(record: _R, /, **changes: Any) -> _R:
 
     :raises TypeError: it has no such field.
     """
-    return type(record)(**{**values_of(record), **changes})
+    return type(record)(**{**_values_of(record), **changes})
 
 
 def as_dict(record: Record) -> dict[str, Any]:
     """Its fields by name, for JSON: each record within it is a dict, too."""
-    return {name: _plain(value) for name, value in values_of(record).items()}
+    return {name: _plain(value) for name, value in _values_of(record).items()}
 
 
 def _plain(value: Any) -> Any:
