@@ -22,13 +22,8 @@ from synplug.holding.ledger import DEVICE_PREFIX, note_traces
 from synplug.holding.ownership import ifb_index
 from synplug.holding.plug_account import PlugAccount
 from synplug.holding.plug_limits import limit_bytes, refuse_what_it_cannot
-from synplug.holding.remarks import (
-    behind_remark,
-    full_remark,
-    gone_words,
-    loss_remark,
-    stranded_remark,
-)
+from synplug.holding.remarks import behind_remark, gone_words, loss_remark
+from synplug.holding.run_empty import runs_empty
 from synplug.kernel.capabilities import NET_RAW
 from synplug.kernel.changes import Changes
 from synplug.kernel.flower import SynFilter
@@ -41,7 +36,9 @@ from synplug.model import BackendName, Flow, HoldCounts, HoldSpec
 #: another change only where that was long, with hundreds of devices.
 _FOLLOW_AGAIN_S, _PAUSES, _LONG_S = 0.5, 5, 0.02
 #: A plug that is open, and from which nothing has gone for so long, does not run empty.
-_SETTLE_LIMIT_S, _SETTLE_POLL_S = 2.0, 0.002
+_SETTLE_LIMIT_S = 2.0
+#: Who comes waits behind the others for so long at most, and only while these become less.
+_BEHIND_S, _BEHIND_AT_MOST_S = 0.1, 5.0
 
 
 class PlugBackend(Backend):
@@ -85,13 +82,10 @@ class PlugBackend(Backend):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        account, limit = self._account, self._limit_bytes
-        is_full = account.was_full
         return (
             *self._troubles,
             *behind_remark(self._behind),
-            *stranded_remark(account.stranded),
-            *(full_remark(limit, account.peak, account.peak_bytes) if is_full else ()),
+            *self._account.remarks(self._limit_bytes),
             *(self._diverted.remarks if self._diverted is not None else ()),
         )
 
@@ -237,6 +231,7 @@ class PlugBackend(Backend):
         try:
             if self._ifb is not None:
                 self._control.open_plug(self._ifb)
+                self._keep_order(go_on)
         except SynplugError:
             self._count_loss()
             if self._ifb is not None:
@@ -248,24 +243,28 @@ class PlugBackend(Backend):
             self._diversion.end()
         return burst
 
+    def _keep_order(self, go_on: Callable[[], None] = lambda: None) -> None:
+        """Divert who comes until all have gone that wait: the plug is open, so nobody is stopped.
+
+        Who is not diverted any more would overtake what a busy processor has not got to yet.
+        """
+        with suppress(SynplugError):
+            runs_empty(self._left, go_on, patience_s=_BEHIND_S, at_most_s=_BEHIND_AT_MOST_S)
+
+    def _left(self) -> int:
+        """Packets that wait in the device, or are on their way through it."""
+        if self._ifb is None or (state := self._state()) is None:
+            return 0
+        left = state.waiting + self._control.ifb_in_flight(self._ifb)
+        if not left:
+            self._account.stranded = self._control.ifb_stranded(self._ifb)
+        return left
+
     def confirm_empty(self, go_on: Callable[[], None] = lambda: None) -> None:
         wait_for_packets_in_flight()
-        least: int | None = None
-        moved_s = time.monotonic()
-        while self._ifb is not None and (state := self._state()) is not None:
-            left = state.waiting + self._control.ifb_in_flight(self._ifb)
-            if not left:
-                self._account.stranded = self._control.ifb_stranded(self._ifb)
-                return
-            if least is None or left < least:
-                least, moved_s = left, time.monotonic()
-                go_on()
-            elif time.monotonic() - moved_s > _SETTLE_LIMIT_S:
-                break
-            time.sleep(_SETTLE_POLL_S)
-        else:
-            return
-        raise ReleaseError(f"{self._account.last.waiting} packets still wait in {self._ifb_name}")
+        if not runs_empty(self._left, go_on, patience_s=_SETTLE_LIMIT_S):
+            waiting = self._account.last.waiting
+            raise ReleaseError(f"{waiting} packets still wait in {self._ifb_name}")
 
     def obstacle(self) -> str:
         return ""
@@ -320,6 +319,7 @@ class PlugBackend(Backend):
                 with suppress(SynplugError):  # without its plug nothing waits
                     self._control.open_plug(device)
             filters, places = self._diversion.find(traces, device or 0)
+            self._keep_order()
             self._diversion.end()
             self.confirm_empty()
             self.remove()

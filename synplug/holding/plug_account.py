@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from synplug.holding.remarks import full_remark, stranded_remark
 from synplug.kernel.traffic_control import PlugState
 from synplug.model import HoldCounts
 
@@ -18,10 +19,13 @@ class PlugAccount:
         #: How many could not go back to the device that had brought them.
         self.stranded = 0
 
-    @property
-    def was_full(self) -> bool:
-        """Whether something did not fit."""
-        return self.last.dropped > self._before.dropped
+    def remarks(self, limit_bytes: int) -> tuple[str, ...]:
+        """What the operator should know of it."""
+        was_full = self.last.dropped > self._before.dropped
+        return (
+            *stranded_remark(self.stranded),
+            *(full_remark(limit_bytes, self.peak, self.peak_bytes) if was_full else ()),
+        )
 
     def begin(self, state: PlugState) -> None:
         """From here on SYNs wait."""

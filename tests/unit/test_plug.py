@@ -201,6 +201,7 @@ def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeControl]:
         monkeypatch.setattr(notes, told, lambda _devices, _side: ())
     monkeypatch.setattr(plug, "wait_for_packets_in_flight", lambda: True)
     monkeypatch.setattr(plug, "_SETTLE_LIMIT_S", 0.02)
+    monkeypatch.setattr(plug, "_BEHIND_S", 0.02)
     yield made
     foreign = [found for found in made.installed if found.handle == 1]
     assert len(foreign) == 1, "somebody else's filter stays"
@@ -500,6 +501,7 @@ def test_a_plug_whose_statistics_cannot_be_read_opens(control: FakeControl) -> N
     control.refused.add("plug-state")
     assert backend.open() == 5, "as of the last time that they were"
     assert control.log[0] == "open-plug"
+    assert len(control.installed) == 1
     with pytest.raises(KernelError):  # but it is not said that nobody waits any more
         backend.confirm_empty()
 
@@ -550,6 +552,72 @@ def test_a_plug_that_runs_empty_slowly_is_waited_for(
     assert backend.counts().waiting == 0
     assert len(signs) == 100, "the keeper hears that it goes on"
     assert now_s[0] > 4 * 2.0
+
+
+def _turns(monkeypatch: pytest.MonkeyPatch, play: Callable[[float], None]) -> None:
+    """Time goes on by sleeping alone; *play* is told how long it is since it began."""
+    now_s = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+
+    def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+        play(now_s[0])
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    play(0.0)
+
+
+@pytest.mark.parametrize("by_death", [False, True])
+def test_who_comes_stays_behind_those_who_wait(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch, by_death: bool
+) -> None:
+    """Who is not diverted any more would overtake what a busy processor has not got to yet."""
+    backend = held(control)
+    traces = backend.traces()
+
+    def pass_on(now_s: float) -> None:  # a hundred SYNs, one in 10 ms; the last is in flight then
+        gone = min(100, int(now_s * 100))
+        control.state = PlugState(100 - gone, passed=gone, dropped=0, waiting_bytes=0)
+        control.in_flight = int(gone == 100 and now_s < 1.2)
+        waits = gone < 100 or control.in_flight
+        assert len(control.installed) > 1 or not waits, "they are diverted while somebody waits"
+
+    monkeypatch.setattr(plug, "_BEHIND_S", 0.5)
+    _turns(monkeypatch, pass_on)
+    signs: list[float] = []
+    if by_death:
+        PlugBackend(SPEC).clean_up_after_death(traces)
+    else:
+        assert backend.waiting() == 100
+        assert backend.open(lambda: signs.append(time.monotonic())) == 100
+        assert len(signs) > 100, "the keeper hears that it goes on"
+    assert 1.2 <= time.monotonic() < 1.3
+    assert len(control.installed) == 1
+
+
+@pytest.mark.parametrize(
+    ("waiting_at", "until_s"),
+    [
+        pytest.param(lambda now_s: 5, 0.02, id="none goes"),
+        pytest.param(lambda now_s: 9999 - int(now_s * 500), 5.0, id="there are too many of them"),
+    ],
+)
+def test_nobody_waits_behind_them_for_long(
+    control: FakeControl,
+    monkeypatch: pytest.MonkeyPatch,
+    waiting_at: Callable[[float], int],
+    until_s: float,
+) -> None:
+    """The plug is open: it can be that as many come as go."""
+    backend = held(control)
+
+    def pass_on(now_s: float) -> None:
+        control.state = PlugState(waiting_at(now_s), passed=0, dropped=0, waiting_bytes=0)
+
+    _turns(monkeypatch, pass_on)
+    backend.open()
+    assert until_s < time.monotonic() < until_s + 0.01
+    assert len(control.installed) == 1
 
 
 def test_what_stays_in_the_plug_is_told(control: FakeControl) -> None:
