@@ -69,8 +69,8 @@ REFUSED_ALWAYS = (
     ("Backend.hold", Fault.EMFILE),
     ("Backend.open", Fault.ENOBUFS),  # no file is opened from there on
 )
-#: To wake up what ends a hold, and have it do that, takes the one processor of a guest so much more
-#: than a machine; other guests may run beside it.
+#: To answer takes the one processor of a guest so much more than a machine. What it takes to wake
+#: up what ends a hold, and have it do that, is measured: other guests may run beside it.
 _SLOW_S = 0.5
 #: What a run with a refused call may take, so that it tells of the call and not of a guest that
 #: stood still for some seconds: none of them is there to be ended by its deadline.

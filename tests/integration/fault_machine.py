@@ -24,7 +24,8 @@ class Machine:
     :param synplug: starts it without one.
     :param max_hold_s: the hold's deadline: some time for the service to start.
     :param max_hold_checked_s: the same where a health check starts a Python, too.
-    :param slow_s: it needs so much more than this one to answer, or to clean up.
+    :param slow_s: it needs so much more than this one to answer.
+    :param ending_s: and so much more to end a hold, which is measured where the former is not 0.
     :param still_s: how long the processes of a run may take to end, after it.
     :param patience_s: how long anything may take.
     :param every_s: clients come so often.
@@ -35,6 +36,7 @@ class Machine:
     max_hold_s: float = 1.5
     max_hold_checked_s: float = 4.0
     slow_s: float = 0.0
+    ending_s: float = 0.0
     still_s: float = 3.0
     patience_s: float = 25.0
     every_s: float = 0.025

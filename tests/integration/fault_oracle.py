@@ -54,7 +54,7 @@ def _of_clients(case: Case, seen: Observation) -> list[str]:
     spans = [(seen.ended_s, float("inf"))]
     if seen.fault_s is not None and case.fault is Fault.SIGSTOP:
         # Whatever was held then; what goes on later may hold anew.
-        free_s = seen.fault_s + seen.max_hold_s + FREE_AFTER_S + seen.slow_s
+        free_s = seen.fault_s + seen.max_hold_s + FREE_AFTER_S + seen.ending_s
         spans.append((free_s, free_s + STOPPED_ON_S))
     point = POINTS.get(case.point)
     is_small = point is not None and "--backlog" in point.service_options
@@ -73,7 +73,7 @@ def _of_clients(case: Case, seen: Observation) -> list[str]:
         f"new connections did not work from {from_s - seen.began_s:.3f} to "
         f"{to_s - seen.began_s:.3f}, {to_s - from_s:.3f} s; the deadline is {seen.max_hold_s:g} s"
         for from_s, to_s in outages(seen.attempts, at_once_s)
-        if to_s - from_s > seen.max_hold_s + FREE_AFTER_S + seen.slow_s
+        if to_s - from_s > seen.max_hold_s + FREE_AFTER_S + seen.ending_s
     ]
     if seen.serves and seen.attempts[-1].answer != "connected":
         found.append(f"the service listens, but the last client was {seen.attempts[-1].answer}")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,9 @@ class Observation:
     #: The call that was refused; empty where none was.
     refused: str
     max_hold_s: float
-    #: What it takes the machine longer than this one.
+    #: What it takes the machine longer than this one to answer, and to end a hold.
     slow_s: float = 0.0
+    ending_s: float = 0.0
     began_s: float
     #: When nothing of it ran any more.
     ended_s: float
@@ -117,9 +118,10 @@ class FaultLab:
         service = SimpleService(namespace=self._lab.server, directory=folder)
         self._lab.server.run(service.start_argv())
         service.wait()
-        targets, every_s = service.targets(self._lab), self._machine.every_s
+        machine = self._as_slow_as_now(case, folder / "alone")
+        targets, every_s = service.targets(self._lab), machine.every_s
         with Clients(self._lab.client, targets, every_s) as clients:
-            run = _FaultyRun(case, max_hold_s, self._lab, service, self._machine)
+            run = _FaultyRun(case, max_hold_s, self._lab, service, machine)
             run.see_to_its_end()
             left = self._left_when_still()
             still_s = time.monotonic()
@@ -135,6 +137,22 @@ class FaultLab:
         # only now would keep the next case's from its port.
         self._lab.server.end_everything()
         return seen
+
+    def _as_slow_as_now(self, case: Case, report: Path) -> Machine:
+        """The machine; a slow one as slow as it is, since others may run beside it.
+
+        Whoever ends a hold gets the time that a run without an accident takes to put up and take
+        down the same.
+        """
+        machine = self._machine
+        if not machine.slow_s:
+            return machine
+        words = ["wrap", "--backend", case.backend.value, "-p", "8080", "--json", str(report)]
+        argv = [*machine.synplug, *words, "--", "true"]
+        self._lab.server.run(argv, timeout_s=machine.patience_s)
+        phases = json.loads(report.read_text())["phases"]
+        taken_s = sum(one["duration_s"] for one in phases if one["name"] in ("arm", "clean-up"))
+        return replace(machine, ending_s=max(machine.slow_s, taken_s))
 
     def _left_when_still(self) -> list[str]:
         """What differs once the processes of the run, and what goes with them, had a moment."""
@@ -163,7 +181,7 @@ class _FaultyRun:
         self._max_hold_s = max_hold_s
         self._machine = machine
         #: New connections work so long after the deadline.
-        self._free_after_s = FREE_AFTER_S + machine.slow_s
+        self._free_after_s = FREE_AFTER_S + machine.ending_s
         self._lab = lab
         self._folder = service.directory
         self._service = service
@@ -322,6 +340,7 @@ class _FaultyRun:
             refused=refused[0] if refused else "",
             max_hold_s=self._max_hold_s,
             slow_s=self._machine.slow_s,
+            ending_s=self._machine.ending_s,
             began_s=self._began_s,
             ended_s=self._ended_s,
             command_began=(self._folder / "began").exists(),

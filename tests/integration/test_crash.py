@@ -82,9 +82,10 @@ def test_both_are_killed(lab: ClientServer, holding: subprocess.Popen[str]) -> N
     keeper = holds_in_force(lab.server)[0]["keeper"]
     (command,) = _children_named(holding.pid, "sleep")
     watchers = watchers_of(keeper)
-    holding.send_signal(signal.SIGSTOP)  # so that it cannot clean up between the two
-    os.kill(keeper, signal.SIGKILL)
+    os.kill(keeper, signal.SIGSTOP)  # so that it cannot clean up between the two
     holding.kill()
+    holding.wait(timeout=10)  # who cleans up lets it have its locks as long as it lives
+    os.kill(keeper, signal.SIGKILL)
     assert connects_within(lab.client, (lab.server_ipv4, 8080), 1.0)
     os.kill(command, signal.SIGTERM)
     if "nfqueue-iptables" in str(holding.args):  # has a watcher, since the kernel leaves a rule

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -229,33 +228,23 @@ def test_a_keeper_that_is_killed_costs_another_run_a_retransmission(
     assert shell.run(lab.server, "recover").status == 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lost:
-    """What a foreign queue with traffic has lost beside so many holds."""
+def _lost_beside_holds(lab: ClientServer, other: SimpleService, *options: str) -> int:
+    """Of a program that has a packet for 0.3 s of each half second, beside holds without a pause.
 
-    holds: int
-    sent: int
-    lost: int
-
-
-def _beside_holds(lab: ClientServer, other: SimpleService, *options: str) -> Lost:
-    """A program that has each packet for a millisecond, and holds one after the other.
-
-    A hold is removed at the end of an RCU grace period, which ends at a tick (of 4 or 10 ms): the
-    rate is none that keeps step with ticks, or each run would meet the packets always, or never.
+    So it has nothing for much longer than the removal of a hold's rest takes, on any machine.
     """
-    holds = 200
-    with foreign_queue(lab, other.port, 7, "0.001") as user:
+    with foreign_queue(lab, other.port, 7, "0.3") as user:
         assert user.stdin is not None
         assert user.stdout is not None
-        with Load(lab.client, other.targets(lab), rate_per_s=173) as load:
-            argv = [sys.executable, str(_HOLD_LOOP), str(holds), "0", *options]
+        with Load(lab.client, other.targets(lab), rate_per_s=2, timeout_s=20) as load:
+            argv = [sys.executable, str(_HOLD_LOOP), "60", "0", *options]
             lab.server.run(argv, timeout_s=60)
+            wait_until(lambda: not Path("/run/synplug").exists(), 20, "no rest is left")
             result = load.stop()
         user.stdin.close()
-        seen, lost = map(int, user.stdout.read().split())
-    assert result.failures == 0, result.summary()
-    return Lost(holds=holds, sent=seen, lost=lost)
+        _, lost = map(int, user.stdout.read().split())
+    assert result.failures == 0 or options, result.summary()
+    return lost
 
 
 def test_a_foreign_queue_with_traffic_loses_next_to_nothing(
@@ -266,11 +255,11 @@ def test_a_foreign_queue_with_traffic_loses_next_to_nothing(
     other.directory.mkdir()
     lab.server.run(other.start_argv())
     wait_until(other.listens, 10, "the other service listens")
-    blind = _beside_holds(lab, other, "--at-any-moment")
-    seeing = _beside_holds(lab, other)
+    blind = _lost_beside_holds(lab, other, "--at-any-moment")
+    seeing = _lost_beside_holds(lab, other)
     print(blind, seeing)  # docs/failure-modes.md has the figures
-    assert blind.lost >= 10, blind
-    assert seeing.lost * 3 <= blind.lost * 2, (blind, seeing)
+    assert blind >= 4, blind
+    assert seeing * 3 <= blind, (blind, seeing)
 
 
 def test_two_runs_at_once_on_different_ports(lab: ClientServer, simple: SimpleService) -> None:

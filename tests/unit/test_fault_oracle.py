@@ -39,7 +39,7 @@ def held(
     return found
 
 
-def seen(attempts: list[Attempt], slow_s: float = 0.0) -> Observation:
+def seen(attempts: list[Attempt], ending_s: float = 0.0) -> Observation:
     return Observation(
         status=-9,
         stderr="",
@@ -47,7 +47,7 @@ def seen(attempts: list[Attempt], slow_s: float = 0.0) -> Observation:
         fault_s=_BEGAN_S + 0.5,
         refused="a call",
         max_hold_s=_DEADLINE_S,
-        slow_s=slow_s,
+        ending_s=ending_s,
         began_s=_BEGAN_S,
         ended_s=_BEGAN_S + 6.0,
         command_began=True,
@@ -58,12 +58,12 @@ def seen(attempts: list[Attempt], slow_s: float = 0.0) -> Observation:
 
 
 def of_clients(
-    party: Party, fault: Fault, attempts: list[Attempt], slow_s: float = 0.0
+    party: Party, fault: Fault, attempts: list[Attempt], ending_s: float = 0.0
 ) -> list[str]:
     case = Case(
         point="Backend.check_for_loss", party=party, fault=fault, backend=BackendName.NFQUEUE
     )
-    return [line for line in violations(case, seen(attempts, slow_s)) if "did not work" in line]
+    return [line for line in violations(case, seen(attempts, ending_s)) if "did not work" in line]
 
 
 @pytest.mark.parametrize("party", [Party.ORCHESTRATOR, Party.KEEPER, Party.BOTH])

@@ -1,9 +1,9 @@
 """A foreign user of a netfilter queue: ``python queue_user.py NUMBER [SECONDS]``.
 
 Prints ``bound``; holds every packet until a line comes on standard input, then accepts all,
-prints their number, and ends when standard input does. With SECONDS it holds each packet for so
-long instead, until standard input ends, and prints how many there were, and how many of them the
-kernel no longer had.
+prints their number, and ends when standard input does. With SECONDS it accepts all so long after
+the first of them instead, again and again until standard input ends, and prints how many there
+were, and how many of them the kernel no longer had.
 """
 
 from __future__ import annotations
@@ -39,19 +39,27 @@ def _is_answer(message: bytes) -> bool:
 
 
 def _pass_on(queue: socket.socket, number: int, after_s: float) -> None:
-    """Hold each for a moment, in their order."""
+    """Have what comes for a moment, and let it go, again and again."""
+    waiting: list[bytes] = []
     seen = lost = 0
+    due_s = 0.0
     while True:
-        readable, _, _ = select.select([queue, sys.stdin], [], [])
-        if queue not in readable:
+        left_s = max(0.0, due_s - time.monotonic()) if waiting else None
+        readable, _, _ = select.select([queue, sys.stdin], [], [], left_s)
+        if queue in readable:
+            message = queue.recv(65536)
+            if _is_answer(message):
+                lost += struct.unpack_from("=i", message, 16)[0] == -errno.ENOENT
+                continue
+            due_s = due_s if waiting else time.monotonic() + after_s
+            waiting.append(message[24:28])
+            seen += 1
+        elif readable:
             break
-        message = queue.recv(65536)
-        if _is_answer(message):
-            lost += struct.unpack_from("=i", message, 16)[0] == -errno.ENOENT
-            continue
-        seen += 1
-        time.sleep(after_s)
-        queue.send(_verdict(number, message[24:28], 5))
+        else:
+            for packet in waiting:
+                queue.send(_verdict(number, packet, 5))
+            waiting.clear()
     print(seen, lost, flush=True)
 
 
