@@ -1,30 +1,79 @@
 #!/bin/sh
-# All tests. The guests, slow and with a processor each, run beside the unit tests alone: beside
-# more they starve on a slow machine. The others come after, and have the machine to themselves.
-# What failed is named once more at the end.
+# All tests, in three turns; most of them wait most of the time, so several run at once, each in
+# namespaces of its own. What failed is named once more at the end.
+# 1. The guests, slow and with a processor each; beside them what bears that they are there.
+# 2. What strikes, and what is struck, step by step, beside all others.
+# 3. What restarts services under load has the machine to itself.
 set -u
 cd "$(dirname "$0")/.."
 said=$(mktemp -d)
 trap 'rm -rf "$said"' EXIT
 
-# A run of pytest: the file for what it prints, then the command. The pipe hides its exit status.
+pytest=".venv/bin/python -m pytest --durations=10"
+tests=tests/integration
+labs=netns-fixtures/lab_tests
+
+# From the names of test files: their paths.
+files() {
+    for name in "$@"; do
+        if [ "$name" != "${name#lab_}" ]; then
+            echo "$labs/test_${name#lab_}.py"
+        else
+            echo "$tests/test_$name.py"
+        fi
+    done
+}
+
+tools=$(files ansible config cron demo drop_in install pages podman readme recipes telemetry tools \
+    lab_guest lab_netlab)
+faults=$(files faults release_faults supervise_faults swap_faults)
+loads=$(files capacity cold_restart flood forwarded live neighbours release reload soak swap_load \
+    lab_loadgen)
+plug=$(echo tests/guest/test_plug*.py)
+
+# Everything but what these name, and what the first turn has.
+except() {
+    printf -- '--ignore=%s ' "$@"
+}
+
+# A run of pytest: its name, then the command. The pipe hides its exit status.
 play() {
     name=$1
     shift
     { "$@" || echo "$name" >>"$said/failed"; } 2>&1 | tee "$said/$name"
 }
 
-pytest=".venv/bin/python -m pytest --durations=10"
-# shellcheck disable=SC2086 # words, and none has a blank
+# The same in the background: what it prints comes when it has ended.
+begin() {
+    play "$@" >"$said/unseen.$1" &
+    running="$running $!:$1"
+}
+
+end() {
+    for job in $running; do
+        wait "${job%:*}"
+        cat "$said/${job#*:}"
+    done
+    running=
+}
+
+running=
+# shellcheck disable=SC2046,SC2086 # words, and none has a blank
 {
-    play guests $pytest tests/guest >"$said/unseen" &
-    guests=$!
-    play beside nice $pytest tests/unit
-    wait "$guests"
-    cat "$said/guests"
-    play after $pytest --ignore=tests/guest --ignore=tests/unit
+    begin plug $pytest $plug
+    begin guests $pytest tests/guest $(except $plug)
+    play unit nice $pytest tests/unit
+    play tools nice $pytest $tools
+    end
+
+    begin faults $pytest $faults
+    play steps $pytest $(except tests/guest tests/unit $tools $faults $loads)
+    end
+
+    play loads $pytest $loads
 }
 [ -e "$said/failed" ] || exit 0
 echo "Not passed: $(sort "$said/failed" | tr '\n' ' ')"
-grep -hE '^(FAILED|ERROR) ' "$said/guests" "$said/beside" "$said/after"
+grep -hE '^(FAILED|ERROR) ' "$said"/plug "$said"/guests "$said"/unit "$said"/tools \
+    "$said"/faults "$said"/steps "$said"/loads
 exit 1
