@@ -37,8 +37,8 @@ from synplug.model import BackendName, Flow, HoldCounts, HoldSpec
 _FOLLOW_AGAIN_S, _PAUSES, _LONG_S = 0.5, 5, 0.02
 #: A plug that is open, and from which nothing has gone for so long, does not run empty.
 _SETTLE_LIMIT_S = 2.0
-#: Who comes waits behind the others for so long at most, and only while these become less.
-_BEHIND_S, _BEHIND_AT_MOST_S = 0.1, 5.0
+#: Who comes waits behind the others as long as these become less; a busy processor makes pauses.
+_BEHIND_S, _BEHIND_AT_MOST_S = 0.5, 5.0
 
 
 class PlugBackend(Backend):

@@ -18,7 +18,7 @@ def runs_empty(
     """Wait until nothing is left, as long as it becomes less.
 
     :param left: how much there still is.
-    :param go_on: is called whenever it has become less, as a sign of life.
+    :param go_on: is called again and again, as a sign of life.
     :param patience_s: give up when it has not for so long, in seconds.
     :param at_most_s: give up after so long, whatever becomes of it.
     :returns: whether nothing is left.
@@ -29,10 +29,10 @@ def runs_empty(
         now_s = time.monotonic()
         if least is None or now < least:
             least, moved_s = now, now_s
-            go_on()
         elif now_s - moved_s > patience_s:
             return False
         if now_s - began_s > at_most_s:
             return False
+        go_on()
         time.sleep(_POLL_S)
     return True
