@@ -10,6 +10,9 @@ from synplug.errors import UsageError
 
 T = TypeVar("T")
 
+#: It would look for a translation of each of its few words, which nobody has: 2 ms of each start.
+argparse._ = str  # type: ignore[attr-defined]
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that raises, so that one place says what is wrong and picks the exit code.

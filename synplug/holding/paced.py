@@ -1,7 +1,5 @@
 """The loop that lets go in steps: looks, releases, and sees to what comes meanwhile."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from typing import Any, NamedTuple

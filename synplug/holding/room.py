@@ -1,7 +1,5 @@
 """How many more connections listeners can take, and which of them take none."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
@@ -119,7 +117,7 @@ class Stuck:
         #: How many were left out at the last look.
         self.number = 0
 
-    def copy(self) -> Stuck:
+    def copy(self) -> "Stuck":
         """One that has seen the same."""
         return Stuck(self._full_since_s)
 

@@ -1,7 +1,5 @@
 """The SYNs that wait in netfilter queues: which, where, and in which order they came."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple

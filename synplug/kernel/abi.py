@@ -9,8 +9,6 @@ Source: ``arch/*/kernel/syscalls/*.tbl``, ``arch/*/include/uapi/asm/socket.h`` a
 ``include/uapi/linux/elf-em.h``; each architecture of Debian is there, ports included.
 """
 
-from __future__ import annotations
-
 import enum
 import struct
 from functools import lru_cache

@@ -4,8 +4,6 @@ Source of the formats: ``include/uapi/linux/netlink.h``, netlink(7). Multi-byte 
 headers are in host byte order; the payloads of nfnetlink attributes in network byte order.
 """
 
-from __future__ import annotations
-
 import errno
 import struct
 import sys

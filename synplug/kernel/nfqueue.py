@@ -4,8 +4,6 @@ Source: ``include/uapi/linux/netfilter/nfnetlink_queue.h``, ``net/netfilter/nfne
 Packet ids count up from 1 in each queue; a batch verdict for id N settles all ids up to N.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import struct

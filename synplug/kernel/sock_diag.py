@@ -5,8 +5,6 @@ Source: ``include/uapi/linux/inet_diag.h``, ``net/ipv4/inet_diag.c``; struct tcp
 also walks the connections reads the whole hash table of the kernel (docs/benchmarks.md).
 """
 
-from __future__ import annotations
-
 import struct
 import sys
 from collections.abc import Iterable, Iterator
