@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from guest.stock import STOCK
 from netlab.counters import NO_ROOM, dropped_before_ip, tcp_counters
 from netlab.load import Load
 from netlab.load_result import LoadResult, Outcome, Sample
@@ -50,14 +51,18 @@ pytestmark = pytest.mark.guests_only
 def test_no_client_notices_a_cold_restart(
     lab: ClientServer, kernel: str, make: Callable[[Namespace], Service], path: str
 ) -> None:
-    """By one backend after the other; with a clsact that stands, as docs/recipes.md advises."""
+    """By one backend after the other; with a clsact that stands, as docs/recipes.md advises.
+
+    An emulated processor may pause for longer than a plug keeps who comes behind who waits.
+    """
     with make(lab.server) as service:
         lost = _under_load(lab, service, path, lambda: _restart_plainly(service))
         assert lost.failures > 0, "the control lost nothing: the test shows nothing"
         before, dropped = tcp_counters(lab.server), dropped_before_ip()
         with standing_clsact(lab.server):
             for backend in backends_of(kernel):
-                _restart_unnoticed(lab, service, path, backend)
+                keeps_order = backend == BackendName.PLUG.value and kernel not in STOCK
+                _restart_unnoticed(lab, service, path, backend, keeps_order=keeps_order)
         after = tcp_counters(lab.server)
     assert dropped_before_ip() == dropped, "the guest's own wire lost packets"
     assert {name: after[name] - before[name] for name in NO_ROOM} == dict.fromkeys(NO_ROOM, 0)
@@ -106,7 +111,9 @@ def _restart_plainly(service: Service) -> None:
     service.namespace.run(service.restart_argv, timeout_s=PATIENCE_S)
 
 
-def _restart_unnoticed(lab: ClientServer, service: Service, path: str, backend: str) -> None:
+def _restart_unnoticed(
+    lab: ClientServer, service: Service, path: str, backend: str, *, keeps_order: bool
+) -> None:
     outcome = None
 
     def restart() -> None:
@@ -124,7 +131,7 @@ def _restart_unnoticed(lab: ClientServer, service: Service, path: str, backend: 
     assert (held["lost"], held["overflowed"]) == (0, 0)
     assert kept.failures == 0, f"{backend}: {kept.summary()}: {kept.failed}"
     assert kept.attempted > RATE_PER_S
-    release_ns = None if backend == BackendName.PLUG.value else _release_ns(outcome.report)
+    release_ns = None if keeps_order else _release_ns(outcome.report)
     late = [own for own in kept.samples if _has_lost_a_syn(own, release_ns)]
     assert not late, f"{backend}: a later SYN was answered; released {release_ns}: {late}"
 
@@ -144,7 +151,7 @@ def _has_lost_a_syn(sample: Sample, release_ns: tuple[int, int] | None) -> bool:
     """Whether the SYN that was answered is one sent again because the first was lost.
 
     :param release_ns: of a queue, in which a copy takes the place of the one that waits; None: of a
-        plug, where it comes behind that one, and is never the one that is answered.
+        plug that keeps order: a copy comes behind that one, and is never the one that is answered.
     """
     if sample.answered_ns < SENT_AGAIN_NS:
         return False
