@@ -178,7 +178,7 @@ class _LanePacer:
 
     def narrowed(self, own: Endpoint | None, parts: Collection[Endpoint]) -> "_LanePacer":
         """One that knows as much, for a part; *own* and *parts* as for :class:`Part`."""
-        one = _LanePacer.__new__(_LanePacer)
+        one = type(self).__new__(type(self))
         vars(one).update(vars(self))  # as copy(), which is a millisecond of each start to import
         one._rooms = Part(self._rooms, own, parts)  # noqa: SLF001 -- it is of this class
         one._stuck = self._stuck.copy()  # noqa: SLF001

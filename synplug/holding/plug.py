@@ -37,8 +37,9 @@ from synplug.model import BackendName, Flow, HoldCounts, HoldSpec
 _FOLLOW_AGAIN_S, _PAUSES, _LONG_S = 0.5, 5, 0.02
 #: A plug that is open, and from which nothing has gone for so long, does not run empty.
 _SETTLE_LIMIT_S = 2.0
-#: Who comes waits behind the others as long as these become less; a busy processor makes pauses.
-_BEHIND_S, _BEHIND_AT_MOST_S = 0.5, 5.0
+#: Who comes waits behind the others as long as these become less, and no longer than this: what
+#: ends a keeper that was stopped is not put off.
+_BEHIND_S, _BEHIND_AT_MOST_S = 0.1, 0.25
 
 
 class PlugBackend(Backend):
@@ -231,7 +232,8 @@ class PlugBackend(Backend):
         try:
             if self._ifb is not None:
                 self._control.open_plug(self._ifb)
-                self._keep_order(go_on)
+                if not self._is_over:
+                    self._keep_order()
         except SynplugError:
             self._count_loss()
             if self._ifb is not None:
@@ -243,13 +245,13 @@ class PlugBackend(Backend):
             self._diversion.end()
         return burst
 
-    def _keep_order(self, go_on: Callable[[], None] = lambda: None) -> None:
+    def _keep_order(self) -> None:
         """Divert who comes until all have gone that wait: the plug is open, so nobody is stopped.
 
         Who is not diverted any more would overtake what a busy processor has not got to yet.
         """
         with suppress(SynplugError):
-            runs_empty(self._left, go_on, patience_s=_BEHIND_S, at_most_s=_BEHIND_AT_MOST_S)
+            runs_empty(self._left, patience_s=_BEHIND_S, at_most_s=_BEHIND_AT_MOST_S)
 
     def _left(self) -> int:
         """Packets that wait in the device, or are on their way through it."""
@@ -262,9 +264,10 @@ class PlugBackend(Backend):
 
     def confirm_empty(self, go_on: Callable[[], None] = lambda: None) -> None:
         wait_for_packets_in_flight()
-        if not runs_empty(self._left, go_on, patience_s=_SETTLE_LIMIT_S):
-            waiting = self._account.last.waiting
-            raise ReleaseError(f"{waiting} packets still wait in {self._ifb_name}")
+        if not runs_empty(self._left, patience_s=_SETTLE_LIMIT_S, go_on=go_on):
+            raise ReleaseError(
+                f"{self._account.last.waiting} packets still wait in {self._ifb_name}"
+            )
 
     def obstacle(self) -> str:
         return ""
@@ -319,7 +322,6 @@ class PlugBackend(Backend):
                 with suppress(SynplugError):  # without its plug nothing waits
                     self._control.open_plug(device)
             filters, places = self._diversion.find(traces, device or 0)
-            self._keep_order()
             self._diversion.end()
             self.confirm_empty()
             self.remove()

@@ -10,17 +10,17 @@ _POLL_S = 0.002
 
 def runs_empty(
     left: Callable[[], int],
-    go_on: Callable[[], None],
     *,
     patience_s: float,
     at_most_s: float = float("inf"),
+    go_on: Callable[[], None] = lambda: None,
 ) -> bool:
     """Wait until nothing is left, as long as it becomes less.
 
     :param left: how much there still is.
-    :param go_on: is called again and again, as a sign of life.
     :param patience_s: give up when it has not for so long, in seconds.
     :param at_most_s: give up after so long, whatever becomes of it.
+    :param go_on: is called again and again, as a sign of life.
     :returns: whether nothing is left.
     """
     least: int | None = None
