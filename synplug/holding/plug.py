@@ -37,8 +37,7 @@ from synplug.model import BackendName, Flow, HoldCounts, HoldSpec
 _FOLLOW_AGAIN_S, _PAUSES, _LONG_S = 0.5, 5, 0.02
 #: A plug that is open, and from which nothing has gone for so long, does not run empty.
 _SETTLE_LIMIT_S = 2.0
-#: Who comes waits behind the others as long as these become less, and no longer than this: what
-#: ends a keeper that was stopped is not put off.
+#: So long at most who comes waits behind the others: the deadman of a stopped keeper is not put off.
 _BEHIND_S, _BEHIND_AT_MOST_S = 0.1, 0.25
 
 
@@ -265,9 +264,8 @@ class PlugBackend(Backend):
     def confirm_empty(self, go_on: Callable[[], None] = lambda: None) -> None:
         wait_for_packets_in_flight()
         if not runs_empty(self._left, patience_s=_SETTLE_LIMIT_S, go_on=go_on):
-            raise ReleaseError(
-                f"{self._account.last.waiting} packets still wait in {self._ifb_name}"
-            )
+            waiting = self._account.last.waiting
+            raise ReleaseError(f"{waiting} packets still wait in {self._ifb_name}")
 
     def obstacle(self) -> str:
         return ""
