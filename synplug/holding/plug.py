@@ -37,7 +37,7 @@ from synplug.model import BackendName, Flow, HoldCounts, HoldSpec
 _FOLLOW_AGAIN_S, _PAUSES, _LONG_S = 0.5, 5, 0.02
 #: A plug that is open, and from which nothing has gone for so long, does not run empty.
 _SETTLE_LIMIT_S = 2.0
-#: So long at most who comes waits behind the others: the deadman of a stopped keeper is not put off.
+#: So long who comes may wait behind the others: the deadman of a stopped keeper is not put off.
 _BEHIND_S, _BEHIND_AT_MOST_S = 0.1, 0.25
 
 
