@@ -32,7 +32,7 @@ loads=$(files capacity cold_restart flood forwarded live neighbours release relo
     lab_loadgen)
 plug=$(echo tests/guest/test_plug*.py)
 
-# Everything but what these name, and what the first turn has.
+# Options of pytest: everything but these.
 except() {
     printf -- '--ignore=%s ' "$@"
 }

@@ -20,7 +20,7 @@ def runs_empty(
     :param left: how much there still is.
     :param patience_s: give up when it has not for so long, in seconds.
     :param at_most_s: give up after so long, whatever becomes of it.
-    :param go_on: is called again and again, as a sign of life.
+    :param go_on: is called whenever it has become less, as a sign of life.
     :returns: whether nothing is left.
     """
     least: int | None = None
@@ -29,10 +29,10 @@ def runs_empty(
         now_s = time.monotonic()
         if least is None or now < least:
             least, moved_s = now, now_s
+            go_on()
         elif now_s - moved_s > patience_s:
             return False
         if now_s - began_s > at_most_s:
             return False
-        go_on()
         time.sleep(_POLL_S)
     return True
